@@ -1,0 +1,38 @@
+"""Deep optimal transport: the mathematics, the model and the files. Knows nothing of Beam.
+
+numpy alone carries the statistics and the map; torch starts at patches and the autoencoder.
+"""
+
+from ot_core.autoencoder import Autoencoder, load_autoencoder
+from ot_core.errors import Cause, ImageError, MapFileError, OTError, UserError
+from ot_core.images import DecodedImage, decode_image, encode_image
+from ot_core.map_file import read_map, write_map
+from ot_core.patches import fold, latent_statistics, unfold
+from ot_core.statistics import GaussianStatistics
+from ot_core.transport import LatentTransport, blend
+from ot_core.transport_map import TransportMap, gelbrich_distance_squared
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Autoencoder",
+    "Cause",
+    "DecodedImage",
+    "GaussianStatistics",
+    "ImageError",
+    "LatentTransport",
+    "MapFileError",
+    "OTError",
+    "TransportMap",
+    "UserError",
+    "blend",
+    "decode_image",
+    "encode_image",
+    "fold",
+    "gelbrich_distance_squared",
+    "latent_statistics",
+    "load_autoencoder",
+    "read_map",
+    "unfold",
+    "write_map",
+]

@@ -1,0 +1,85 @@
+"""The errors that users see, and the bounded set of names for what can go wrong with one image.
+
+A `UserError` is a mistake that can be known before or without touching an image: jobs print it as one line
+and exit with code 2. An `ImageError` concerns one image: jobs turn it into one row of the failures.
+"""
+
+from __future__ import annotations
+
+import errno
+from enum import StrEnum
+
+
+class OTError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class UserError(OTError):
+    """Something the user asked for can't be done; the message names it, what was expected, and what to do."""
+
+
+class MapFileError(UserError):
+    """A transport map file is missing, damaged, inconsistent, or doesn't belong to the autoencoder in use."""
+
+
+class Cause(StrEnum):
+    """Every value that the `error_type` column of the failures can take."""
+
+    BAD_KEY = "bad_key"
+    DUPLICATE_KEY = "duplicate_key"
+    NOT_FOUND = "not_found"
+    PERMISSION_DENIED = "permission_denied"
+    IS_A_DIRECTORY = "is_a_directory"
+    BAD_LIST = "bad_list"
+    EMPTY_FILE = "empty_file"
+    NOT_AN_IMAGE = "not_an_image"
+    DAMAGED = "damaged"
+    TOO_LARGE = "too_large"
+    TOO_SMALL = "too_small"
+    NOT_FINITE = "not_finite"
+    OUT_OF_RANGE = "out_of_range"
+    UNSUPPORTED = "unsupported"
+    OUT_OF_MEMORY = "out_of_memory"
+    NO_STATISTICS = "no_statistics"
+    IO_ERROR = "io_error"
+    INTERNAL_ERROR = "internal_error"
+
+
+class ImageError(OTError):
+    """One image can't be processed.
+
+    Args:
+        cause: which of the bounded set of causes.
+        message: one line for the `message` column of the failures.
+    """
+
+    def __init__(self, cause: Cause, message: str) -> None:
+        super().__init__(cause, message)
+        self.cause = cause
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.message}"
+
+
+_CAUSE_OF_TYPE: tuple[tuple[type[BaseException], Cause], ...] = (
+    (FileNotFoundError, Cause.NOT_FOUND),
+    (NotADirectoryError, Cause.NOT_FOUND),
+    (PermissionError, Cause.PERMISSION_DENIED),
+    (IsADirectoryError, Cause.IS_A_DIRECTORY),
+    (MemoryError, Cause.OUT_OF_MEMORY),
+    (OSError, Cause.IO_ERROR),
+)
+
+
+def as_image_error(error: Exception) -> ImageError:
+    """Gives any exception a bounded cause and a message of one line, whatever library raised it."""
+    if isinstance(error, ImageError):
+        return error
+    message = " ".join(str(error).split())[:500] or type(error).__name__
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return ImageError(Cause.BAD_KEY, message)
+    for kind, cause in _CAUSE_OF_TYPE:
+        if isinstance(error, kind):
+            return ImageError(cause, message)
+    return ImageError(Cause.INTERNAL_ERROR, f"{type(error).__name__}: {message}")

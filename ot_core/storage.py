@@ -1,0 +1,242 @@
+"""All access to storage, through fsspec; no other module opens or joins a URL.
+
+A URL is anything fsspec understands (`gs://`, `s3://`, `file://`, `memory://`, ...) or a local path.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+import posixpath
+import re
+import uuid
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import fsspec
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from ot_core.errors import Cause, ImageError, UserError
+from ot_core.images import EXTENSIONS
+
+#: Stores whose single PUT appears under its final name whole or not at all.
+_ATOMIC_STORES = {"gs", "gcs", "s3", "s3a", "az", "abfs", "abfss", "adl", "oss", "memory"}
+_LISTS = (".txt", ".csv", ".jsonl", ".parquet")
+_URL_COLUMNS = ("uri", "url", "path")
+
+
+class Listed(NamedTuple):
+    """An image that an input names: its key (path below the input's root, without extension) and its URL."""
+
+    key: str
+    uri: str
+
+
+def read_bytes(url: str, max_bytes: int | None = None) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        OSError: as fsspec does; FileNotFoundError, PermissionError, IsADirectoryError among them.
+        ValueError: if it is larger than max_bytes.
+    """
+    fs, path = url_to_fs(url)
+    if max_bytes is not None and (size := fs.size(path)) is not None and size > max_bytes:
+        raise ValueError(f"{size} bytes, over the limit of {max_bytes}")
+    data: bytes = fs.cat_file(path)
+    return data
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Writes a file so that its final name never shows a part of it."""
+    fs, path = url_to_fs(url)
+    if _is_atomic(fs):
+        fs.pipe_file(path, data)
+        return
+    with _renamed_into_place(fs, path) as temporary:
+        fs.pipe_file(temporary, data)
+
+
+def upload(local_path: str, url: str) -> None:
+    """Copies a local file to a URL with the same guarantee as `write_bytes`."""
+    fs, path = url_to_fs(url)
+    if _is_atomic(fs):
+        fs.put_file(local_path, path)
+        return
+    with _renamed_into_place(fs, path) as temporary:
+        fs.put_file(local_path, temporary)
+
+
+def check_writable(url: str) -> None:
+    """Writes and removes a small file below a folder.
+
+    Raises:
+        UserError: if that fails.
+    """
+    probe = join(url, f".write-check-{uuid.uuid4().hex}")
+    try:
+        write_bytes(probe, b"")
+        fs, path = url_to_fs(probe)
+        fs.rm_file(path)
+    except Exception as error:  # each store has its own errors
+        raise UserError(f"output {url}: not writable ({_one_line(error)})") from None
+
+
+def join(root: str, *parts: str) -> str:
+    """A URL below a root; protocols and chained options stay as they are."""
+    return "/".join([root.rstrip("/") or "/", *parts]) if root != "/" else "/" + "/".join(parts)
+
+
+def parent(url: str) -> str:
+    """The folder that holds a URL."""
+    head, _, _ = url.rpartition("/")
+    return head if head and not head.endswith(":/") else (url if "://" in url else head or ".")
+
+
+def check_key(key: str) -> None:
+    """Refuses keys that could leave the output root or can't be a file name.
+
+    Raises:
+        ImageError: BAD_KEY.
+    """
+    parts = key.split("/")
+    odd = any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 or c == "\\" for c in key)
+    if odd or any(part in ("", ".", "..") for part in parts):
+        raise ImageError(Cause.BAD_KEY, f"key {key[:200]!r} can't be a path below the output")
+
+
+def list_images(spec: str) -> Iterator[Listed]:
+    """The images that an input spec names, one by one.
+
+    A spec is a folder, a glob (`**` included), one image, or a list of URLs: `.txt` (one a line), `.csv`, `.jsonl`
+    or `.parquet` (a column `uri`, and optionally `key`). Folders and globs give what is named like an image;
+    lists and single URLs give what they name. Relative URLs of a list are relative to the list.
+
+    Raises:
+        UserError: if the spec's protocol isn't known, its root can't be listed, or a list can't be read.
+    """
+    try:
+        fs, path = url_to_fs(spec)
+        if glob.has_magic(path):
+            yield from _list_glob(fs, path)
+        elif fs.isdir(path):
+            yield from _list_folder(fs, path, path)
+        elif path.lower().endswith(_LISTS):
+            yield from _list_list(spec, fs, path)
+        elif fs.exists(path):
+            yield Listed(_without_extension(posixpath.basename(path)), spec)
+    except UserError:
+        raise
+    except (ImportError, ValueError, OSError) as error:
+        raise UserError(f"input {spec}: can't be listed ({_one_line(error)})") from None
+
+
+def _list_folder(fs: Any, root: str, folder: str) -> Iterator[Listed]:
+    """Walks a folder. A folder named like an image is given too, so that reading it accounts for it."""
+    for current, folders, files in fs.walk(folder):
+        folders_like_images = [name for name in folders if _like_image(name)]
+        for name in sorted([*files, *folders_like_images]):
+            if name and _like_image(name):
+                yield _listed(fs, root, posixpath.join(current, name))
+
+
+def _list_glob(fs: Any, path: str) -> Iterator[Listed]:
+    fixed = re.split(r"[*?\[]", path, maxsplit=1)[0]
+    root = fixed.rpartition("/")[0] or ("/" if fixed.startswith("/") else "")
+    for match in sorted(fs.glob(path)):
+        if _like_image(match):
+            yield _listed(fs, root, match)
+
+
+def _list_list(spec: str, fs: Any, path: str) -> Iterator[Listed]:
+    with fs.open(path, "rb") as file:
+        for uri, key in _rows_of_list(spec, path, file):
+            if not uri:
+                continue
+            if "://" not in uri and not uri.startswith("/"):
+                key, uri = key or _without_extension(uri), join(parent(spec), uri)
+            yield Listed(key or _key_below(parent(spec), uri), uri)
+
+
+def _rows_of_list(spec: str, path: str, file: Any) -> Iterator[tuple[str, str | None]]:
+    extension = posixpath.splitext(path)[1].lower()
+    if extension == ".txt":
+        for line in io.TextIOWrapper(file, "utf-8"):
+            yield line.strip(), None
+        return
+    rows: Iterator[dict[str, Any]]
+    if extension == ".csv":
+        rows = csv.DictReader(io.TextIOWrapper(file, "utf-8", newline=""))
+    elif extension == ".jsonl":
+        rows = (json.loads(line) for line in io.TextIOWrapper(file, "utf-8") if line.strip())
+    else:
+        rows = (row for batch in pq.ParquetFile(file).iter_batches() for row in batch.to_pylist())
+    for row in rows:
+        column = next((name for name in _URL_COLUMNS if name in row), None)
+        if column is None or not isinstance(row[column], str):
+            raise UserError(f"input {spec}: expected a text column 'uri', found {sorted(map(str, row))}")
+        key = row.get("key")
+        yield row[column].strip(), key if isinstance(key, str) and key else None
+
+
+def _listed(fs: Any, root: str, path: str) -> Listed:
+    relative = path[len(root) :].lstrip("/") if path.startswith(root) else path
+    return Listed(_without_extension(relative), _to_url(fs, path))
+
+
+def _key_below(root: str, uri: str) -> str:
+    """A key for a URL of a list: its path below the list's folder, else its whole path without the protocol."""
+    path = uri.split("://", 1)[-1]
+    base = root.split("://", 1)[-1].rstrip("/") + "/"
+    return _without_extension(path.removeprefix(base).lstrip("/"))
+
+
+def _to_url(fs: Any, path: str) -> str:
+    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+
+
+def _like_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
+
+
+def _without_extension(path: str) -> str:
+    return posixpath.splitext(path)[0]
+
+
+def _protocols(fs: Any) -> set[str]:
+    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+
+
+def _is_atomic(fs: Any) -> bool:
+    return bool(_protocols(fs) & _ATOMIC_STORES)
+
+
+class _renamed_into_place:
+    """Gives a temporary name beside the final one, and moves it there when the block ends well."""
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str) -> None:
+        self._fs, self._path = fs, path
+        folder = posixpath.dirname(path)
+        fs.makedirs(folder, exist_ok=True)
+        # The name's hash would do, but two attempts of one bundle may run at the same time.
+        self._temporary = posixpath.join(folder, f".{uuid.uuid4().hex}.tmp")
+
+    def __enter__(self) -> str:
+        return self._temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            if isinstance(self._fs, LocalFileSystem):
+                os.replace(self._temporary, self._path)
+            else:
+                self._fs.mv(self._temporary, self._path)
+        elif self._fs.exists(self._temporary):
+            self._fs.rm_file(self._temporary)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

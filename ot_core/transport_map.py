@@ -1,0 +1,146 @@
+"""The closed-form optimal transport map between two Gaussians, and their squared 2-Wasserstein distance.
+
+Everything here is float64 numpy on (D, D) matrices; equation numbers are those of Freirich, Michaeli and
+Meir (2021), arXiv 2107.02555, which Adrai et al. (2023), arXiv 2306.02342, apply to latent patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ot_core.statistics import Array, GaussianStatistics
+
+#: Eigenvalues of a covariance below this share of its largest one count as zero.
+RANK_TOLERANCE = 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class TransportMap:
+    """y = matrix (x - source_mean) + target_mean + w, with w ~ N(0, noise_covariance) where there is one.
+
+    Attributes:
+        source: statistics of the restored images' latent patches.
+        target: statistics of the natural images' latent patches.
+        matrix: (D, D) float64; symmetric positive semi-definite unless the source covariance is singular.
+        source_mean: (D,) float64.
+        target_mean: (D,) float64.
+        noise_covariance: (D, D) float64, or None where the source covariance is invertible.
+        patch_size: p, odd; D = C p^2 for C latent channels.
+        vae: the name that the autoencoder was loaded from, or "" if unknown.
+        vae_sha256: fingerprint of the autoencoder's weights and config, or "" if unknown.
+    """
+
+    source: GaussianStatistics
+    target: GaussianStatistics
+    matrix: Array
+    source_mean: Array
+    target_mean: Array
+    noise_covariance: Array | None = None
+    patch_size: int = 3
+    vae: str = ""
+    vae_sha256: str = ""
+
+    @classmethod
+    def fit(
+        cls,
+        source: GaussianStatistics,
+        target: GaussianStatistics,
+        *,
+        patch_size: int = 3,
+        vae: str = "",
+        vae_sha256: str = "",
+    ) -> TransportMap:
+        """Solves the map that carries N(source) to N(target) at the least squared distance.
+
+        With an invertible source covariance Ks (eq. 17):
+            T = Ks^(-1/2) (Ks^(1/2) Kt Ks^(1/2))^(1/2) Ks^(-1/2).
+        With a singular one (eq. 19), where ^+ is the pseudo-inverse:
+            T = Kt^(1/2) (Kt^(1/2) Ks Kt^(1/2))^(1/2) Kt^(-1/2)+ Ks^+, and noise of covariance Kt - T Ks T^T.
+
+        Args:
+            source: statistics of dimension D, of at least 2 vectors.
+            target: the same.
+            patch_size: p, odd, with D a multiple of p^2.
+            vae: name of the autoencoder whose latents these are.
+            vae_sha256: its fingerprint.
+
+        Raises:
+            ValueError: if the dimensions differ or don't suit the patch size.
+        """
+        if source.dimension != target.dimension:
+            raise ValueError(f"source has dimension {source.dimension}, target {target.dimension}: expected equal")
+        if patch_size < 1 or patch_size % 2 == 0 or source.dimension % patch_size**2:
+            raise ValueError(
+                f"patch_size {patch_size} doesn't suit dimension {source.dimension}: expected odd, its square a divisor"
+            )
+        matrix, noise_covariance = _optimal_matrix(source.covariance(), target.covariance())
+        return cls(
+            source=source,
+            target=target,
+            matrix=matrix,
+            source_mean=source.mean,
+            target_mean=target.mean,
+            noise_covariance=noise_covariance,
+            patch_size=patch_size,
+            vae=vae,
+            vae_sha256=vae_sha256,
+        )
+
+    @property
+    def dimension(self) -> int:
+        """D = C p^2."""
+        return int(self.matrix.shape[0])
+
+    @property
+    def latent_channels(self) -> int:
+        """C."""
+        return self.dimension // self.patch_size**2
+
+    def distance_squared(self) -> float:
+        """Squared 2-Wasserstein distance between the fitted source and target."""
+        return gelbrich_distance_squared(self.source, self.target)
+
+    def __call__(self, samples: Array) -> Array:
+        """Maps samples (n, D) to (n, D), without the noise term."""
+        return (samples - self.source_mean) @ self.matrix.T + self.target_mean
+
+
+def gelbrich_distance_squared(a: GaussianStatistics, b: GaussianStatistics) -> float:
+    """|ma - mb|^2 + tr(Ka + Kb - 2 (Kb^(1/2) Ka Kb^(1/2))^(1/2)), in squared units of the vectors.
+
+    The squared 2-Wasserstein distance between the two Gaussians, and a lower bound of it for any two
+    distributions of these moments (Gelbrich, 1990). Never negative.
+    """
+    ka, kb = a.covariance(), b.covariance()
+    root = _power(kb, 0.5)
+    cross = np.linalg.eigvalsh(_symmetric(root @ ka @ root))
+    covariance_term = np.trace(ka) + np.trace(kb) - 2 * np.sqrt(np.clip(cross, 0, None)).sum()
+    return float(max(0.0, np.sum((a.mean - b.mean) ** 2) + covariance_term))
+
+
+def _optimal_matrix(ks: Array, kt: Array) -> tuple[Array, Array | None]:
+    """T and, where Ks is singular, the covariance of the noise that makes T Ks T^T up to Kt."""
+    eigenvalues = np.linalg.eigvalsh(ks)
+    if eigenvalues[0] > RANK_TOLERANCE * eigenvalues[-1]:
+        root, inverse_root = _power(ks, 0.5), _power(ks, -0.5)
+        return _symmetric(inverse_root @ _power(root @ kt @ root, 0.5) @ inverse_root), None
+    root = _power(kt, 0.5)
+    matrix = root @ _power(root @ ks @ root, 0.5) @ _power(kt, -0.5) @ _power(ks, -1.0)
+    return matrix, _power(kt - matrix @ ks @ matrix.T, 1.0)
+
+
+def _power(matrix: Array, exponent: float) -> Array:
+    """Power of a symmetric positive semi-definite matrix; negative exponents give the pseudo-inverse's."""
+    values, vectors = np.linalg.eigh(_symmetric(matrix))
+    positive = values > RANK_TOLERANCE * max(float(values[-1]), 0.0)
+    powers = np.zeros_like(values)
+    powers[positive] = values[positive] ** exponent
+    if exponent > 0:  # small eigenvalues are noise for an inverse, but information for a root
+        powers = np.clip(values, 0, None) ** exponent
+    return (vectors * powers) @ vectors.T
+
+
+def _symmetric(matrix: Array) -> Array:
+    return (matrix + matrix.T) / 2

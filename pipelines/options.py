@@ -1,0 +1,114 @@
+"""Flags shared by the jobs, and the line between our flags and Beam's."""
+
+import argparse
+import difflib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+from ot_core import UserError
+from ot_core.images import DEFAULT_MAX_PIXELS, HIGHEST_PIXEL_LIMIT
+
+#: Runs in this process and starts at once; Beam's default first looks for a Prism binary on the network.
+LOCAL_RUNNER = "FnApiRunner"
+_INPUT_HELP = (
+    "a folder, a glob (** included), one image, or a list of URLs (.txt, .csv, .jsonl, .parquet with a column uri), "
+    "local or at any fsspec URL; once or several times"
+)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Refuses in one line, through UserError; accepts no abbreviations."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog, description=description, allow_abbrev=False, epilog="Beam's own flags are passed on.")
+
+    def error(self, message: str) -> NoReturn:
+        """One line instead of a page of usage."""
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def add_input(parser: ArgumentParser, flag: str, what: str) -> None:
+    """A flag that names images."""
+    parser.add_argument(flag, required=True, nargs="+", action="extend", metavar="URL", help=f"{what}: {_INPUT_HELP}")
+
+
+def add_common(parser: ArgumentParser) -> None:
+    """Flags that every job has."""
+    parser.add_argument(
+        "--vae",
+        metavar="SPEC",
+        help="autoencoder: a folder or URL in diffusers' format, a hub id (owner/name[/subfolder]), or your own as "
+        "package.module:factory; default the small one that ships with the package",
+    )
+    parser.add_argument(
+        "--max_pixels",
+        type=number(int, 1, HIGHEST_PIXEL_LIMIT),
+        default=DEFAULT_MAX_PIXELS,
+        help="images with more are failures (default %(default)s)",
+    )
+    parser.add_argument(
+        "--max_batch_pixels",
+        type=number(int, 0),
+        help="pixels in one batch of the model (default: one image on a CPU, 4194304 on a GPU)",
+    )
+    parser.add_argument(
+        "--max_failure_fraction",
+        type=number(float, 0, 1),
+        default=1.0,
+        help="exit with 1 if a larger share of the images failed; everything is written all the same (default 1)",
+    )
+
+
+def number(kind: Callable[[str], Any], low: float = -math.inf, high: float = math.inf) -> Callable[[str], Any]:
+    """An argparse type: a finite number between two bounds, both included."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise argparse.ArgumentTypeError(f"{text}: expected a number from {low} to {high}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names the type in its message
+    return parse
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, PipelineOptions]:
+    """Splits a command line into our flags and Beam's.
+
+    Raises:
+        UserError: for a bad value, a missing flag, or a flag that neither knows; suggests the nearest name.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    ours = [option for action in parser._actions for option in action.option_strings]
+    beams = ["--" + name for name in PipelineOptions([]).get_all_options()]
+    for flag in (token.split("=")[0] for token in argv if token.startswith("--")):
+        near_ours = difflib.get_close_matches(flag, ours, n=1, cutoff=0.8)
+        if near_ours and flag not in ours + beams:
+            raise UserError(f"{flag}: unknown flag; did you mean {near_ours[0]}?")
+    args, rest = parser.parse_known_args(argv)
+    options = PipelineOptions(rest)
+    standard = options.view_as(StandardOptions)
+    standard.runner = standard.runner or LOCAL_RUNNER
+    if not _has_job_server(standard.runner):
+        _refuse_unknown(parser, rest, ours + beams)
+    return args, options
+
+
+def _has_job_server(runner: str) -> bool:
+    """Portable runners know flags that Python doesn't: their job server describes them."""
+    return any(name in runner.lower() for name in ("portable", "flink", "spark"))
+
+
+def _refuse_unknown(parser: ArgumentParser, rest: Sequence[str], known: Sequence[str]) -> None:
+    everything = set(PipelineOptions(rest).get_all_options(retain_unknown_options=True))
+    unknown = sorted(everything - set(PipelineOptions(rest).get_all_options()))
+    stray = [token for token in rest[:1] if not token.startswith("-")]
+    if unknown or stray:
+        flag = "--" + unknown[0] if unknown else stray[0]
+        near = difflib.get_close_matches(flag, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"see {parser.prog} --help"
+        raise UserError(f"{flag}: unknown flag; {hint}")

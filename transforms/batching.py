@@ -1,0 +1,78 @@
+"""Batches bounded by pixels, of images that pad to the same shape."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.typehints.decorators import no_annotations
+from apache_beam.utils.windowed_value import WindowedValue
+
+from ot_core.autoencoder import default_batch_pixels
+from transforms.elements import ImageBatch, LoadedImage
+
+_Shape = tuple[int, int]
+#: Shapes are compared in units of this many pixels; the model handler splits what it must tell apart further.
+_GRID = 8
+
+
+class BatchByPixels(beam.PTransform):
+    """Groups the images of a bundle into batches of one padded shape.
+
+    What is waiting never exceeds four batches' worth of pixels, however long the bundle is.
+
+    Args:
+        max_pixels: most pixels in a batch of more than one image. 0 makes every image its own batch. Default:
+            0 on a CPU, where batches gain nothing and results must not depend on them; 4 Mi where there is CUDA.
+    """
+
+    def __init__(self, max_pixels: int | None = None) -> None:
+        super().__init__()
+        self._max_pixels = max_pixels
+
+    @no_annotations
+    def expand(self, images: beam.PCollection[LoadedImage]) -> beam.PCollection[ImageBatch]:
+        """One fused step."""
+        return images | "BatchByPixels" >> beam.ParDo(_BatchByPixelsDoFn(self._max_pixels)).with_output_types(
+            ImageBatch
+        )
+
+
+class _BatchByPixelsDoFn(beam.DoFn):
+    def __init__(self, max_pixels: int | None) -> None:
+        self._requested = max_pixels
+
+    def setup(self) -> None:
+        self._max_pixels = default_batch_pixels() if self._requested is None else self._requested
+
+    def start_bundle(self) -> None:
+        self._waiting: dict[_Shape, list[LoadedImage]] = {}
+
+    def process(self, element: LoadedImage) -> Iterator[Any]:
+        shape = _shape(element)
+        if _pixels(shape) * 2 > self._max_pixels:
+            yield ImageBatch((element,))
+            return
+        batch = self._waiting.setdefault(shape, [])
+        batch.append(element)
+        if (len(batch) + 1) * _pixels(shape) > self._max_pixels:
+            yield self._take(shape)
+        elif sum(len(b) * _pixels(s) for s, b in self._waiting.items()) > 4 * self._max_pixels:
+            yield self._take(max(self._waiting, key=lambda s: len(self._waiting[s]) * _pixels(s)))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for shape in list(self._waiting):
+            window = GlobalWindow()
+            yield WindowedValue(self._take(shape), window.max_timestamp(), [window])
+
+    def _take(self, shape: _Shape) -> ImageBatch:
+        return ImageBatch(tuple(self._waiting.pop(shape)))
+
+
+def _shape(loaded: LoadedImage) -> _Shape:
+    height, width = loaded.image.pixels.shape[:2]
+    return -(-height // _GRID) * _GRID, -(-width // _GRID) * _GRID
+
+
+def _pixels(shape: _Shape) -> int:
+    return shape[0] * shape[1]

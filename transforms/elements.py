@@ -1,0 +1,136 @@
+"""The elements that flow between our transforms.
+
+Only ImageRef, statistics, ImageRecord and Failure ever cross a shuffle. The others carry pixels and stay inside
+one fused stage; their coder exists so that a runner can ask for their size without serialising them.
+"""
+
+import pickle
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+from numpy.typing import NDArray
+
+from ot_core import Cause, DecodedImage
+from ot_core.errors import as_image_error
+
+
+class ImageRef(NamedTuple):
+    """An image yet to be read.
+
+    Attributes:
+        key: path below the input's root, without extension; names the result.
+        uri: where to read it.
+        group: "source", "target", a candidate's name, or "" where there is only one group.
+    """
+
+    key: str
+    uri: str
+    group: str = ""
+
+
+class Failure(NamedTuple):
+    """A row of the failures: an image that could not be processed, and why.
+
+    Attributes:
+        key: as in ImageRef; "" where the failure concerns no single image.
+        source_uri: where it was read.
+        stage: list, read, encode, transport, write or fit.
+        error_type: a value of `ot_core.Cause`.
+        message: one line.
+    """
+
+    key: str
+    source_uri: str
+    stage: str
+    error_type: str
+    message: str
+
+    @classmethod
+    def of(cls, ref: ImageRef, stage: str, error: Exception) -> "Failure":
+        """The row for an exception that was raised while working on an image."""
+        known = as_image_error(error)
+        return cls(_printable(ref.key), _printable(ref.uri), stage, str(known.cause), _printable(known.message))
+
+
+def _printable(text: str) -> str:
+    """File names may hold bytes that aren't UTF-8; a row of the failures must be writable all the same."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+class ImageRecord(NamedTuple):
+    """A row of the manifest: an image written.
+
+    Attributes:
+        key, source_uri: as in ImageRef.
+        output_uri: where it was written.
+        alpha: weight of the restored image in it.
+        width, height: in pixels.
+        bytes, sha256: of the written file.
+        seconds: reading, decoding, this image's share of the model, and writing.
+    """
+
+    key: str
+    source_uri: str
+    output_uri: str
+    alpha: float
+    width: int
+    height: int
+    bytes: int
+    sha256: str
+    seconds: float
+
+
+class LoadedImage(NamedTuple):
+    """An image read and decoded. `seconds` is the time spent on it so far."""
+
+    ref: ImageRef
+    image: DecodedImage
+    seconds: float
+
+
+class ImageBatch(NamedTuple):
+    """Images for one call of the model."""
+
+    images: tuple[LoadedImage, ...]
+
+
+class TransportedImage(NamedTuple):
+    """What transport made of an image: one (H, W, 3) uint8 array for each alpha."""
+
+    loaded: LoadedImage
+    pixels: tuple[NDArray[np.uint8], ...]
+    seconds: float
+
+
+def failure_of_group(group: str, stage: str, cause: Cause, message: str) -> Failure:
+    """A row that concerns a whole group of images rather than one."""
+    return Failure("", group, stage, str(cause), message)
+
+
+class _PixelCoder(beam.coders.Coder):
+    """Pickles, should a runner ever insist, but tells the size from the arrays without pickling."""
+
+    def encode(self, value: Any) -> bytes:
+        return pickle.dumps(value, protocol=5)
+
+    def decode(self, encoded: bytes) -> Any:
+        return pickle.loads(encoded)
+
+    def estimate_size(self, value: Any) -> int:
+        return _nbytes(value)
+
+    def is_deterministic(self) -> bool:
+        return False
+
+
+def _nbytes(value: Any) -> int:
+    if isinstance(value, ImageBatch):
+        return sum(loaded.image.nbytes for loaded in value.images)
+    if isinstance(value, TransportedImage):
+        return value.loaded.image.nbytes + sum(array.nbytes for array in value.pixels)
+    return value.image.nbytes if isinstance(value, LoadedImage) else 64
+
+
+for _element_type in (LoadedImage, ImageBatch, TransportedImage):
+    beam.coders.registry.register_coder(_element_type, _PixelCoder)

@@ -1,0 +1,122 @@
+"""Transporting images: read, batch, infer and write in one fused stage, so that pixels never cross a shuffle."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.ml.inference.base import PredictionResult, RunInference
+from apache_beam.typehints.decorators import no_annotations
+
+from ot_core import UserError, encode_image, storage
+from ot_core.images import DEFAULT_MAX_PIXELS, OUTPUT_FORMATS
+from transforms import metrics
+from transforms.batching import BatchByPixels
+from transforms.elements import Failure, ImageRecord, ImageRef, TransportedImage
+from transforms.inputs import ReadImages
+from transforms.model_handlers import TransportModelHandler
+
+
+class TransportOutcome(NamedTuple):
+    """Result of `TransportImages`: a row for each image written, and for each that could not be."""
+
+    records: beam.PCollection[ImageRecord]
+    failures: beam.PCollection[Failure]
+
+
+class TransportImages(beam.PTransform):
+    """Transports images with a fitted map and writes them: ImageRef -> ImageRecord, Failure.
+
+    Files are named `images/<key>.<extension>` below the output, or `images/alpha=0.50/<key>.<extension>` with several
+    alphas.
+
+    Args:
+        map: URL of the transport map.
+        output: URL of the output's root.
+        alphas: weights of the restored image in the result: 0 is full transport, 1 the restored image.
+        format: png, jpeg or webp.
+        quality: of jpeg and webp, 1 to 100.
+        vae: the autoencoder; default the one that the map names.
+        max_pixels: larger images are failures.
+        max_batch_pixels: see `BatchByPixels`.
+
+    Raises:
+        UserError: if the format isn't known, there is no alpha, or two alphas are the same to two decimals.
+    """
+
+    def __init__(
+        self,
+        map: str,
+        output: str,
+        alphas: Sequence[float] = (0.0,),
+        format: str = "png",
+        quality: int = 95,
+        vae: str | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        max_batch_pixels: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._handler = TransportModelHandler(map, alphas, vae)
+        self._write = _WriteImageDoFn(output, alphas, format, quality)
+        self._map, self._output, self._alphas = map, output, alphas
+        self._max_pixels, self._max_batch_pixels = max_pixels, max_batch_pixels
+
+    def display_data(self) -> dict[str, Any]:
+        """Shown by runners' user interfaces."""
+        return {"map": self._map, "output": self._output, "alphas": ", ".join(map(str, self._alphas))}
+
+    @no_annotations
+    def expand(self, refs: beam.PCollection[ImageRef]) -> TransportOutcome:
+        """Everything below fuses into one stage."""
+        images, unread = refs | "ReadImages" >> ReadImages(self._max_pixels)
+        written = (
+            images
+            | "BatchByPixels" >> BatchByPixels(self._max_batch_pixels)
+            | "RunInference" >> RunInference(self._handler)
+            | "WriteImages" >> beam.ParDo(self._write).with_outputs("failures", main="records")
+        )
+        failures = (unread, written.failures) | "FlattenFailures" >> beam.Flatten()
+        return TransportOutcome(written.records, failures)
+
+
+class _WriteImageDoFn(beam.DoFn):
+    def __init__(self, output: str, alphas: Sequence[float], image_format: str, quality: int) -> None:
+        if image_format not in OUTPUT_FORMATS:
+            raise UserError(f"format {image_format}: expected one of {', '.join(OUTPUT_FORMATS)}")
+        self._folders = {alpha: _folder(alpha, alphas) for alpha in alphas}
+        if not alphas or len(set(self._folders.values())) != len(alphas):
+            raise UserError(f"alphas {list(alphas)}: expected at least one, all different to two decimals")
+        self._output, self._format, self._quality = output, image_format, quality
+
+    def process(self, element: PredictionResult) -> Iterator[Any]:
+        result = element.inference
+        if isinstance(result, Failure):
+            yield beam.pvalue.TaggedOutput("failures", result)
+            return
+        try:
+            records = [self._write(result, index, alpha) for index, alpha in enumerate(self._folders)]
+        except Exception as error:  # one bad image costs one row, whatever the store raised
+            yield beam.pvalue.TaggedOutput("failures", Failure.of(result.loaded.ref, "write", error))
+            return
+        metrics.count(metrics.IMAGES_WRITTEN)
+        yield from records
+
+    def _write(self, result: TransportedImage, index: int, alpha: float) -> ImageRecord:
+        start = time.perf_counter()
+        ref, image = result.loaded.ref, result.loaded.image
+        with metrics.timed("encode_image"):
+            data = encode_image(result.pixels[index], image, self._format, self._quality)
+        storage.check_key(ref.key)
+        url = storage.join(self._output, self._folders[alpha], ref.key + OUTPUT_FORMATS[self._format])
+        with metrics.timed("write"):
+            storage.write_bytes(url, data)
+        metrics.count(metrics.BYTES_WRITTEN, len(data))
+        height, width = result.pixels[index].shape[:2]
+        seconds = result.seconds / len(self._folders) + time.perf_counter() - start
+        digest = hashlib.sha256(data).hexdigest()
+        return ImageRecord(ref.key, ref.uri, url, alpha, width, height, len(data), digest, seconds)
+
+
+def _folder(alpha: float, alphas: Sequence[float]) -> str:
+    return "images" if len(alphas) == 1 else f"images/alpha={alpha:.2f}"

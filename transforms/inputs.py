@@ -1,0 +1,171 @@
+"""From input specs to image references, and from references to decoded images."""
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.typehints.decorators import no_annotations
+
+from ot_core import Cause, DecodedImage, ImageError, decode_image, storage
+from ot_core.images import DEFAULT_MAX_PIXELS
+from transforms import metrics
+from transforms.elements import Failure, ImageRef, LoadedImage
+
+
+class ListedImages(NamedTuple):
+    """Result of `ListImages`."""
+
+    images: beam.PCollection[ImageRef]
+    failures: beam.PCollection[Failure]
+
+
+class ListImages(beam.PTransform):
+    """Lists the images of one or more inputs, each key once, spread over all workers.
+
+    Where two inputs of a group share a key, the first by URL is given and the others are failures.
+
+    Args:
+        inputs: one spec, several, or a mapping from group name to one or several; a spec is a folder, a glob, one
+            image, or a list of URLs (see `ot_core.storage.list_images`).
+        max_images: take at most so many of each group, the same ones in every run. Default all.
+    """
+
+    def __init__(
+        self, inputs: str | Sequence[str] | Mapping[str, str | Sequence[str]], max_images: int | None = None
+    ) -> None:
+        super().__init__()
+        groups = inputs if isinstance(inputs, Mapping) else {"": inputs}
+        self._specs = [
+            (group, spec) for group, specs in groups.items() for spec in ([specs] if isinstance(specs, str) else specs)
+        ]
+        self._max_images = max_images
+
+    def display_data(self) -> dict[str, Any]:
+        """Shown by runners' user interfaces."""
+        return {"inputs": ", ".join(spec for _, spec in self._specs), "max_images": self._max_images or "all"}
+
+    @no_annotations
+    def expand(self, pbegin: beam.Pipeline) -> ListedImages:
+        """Matches inputs, then groups by key, which also spreads the work over workers."""
+        matched = (
+            pbegin
+            | "Inputs" >> beam.Create(self._specs)
+            | "MatchInputs" >> beam.ParDo(_MatchInputDoFn()).with_outputs("failures", main="images")
+        )
+        unique = (
+            matched.images
+            | "KeyByGroupAndKey" >> beam.Map(_by_group_and_key)
+            | "GroupByKey" >> beam.GroupByKey()
+            | "FirstByUri" >> beam.ParDo(_FirstByUriDoFn()).with_outputs("failures", main="images")
+        )
+        failures = (matched.failures, unique.failures) | "FlattenFailures" >> beam.Flatten()
+        images = unique.images
+        if self._max_images is not None:
+            images = images | "LimitImages" >> _LimitImages(self._max_images)
+        return ListedImages(images, failures)
+
+
+def _by_group_and_key(ref: ImageRef) -> tuple[tuple[str, str], str]:
+    return (ref.group, ref.key), ref.uri
+
+
+class _MatchInputDoFn(beam.DoFn):
+    def process(self, element: tuple[str, str]) -> Iterator[Any]:
+        group, spec = element
+        for listed in storage.list_images(spec):
+            metrics.count(metrics.IMAGES_LISTED)
+            ref = ImageRef(listed.key, listed.uri, group)
+            try:
+                storage.check_key(ref.key)
+            except ImageError as error:
+                yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "list", error))
+            else:
+                yield ref
+
+
+class _FirstByUriDoFn(beam.DoFn):
+    def process(self, element: tuple[tuple[str, str], Iterable[str]]) -> Iterator[Any]:
+        (group, key), uris = element
+        first, *others = sorted(uris)
+        yield ImageRef(key, first, group)
+        for uri in others:
+            error = ImageError(Cause.DUPLICATE_KEY, f"its key is also that of {first}, which was done")
+            yield beam.pvalue.TaggedOutput("failures", Failure.of(ImageRef(key, uri, group), "list", error))
+
+
+class _LimitImages(beam.PTransform):
+    """At most n images of each group: those whose keys hash lowest, so that every run takes the same."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self._n = n
+
+    @no_annotations
+    def expand(self, images: beam.PCollection[ImageRef]) -> beam.PCollection[ImageRef]:
+        return (
+            images
+            | "KeyByGroup" >> beam.Map(_by_group_with_hash)
+            | "LowestHashes" >> beam.combiners.Top.SmallestPerKey(self._n)
+            | "Refs" >> beam.FlatMap(_refs_of_group)
+        )
+
+
+def _by_group_with_hash(ref: ImageRef) -> tuple[str, tuple[str, str, str]]:
+    return ref.group, (hashlib.sha256(ref.key.encode()).hexdigest(), ref.key, ref.uri)
+
+
+def _refs_of_group(element: tuple[str, list[tuple[str, str, str]]]) -> Iterator[ImageRef]:
+    group, refs = element
+    for _, key, uri in refs:
+        yield ImageRef(key, uri, group)
+
+
+class ReadImages(beam.PTransform):
+    """Reads and decodes images.
+
+    Args:
+        max_pixels: images whose header says more are failures, before any pixel is decoded.
+    """
+
+    def __init__(self, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        super().__init__()
+        self._max_pixels = max_pixels
+
+    @no_annotations
+    def expand(self, refs: beam.PCollection[ImageRef]) -> "ReadOutcome":
+        """One fused step; pixels never cross a shuffle."""
+        read = refs | "ReadImages" >> beam.ParDo(_ReadImageDoFn(self._max_pixels)).with_outputs(
+            "failures", main="images"
+        )
+        return ReadOutcome(read.images, read.failures)
+
+
+class ReadOutcome(NamedTuple):
+    """Result of `ReadImages`."""
+
+    images: beam.PCollection[LoadedImage]
+    failures: beam.PCollection[Failure]
+
+
+class _ReadImageDoFn(beam.DoFn):
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+
+    def process(self, element: ImageRef) -> Iterator[Any]:
+        start = time.perf_counter()
+        try:
+            image = self._read(element)
+        except Exception as error:  # one bad image costs one row, whatever went wrong with it
+            yield beam.pvalue.TaggedOutput("failures", Failure.of(element, "read", error))
+        else:
+            yield LoadedImage(element, image, time.perf_counter() - start)
+
+    def _read(self, ref: ImageRef) -> DecodedImage:
+        with metrics.timed("read"):
+            data = storage.read_bytes(ref.uri)
+        metrics.count(metrics.IMAGES_READ)
+        metrics.count(metrics.BYTES_READ, len(data))
+        with metrics.timed("decode_image"):
+            return decode_image(data, self._max_pixels)

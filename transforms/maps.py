@@ -1,0 +1,90 @@
+"""Fitting a transport map from statistics, and writing it: the wiring of `ot_core.transport_map` and `map_file`."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.typehints.decorators import no_annotations
+
+from ot_core import Cause, GaussianStatistics, TransportMap, load_autoencoder, write_map
+from ot_core.autoencoder import vae_name
+from transforms import metrics
+from transforms.elements import Failure, failure_of_group
+
+
+class FitOutcome(NamedTuple):
+    """Result of `FitTransportMap`: one map, or none and a failure that says why."""
+
+    maps: beam.PCollection[TransportMap]
+    failures: beam.PCollection[Failure]
+
+
+class FitTransportMap(beam.PTransform):
+    """(group, GaussianStatistics) for the groups "source" and "target" -> one TransportMap.
+
+    Args:
+        vae: the autoencoder whose latents these are; the map remembers its name and fingerprint.
+        patch_size: p, as in `LatentStatistics`.
+    """
+
+    def __init__(self, vae: str | None = None, patch_size: int = 3) -> None:
+        super().__init__()
+        self._vae, self._patch_size = vae, patch_size
+
+    @no_annotations
+    def expand(self, statistics: beam.PCollection[tuple[str, GaussianStatistics]]) -> FitOutcome:
+        """Both groups meet as one small side input."""
+        fitted = (
+            statistics.pipeline
+            | "Once" >> beam.Create([None])
+            | "Fit"
+            >> beam.ParDo(_FitDoFn(self._vae, self._patch_size), beam.pvalue.AsDict(statistics)).with_outputs(
+                "failures", main="maps"
+            )
+        )
+        return FitOutcome(fitted.maps, fitted.failures)
+
+
+class _FitDoFn(beam.DoFn):
+    def __init__(self, vae: str | None, patch_size: int) -> None:
+        self._vae, self._patch_size = vae, patch_size
+
+    def process(self, element: None, statistics: dict[str, GaussianStatistics]) -> Iterator[Any]:
+        missing = [group for group in ("source", "target") if group not in statistics or statistics[group].count < 2]
+        for group in missing:
+            message = f"no usable image in the {group}: nothing to fit"
+            yield beam.pvalue.TaggedOutput("failures", failure_of_group(group, "fit", Cause.NO_STATISTICS, message))
+        if missing:
+            return
+        with metrics.timed("fit"):
+            autoencoder = load_autoencoder(self._vae)
+            yield TransportMap.fit(
+                source=statistics["source"],
+                target=statistics["target"],
+                patch_size=self._patch_size,
+                vae=vae_name(self._vae),
+                vae_sha256=autoencoder.fingerprint,
+            )
+
+
+class WriteTransportMap(beam.PTransform):
+    """TransportMap -> the URL that it was written to.
+
+    Args:
+        url: a `.safetensors` file, at any fsspec URL; replaced whole or not at all.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url
+
+    @no_annotations
+    def expand(self, maps: beam.PCollection[TransportMap]) -> beam.PCollection[str]:
+        """One file."""
+        return maps | "WriteMap" >> beam.Map(_write, self._url).with_output_types(str)
+
+
+def _write(transport_map: TransportMap, url: str) -> str:
+    write_map(transport_map, url)
+    metrics.count(metrics.MAPS_WRITTEN)
+    return url

@@ -1,0 +1,131 @@
+"""Statistics of latent patches, gathered by a combine: the wiring of `ot_core.statistics`."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.ml.inference.base import RunInference
+from apache_beam.typehints.decorators import no_annotations
+
+from ot_core import GaussianStatistics
+from ot_core.images import DEFAULT_MAX_PIXELS
+from transforms.batching import BatchByPixels
+from transforms.elements import Failure, ImageRef
+from transforms.inputs import ReadImages
+from transforms.model_handlers import LatentStatisticsModelHandler
+
+
+@beam.typehints.with_input_types(GaussianStatistics)
+@beam.typehints.with_output_types(GaussianStatistics)
+class GaussianStatisticsCombineFn(beam.CombineFn):
+    """Adds GaussianStatistics. The accumulator is the statistics themselves; None is the empty one."""
+
+    def create_accumulator(self) -> GaussianStatistics | None:
+        """Nothing yet, of no dimension yet."""
+        return None
+
+    def add_input(self, accumulator: GaussianStatistics | None, element: GaussianStatistics) -> GaussianStatistics:
+        """Merging is addition."""
+        return element if accumulator is None else accumulator + element
+
+    def merge_accumulators(self, accumulators: Iterable[GaussianStatistics | None]) -> GaussianStatistics | None:
+        """Merging is addition."""
+        total = None
+        for accumulator in accumulators:
+            if accumulator is not None:
+                total = self.add_input(total, accumulator)
+        return total
+
+    def extract_output(self, accumulator: GaussianStatistics | None) -> GaussianStatistics | None:
+        """The sum, or None of nothing."""
+        return accumulator
+
+
+class StatisticsOutcome(NamedTuple):
+    """Result of `LatentStatistics`: statistics, keyed by group with `.PerKey`, and failures."""
+
+    statistics: beam.PCollection[Any]
+    failures: beam.PCollection[Failure]
+
+
+class LatentStatistics:
+    """Statistics of the latent patches of images: `LatentStatistics.PerKey` or `LatentStatistics.Globally`.
+
+    Images are read, decoded and encoded in one fused stage, in which a batch of images becomes one small element
+    for each group; only those cross the shuffle. One stage serves all groups, so the model loads once.
+    """
+
+    class PerKey(beam.PTransform):
+        """ImageRef -> (group, GaussianStatistics), one for each group that has a usable image.
+
+        Args:
+            vae: what `ot_core.load_autoencoder` takes; default the one that ships with the package.
+            patch_size: p, odd.
+            max_pixels: larger images are failures.
+            max_batch_pixels: see `BatchByPixels`.
+            fanout: intermediate merges for each group, for very many bundles. Default none.
+        """
+
+        def __init__(
+            self,
+            vae: str | None = None,
+            patch_size: int = 3,
+            max_pixels: int = DEFAULT_MAX_PIXELS,
+            max_batch_pixels: int | None = None,
+            fanout: int | None = None,
+        ) -> None:
+            super().__init__()
+            self._handler = LatentStatisticsModelHandler(vae, patch_size)
+            self._vae, self._patch_size = vae, patch_size
+            self._max_pixels, self._max_batch_pixels, self._fanout = max_pixels, max_batch_pixels, fanout
+
+        def display_data(self) -> dict[str, Any]:
+            """Shown by runners' user interfaces."""
+            return {"vae": self._vae or "default", "patch_size": self._patch_size}
+
+        @no_annotations
+        def expand(self, refs: beam.PCollection[ImageRef]) -> StatisticsOutcome:
+            """Read, encode, merge."""
+            images, unread = refs | "ReadImages" >> ReadImages(self._max_pixels)
+            encoded = (
+                images
+                | "BatchByPixels" >> BatchByPixels(self._max_batch_pixels)
+                | "EncodeLatents" >> RunInference(self._handler)
+                | "SplitOutcome" >> beam.ParDo(_SplitOutcomeDoFn()).with_outputs("failures", main="statistics")
+            )
+            merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
+            if self._fanout is not None:
+                merge = merge.with_hot_key_fanout(self._fanout)
+            failures = (unread, encoded.failures) | "FlattenFailures" >> beam.Flatten()
+            return StatisticsOutcome(encoded.statistics | "MergeStatistics" >> merge, failures)
+
+    class Globally(beam.PTransform):
+        """ImageRef -> GaussianStatistics over all groups; no element where no image was usable.
+
+        Args:
+            **kwargs: as `LatentStatistics.PerKey`.
+        """
+
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__()
+            self._kwargs = kwargs
+
+        @no_annotations
+        def expand(self, refs: beam.PCollection[ImageRef]) -> StatisticsOutcome:
+            """All images are put into one group."""
+            statistics, failures = (
+                refs | "OneGroup" >> beam.Map(_in_one_group) | "PerKey" >> LatentStatistics.PerKey(**self._kwargs)
+            )
+            return StatisticsOutcome(statistics | "Statistics" >> beam.Values(), failures)
+
+
+def _in_one_group(ref: ImageRef) -> ImageRef:
+    return ref._replace(group="")
+
+
+class _SplitOutcomeDoFn(beam.DoFn):
+    def process(self, element: Any) -> Iterator[Any]:
+        if isinstance(element, Failure):
+            yield beam.pvalue.TaggedOutput("failures", element)
+        else:
+            yield element
