@@ -1,0 +1,159 @@
+"""Shows the two jobs on bundled photographs: degrades and restores them, fits a map, transports, draws a sheet.
+
+photographs -> noise -> non-local means -> dot-fit -> dot-transport -> before-after.png
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from ot_core import GaussianStatistics, UserError, gelbrich_distance_squared, latent_statistics, load_autoencoder
+from pipelines import fit, options, transport
+
+PHOTOS = Path(__file__).parent / "demo_photos"
+ALPHAS = (0.0, 0.5)
+#: Standard deviation of the noise, in grey levels.
+SIGMA = 50
+_Pixels = NDArray[np.uint8]
+
+
+def parser() -> options.ArgumentParser:
+    """The demo's flags."""
+    flags = options.ArgumentParser("dot-demo", "Runs both jobs on bundled photographs and draws a before/after sheet.")
+    flags.add_argument("--output", type=Path, default=Path("demo-output"), help="folder (default %(default)s)")
+    return flags
+
+
+def prepare(output: Path) -> None:
+    """Splits the photographs in three: a natural third and a restored third to fit with, a restored third to transport.
+
+    No photograph is in two of them, as in real use, where the originals of the restored images are gone.
+    """
+    for index, path in enumerate(tqdm(sorted(PHOTOS.glob("*.jpg")), desc="degrade and restore", unit=" images")):
+        original = np.asarray(Image.open(path).convert("RGB"))
+        if index % 3 == 0:
+            _save(original, output / "natural" / path.stem)
+            continue
+        noise = np.random.default_rng(index).normal(0, SIGMA, original.shape)
+        noisy = np.clip(original + noise, 0, 255).round().astype(np.uint8)
+        folder = "restored-to-fit" if index % 3 == 1 else "restored"
+        _save(restore(noisy), output / folder / path.stem)
+        if index % 3 == 2:
+            _save(noisy, output / "noisy" / path.stem)
+            _save(original, output / "original" / path.stem)
+
+
+def restore(noisy: _Pixels) -> _Pixels:
+    """Non-local means, a classical denoiser (Buades et al., 2005)."""
+    try:
+        from skimage.restoration import denoise_nl_means  # noqa: PLC0415 - only the demo needs it
+    except ImportError:
+        raise UserError("the demo needs scikit-image: pip install 'dot-beam[demo]'") from None
+    sigma = SIGMA / 255
+    restored = denoise_nl_means(
+        noisy / 255, patch_size=5, patch_distance=6, h=0.6 * sigma, sigma=sigma, fast_mode=True, channel_axis=-1
+    )
+    return np.clip(np.rint(restored * 255), 0, 255).astype(np.uint8)
+
+
+def measure(folders: dict[str, Path], original: Path) -> list[str]:
+    """A table of mean PSNR and squared distance of the latents' distribution to the originals'."""
+    reference = latents_of(original)
+    lines = [f"{'':28}{'PSNR, dB':>10}{'distance to originals':>24}"]
+    for name, folder in folders.items():
+        psnr = np.mean([_psnr(_load(path), _load(original / path.name)) for path in sorted(folder.glob("*.png"))])
+        distance = gelbrich_distance_squared(latents_of(folder), reference)
+        lines.append(f"{name:28}{psnr:10.2f}{distance:24.3f}")
+    return lines
+
+
+def latents_of(folder: Path) -> GaussianStatistics:
+    """Statistics of single latent pixels of a folder's images, in the default autoencoder."""
+    autoencoder = load_autoencoder()
+    total: GaussianStatistics | None = None
+    for path in sorted(folder.glob("*.png")):
+        pixels = torch.from_numpy(_load(path).transpose(2, 0, 1) / np.float32(255))[None]
+        statistics = latent_statistics(autoencoder.encode(autoencoder.pad(pixels))[0], patch_size=1)
+        assert statistics is not None
+        total = statistics if total is None else total + statistics
+    assert total is not None
+    return total
+
+
+def draw_sheet(columns: dict[str, Path], rows: Sequence[str], path: Path) -> None:
+    """One row for each image, one titled column for each folder."""
+    font, margin, title = ImageFont.load_default(size=18), 6, 30
+    first = _load(next(iter(columns.values())) / rows[0])
+    height, width = first.shape[0] + margin, first.shape[1] + margin
+    sheet = Image.new("RGB", (len(columns) * width + margin, len(rows) * height + title + margin), "white")
+    draw = ImageDraw.Draw(sheet)
+    for x, (name, folder) in enumerate(columns.items()):
+        draw.text((margin + x * width, margin), name, fill="black", font=font)
+        for y, row in enumerate(rows):
+            sheet.paste(Image.fromarray(_load(folder / row)), (margin + x * width, title + y * height))
+    sheet.save(path)
+
+
+def _most_detailed(folder: Path, n: int) -> list[str]:
+    def detail(path: Path) -> float:
+        return float(np.abs(np.diff(_load(path).mean(axis=2), axis=1)).mean())
+
+    return [path.name for path in sorted(folder.glob("*.png"), key=detail, reverse=True)[:n]]
+
+
+def _psnr(a: _Pixels, b: _Pixels) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
+
+
+def _load(path: Path) -> _Pixels:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _save(pixels: _Pixels, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path.with_suffix(".png"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """The demo from end to end."""
+    output: Path = args.output
+    prepare(output)
+    map_url = str(output / "map.safetensors")
+    code = fit.main(
+        ["--target", str(output / "natural"), "--source", str(output / "restored-to-fit"), "--map", map_url]
+    ) or transport.main(
+        ["--input", str(output / "restored"), "--map", map_url, "--output", str(output / "enhanced"), "--alpha"]
+        + [str(alpha) for alpha in ALPHAS]
+    )
+    if code:
+        return code
+    enhanced = {f"transported, alpha {a}": output / f"enhanced/images/alpha={a:.2f}" for a in reversed(ALPHAS)}
+    folders: dict[str, Path] = {"restored": output / "restored", **enhanced}
+    print("\n".join(measure(folders, output / "original")))
+    sheet = output / "before-after.png"
+    columns: dict[str, Any] = {"noisy": output / "noisy", **folders, "original": output / "original"}
+    draw_sheet(columns, _most_detailed(output / "original", 4), sheet)
+    print(f"look at {sheet}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the demo; returns its exit code."""
+    try:
+        return run(parser().parse_args(argv))
+    except UserError as error:
+        print(f"dot-demo: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
