@@ -11,6 +11,7 @@ of BSDS500's training set fit the map, 30 of its validation set are transported.
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 from pathlib import Path
 
@@ -27,12 +28,13 @@ JUDGE = "benchmarks.flux2_tiny:autoencoder"
 
 
 def sample(folder: Path, n: int, seed: int) -> list[Path]:
-    """n photographs of a folder, the same in every run."""
+    """N photographs of a folder, the same in every run."""
     photos = sorted(folder.glob("*.jpg"))
     return [photos[i] for i in np.random.default_rng(seed).permutation(len(photos))[:n]]
 
 
-def judged(paths: list[Path]) -> GaussianStatistics:
+@functools.cache
+def judged(paths: tuple[Path, ...]) -> GaussianStatistics:
     """Statistics of images in the judge's eyes."""
     judge = load_autoencoder(JUDGE)
     total: GaussianStatistics | None = None
@@ -64,11 +66,11 @@ def rows(restorer: str, vae: str | None, work: Path, test_images: int) -> list[s
     arguments = ["--input", str(inputs), "--map", map_url, "--output", str(output), "--alpha", *alphas, *chosen]
     assert transport.main(arguments) == 0
 
-    originals = judged(tests)
+    originals = judged(tuple(tests))
     lines, own = [], float("nan")
     for alpha in reversed(ALPHAS):
         results = {path.stem: path for path in (output / f"images/alpha={alpha:.2f}").rglob("*.png")}
-        distance = gelbrich_distance_squared(judged([results[photo.stem] for photo in tests]), originals)
+        distance = gelbrich_distance_squared(judged(tuple(results[photo.stem] for photo in tests)), originals)
         own = distance if alpha == 1 else own
         psnr = np.mean([_psnr(_load(results[photo.stem]), _load(photo)) for photo in tests])
         lines.append(f"| {restorer} | {alpha:g} | {psnr:.2f} | {distance:.3f} | {100 * distance / own:.0f}% |")

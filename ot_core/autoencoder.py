@@ -170,7 +170,7 @@ def _from_diffusers(source: str | Path, subfolder: str = "") -> nn.Module:
     # Diffusers warns of config keys it has no use for; they change nothing.
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     module = diffusers.AutoModel.from_pretrained(
-        source, subfolder=subfolder, torch_dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        str(source), subfolder=subfolder, torch_dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
     if not (hasattr(module, "encode") and hasattr(module, "decode")):
         raise UserError(

@@ -26,8 +26,8 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from ot_core.errors import Cause, ImageError
 
-#: Formats that are read; anything else is refused whatever its extension says.
-FORMATS: Final = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP")
+#: Formats that are read (Pillow opens MPO, several JPEGs in one file, as JPEG); anything else is refused whatever its extension says.
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 #: Extensions that mark an image in folders and globs.
 EXTENSIONS: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 #: Extension of each output format.

@@ -16,6 +16,8 @@ _Shape = tuple[int, int]
 _GRID = 8
 
 
+@beam.typehints.with_input_types(LoadedImage)
+@beam.typehints.with_output_types(ImageBatch)
 class BatchByPixels(beam.PTransform):
     """Groups the images of a bundle into batches of one padded shape.
 

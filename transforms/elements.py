@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.ml.inference.base import PredictionResult
 from numpy.typing import NDArray
 
 from ot_core import Cause, DecodedImage
@@ -103,6 +104,16 @@ class TransportedImage(NamedTuple):
     seconds: float
 
 
+class TransportPrediction(PredictionResult):
+    """What transport's RunInference gives: a PredictionResult with a coder that needn't pickle pixels to weigh them.
+
+    Attributes:
+        example: the ImageRef, not the pixels.
+        inference: a TransportedImage, or a Failure.
+        model_id: fingerprint of the autoencoder.
+    """
+
+
 def failure_of_group(group: str, stage: str, cause: Cause, message: str) -> Failure:
     """A row that concerns a whole group of images rather than one."""
     return Failure("", group, stage, str(cause), message)
@@ -125,6 +136,8 @@ class _PixelCoder(beam.coders.Coder):
 
 
 def _nbytes(value: Any) -> int:
+    if isinstance(value, TransportPrediction):
+        return _nbytes(value.inference)
     if isinstance(value, ImageBatch):
         return sum(loaded.image.nbytes for loaded in value.images)
     if isinstance(value, TransportedImage):
@@ -132,5 +145,5 @@ def _nbytes(value: Any) -> int:
     return value.image.nbytes if isinstance(value, LoadedImage) else 64
 
 
-for _element_type in (LoadedImage, ImageBatch, TransportedImage):
+for _element_type in (LoadedImage, ImageBatch, TransportPrediction):
     beam.coders.registry.register_coder(_element_type, _PixelCoder)

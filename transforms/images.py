@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam.ml.inference.base import PredictionResult, RunInference
+from apache_beam.ml.inference.base import RunInference
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import UserError, encode_image, storage
 from ot_core.images import DEFAULT_MAX_PIXELS, OUTPUT_FORMATS
 from transforms import metrics
 from transforms.batching import BatchByPixels
-from transforms.elements import Failure, ImageRecord, ImageRef, TransportedImage
+from transforms.elements import Failure, ImageRecord, ImageRef, TransportedImage, TransportPrediction
 from transforms.inputs import ReadImages
 from transforms.model_handlers import TransportModelHandler
 
@@ -25,6 +25,7 @@ class TransportOutcome(NamedTuple):
     failures: beam.PCollection[Failure]
 
 
+@beam.typehints.with_input_types(ImageRef)
 class TransportImages(beam.PTransform):
     """Transports images with a fitted map and writes them: ImageRef -> ImageRecord, Failure.
 
@@ -73,7 +74,7 @@ class TransportImages(beam.PTransform):
         written = (
             images
             | "BatchByPixels" >> BatchByPixels(self._max_batch_pixels)
-            | "RunInference" >> RunInference(self._handler)
+            | "RunInference" >> RunInference(self._handler).with_output_types(TransportPrediction)
             | "WriteImages" >> beam.ParDo(self._write).with_outputs("failures", main="records")
         )
         failures = (unread, written.failures) | "FlattenFailures" >> beam.Flatten()
@@ -89,7 +90,7 @@ class _WriteImageDoFn(beam.DoFn):
             raise UserError(f"alphas {list(alphas)}: expected at least one, all different to two decimals")
         self._output, self._format, self._quality = output, image_format, quality
 
-    def process(self, element: PredictionResult) -> Iterator[Any]:
+    def process(self, element: TransportPrediction) -> Iterator[Any]:
         result = element.inference
         if isinstance(result, Failure):
             yield beam.pvalue.TaggedOutput("failures", result)

@@ -122,6 +122,7 @@ def _refs_of_group(element: tuple[str, list[tuple[str, str, str]]]) -> Iterator[
         yield ImageRef(key, uri, group)
 
 
+@beam.typehints.with_input_types(ImageRef)
 class ReadImages(beam.PTransform):
     """Reads and decodes images.
 
@@ -136,9 +137,9 @@ class ReadImages(beam.PTransform):
     @no_annotations
     def expand(self, refs: beam.PCollection[ImageRef]) -> "ReadOutcome":
         """One fused step; pixels never cross a shuffle."""
-        read = refs | "ReadImages" >> beam.ParDo(_ReadImageDoFn(self._max_pixels)).with_outputs(
-            "failures", main="images"
-        )
+        read = refs | "ReadImages" >> beam.ParDo(_ReadImageDoFn(self._max_pixels)).with_output_types(
+            LoadedImage
+        ).with_outputs("failures", main="images")
         return ReadOutcome(read.images, read.failures)
 
 

@@ -19,6 +19,7 @@ class FitOutcome(NamedTuple):
     failures: beam.PCollection[Failure]
 
 
+@beam.typehints.with_input_types(tuple[str, GaussianStatistics])
 class FitTransportMap(beam.PTransform):
     """(group, GaussianStatistics) for the groups "source" and "target" -> one TransportMap.
 
@@ -67,6 +68,8 @@ class _FitDoFn(beam.DoFn):
             )
 
 
+@beam.typehints.with_input_types(TransportMap)
+@beam.typehints.with_output_types(str)
 class WriteTransportMap(beam.PTransform):
     """TransportMap -> the URL that it was written to.
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from apache_beam.ml.inference.base import ModelHandler, PredictionResult
+from apache_beam.ml.inference.base import ModelHandler
 from numpy.typing import NDArray
 
 from ot_core import (
@@ -26,7 +26,7 @@ from ot_core import (
 )
 from ot_core.autoencoder import DEFAULT_VAE, is_factory
 from transforms import metrics
-from transforms.elements import Failure, ImageBatch, LoadedImage, TransportedImage
+from transforms.elements import Failure, ImageBatch, LoadedImage, TransportedImage, TransportPrediction
 
 _Result = TypeVar("_Result")
 _Pixels = tuple[NDArray[np.uint8], ...]
@@ -115,8 +115,7 @@ class TransportModel:
 class TransportModelHandler(_ImageModelHandler):
     """Encodes, transports and decodes images.
 
-    Inference gives a PredictionResult for each image: `example` is its ImageRef, `inference` a TransportedImage or
-    a Failure, `model_id` the fingerprint of the autoencoder.
+    Inference gives a PredictionResult for each image; see `TransportPrediction`.
 
     Args:
         map: URL of the transport map.
@@ -144,7 +143,7 @@ class TransportModelHandler(_ImageModelHandler):
 
     def run_inference(
         self, batch: ImageBatch, model: TransportModel, inference_args: dict[str, Any] | None = None
-    ) -> list[PredictionResult]:
+    ) -> list[TransportPrediction]:
         """See the class."""
         start = time.perf_counter()
         outcomes = list(_over_equal_shapes(batch, model.autoencoder, lambda images: self._transport(images, model)))
@@ -157,7 +156,7 @@ class TransportModelHandler(_ImageModelHandler):
             else:
                 metrics.count(metrics.IMAGES_TRANSPORTED)
                 inference = TransportedImage(loaded, result, loaded.seconds + share)
-            results.append(PredictionResult(loaded.ref, inference, model.autoencoder.fingerprint))
+            results.append(TransportPrediction(loaded.ref, inference, model.autoencoder.fingerprint))
         return results
 
     def _transport(self, images: Sequence[LoadedImage], model: TransportModel) -> list[_Pixels | ImageError]:

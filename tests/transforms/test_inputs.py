@@ -1,0 +1,70 @@
+"""Listing: every image once, every oddity accounted for."""
+
+import hashlib
+
+import apache_beam as beam
+from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.testing.util import assert_that, equal_to
+
+from transforms import ImageRef, ListImages, ReadImages
+
+
+def _touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def test_each_image_of_each_group_is_listed_once(tmp_path):
+    _touch(tmp_path, "a/1.png", "a/deep/2.JPG", "a/notes.txt", "b/1.png")
+    with TestPipeline(runner="FnApiRunner") as pipeline:
+        images, failures = pipeline | ListImages({"source": str(tmp_path / "a"), "target": [str(tmp_path / "b")]})
+        expected = [
+            ImageRef("1", str(tmp_path / "a/1.png"), "source"),
+            ImageRef("deep/2", str(tmp_path / "a/deep/2.JPG"), "source"),
+            ImageRef("1", str(tmp_path / "b/1.png"), "target"),
+        ]
+        assert_that(images, equal_to(expected))
+        assert_that(failures, equal_to([]), label="NoFailures")
+
+
+def test_of_two_images_with_one_key_the_first_by_url_is_done_and_the_other_is_a_failure(tmp_path):
+    _touch(tmp_path, "x/1.png", "x/1.jpg", "y/1.png")
+    with TestPipeline(runner="FnApiRunner") as pipeline:
+        images, failures = pipeline | ListImages([str(tmp_path / "y"), str(tmp_path / "x")])
+        assert_that(images, equal_to([ImageRef("1", str(tmp_path / "x/1.jpg"))]))
+        rows = failures | beam.Map(lambda failure: (failure.source_uri, failure.error_type))
+        others = [(str(tmp_path / "x/1.png"), "duplicate_key"), (str(tmp_path / "y/1.png"), "duplicate_key")]
+        assert_that(rows, equal_to(others), label="Failures")
+
+
+def test_a_key_that_would_leave_the_output_is_a_failure(tmp_path):
+    listing = tmp_path / "list.jsonl"
+    listing.write_text('{"uri": "a.png", "key": "../../etc/x"}\n{"uri": "b.png"}\n')
+    with TestPipeline(runner="FnApiRunner") as pipeline:
+        images, failures = pipeline | ListImages(str(listing))
+        assert_that(images | beam.Map(lambda ref: ref.key), equal_to(["b"]))
+        assert_that(failures | beam.Map(lambda row: row.error_type), equal_to(["bad_key"]), label="Failures")
+
+
+def test_a_limit_takes_the_same_images_of_each_group_in_every_run(tmp_path):
+    names = [f"{i}" for i in range(20)]
+    _touch(tmp_path, *(f"a/{name}.png" for name in names), *(f"b/{i}.png" for i in range(3)))
+    lowest = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:5]
+    expected = [("source", name) for name in lowest] + [("target", f"{i}") for i in range(3)]
+    for _ in range(2):
+        with TestPipeline(runner="FnApiRunner") as pipeline:
+            inputs = {"source": str(tmp_path / "a"), "target": str(tmp_path / "b")}
+            images, _failures = pipeline | ListImages(inputs, max_images=5)
+            assert_that(images | beam.Map(lambda ref: (ref.group, ref.key)), equal_to(expected))
+
+
+def test_an_image_that_cannot_be_read_costs_one_row(tmp_path):
+    (tmp_path / "text.jpg").write_text("not an image")
+    refs = [ImageRef("gone", str(tmp_path / "gone.png")), ImageRef("text", str(tmp_path / "text.jpg"))]
+    with TestPipeline(runner="FnApiRunner") as pipeline:
+        images, failures = pipeline | beam.Create(refs) | ReadImages()
+        assert_that(images, equal_to([]))
+        rows = failures | beam.Map(lambda row: (row.key, row.stage, row.error_type))
+        assert_that(rows, equal_to([("gone", "read", "not_found"), ("text", "read", "not_an_image")]), label="Rows")
