@@ -7,6 +7,7 @@ is refused by name.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -41,11 +42,11 @@ def read_map(url: str) -> TransportMap:
         raise MapFileError(f"map {url}: not found; write one with dot-fit --map {url}") from None
     except (OSError, ValueError) as error:
         raise MapFileError(f"map {url}: can't be read ({error})") from None
-    return from_bytes(data, name=url)
+    return from_bytes(data, name=f"map {url}")
 
 
 def to_bytes(transport_map: TransportMap) -> bytes:
-    """The map as a safetensors file."""
+    """The map as a safetensors file; the same map always gives the same bytes."""
     tensors = {
         "map.matrix": transport_map.matrix,
         "map.source_mean": transport_map.source_mean,
@@ -65,7 +66,12 @@ def to_bytes(transport_map: TransportMap) -> bytes:
         "vae_sha256": transport_map.vae_sha256,
         "created_by": CREATED_BY,
     }
-    return save({name: np.array(tensor, order="C") for name, tensor in tensors.items()}, metadata)
+    data = save({name: np.array(tensor, order="C") for name, tensor in tensors.items()}, metadata)
+    # safetensors writes metadata in a random order; the header is written again in ours.
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps({**json.loads(data[8:end]), "__metadata__": metadata}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def from_bytes(data: bytes, name: str = "map") -> TransportMap:
@@ -142,8 +148,8 @@ class _Checker:
 
     def _integer(self, key: str) -> int:
         text = self.metadata.get(key, "")
-        if not text.isdecimal() or int(text) < 1:
-            raise self._refusal(f"metadata {key} is {text!r}, expected a positive integer")
+        if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+            raise self._refusal(f"metadata {key} is {text[:40]!r}, expected a positive integer")
         return int(text)
 
     def _refusal(self, problem: str) -> MapFileError:

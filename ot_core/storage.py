@@ -5,6 +5,7 @@ A URL is anything fsspec understands (`gs://`, `s3://`, `file://`, `memory://`, 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import io
@@ -27,14 +28,20 @@ from ot_core.images import EXTENSIONS
 #: Stores whose single PUT appears under its final name whole or not at all.
 _ATOMIC_STORES = {"gs", "gcs", "s3", "s3a", "az", "abfs", "abfss", "adl", "oss", "memory"}
 _LISTS = (".txt", ".csv", ".jsonl", ".parquet")
-_URL_COLUMNS = ("uri", "url", "path")
 
 
 class Listed(NamedTuple):
-    """An image that an input names: its key (path below the input's root, without extension) and its URL."""
+    """An image that an input names.
+
+    Attributes:
+        key: path below the input's root, without extension.
+        uri: where it is.
+        problem: what is wrong with the row of a list that should have named it, or "".
+    """
 
     key: str
     uri: str
+    problem: str = ""
 
 
 def read_bytes(url: str, max_bytes: int | None = None) -> bytes:
@@ -80,10 +87,11 @@ def check_writable(url: str) -> None:
     probe = join(url, f".write-check-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"")
-        fs, path = url_to_fs(probe)
-        fs.rm_file(path)
     except Exception as error:  # each store has its own errors
         raise UserError(f"output {url}: not writable ({_one_line(error)})") from None
+    with contextlib.suppress(Exception):  # the right to write doesn't always come with the right to delete
+        fs, path = url_to_fs(probe)
+        fs.rm_file(path)
 
 
 def join(root: str, *parts: str) -> str:
@@ -117,7 +125,7 @@ def list_images(spec: str) -> Iterator[Listed]:
     lists and single URLs give what they name. Relative URLs of a list are relative to the list.
 
     Raises:
-        UserError: if the spec's protocol isn't known, its root can't be listed, or a list can't be read.
+        UserError: if the spec's protocol isn't known, its root can't be listed, or a list can't be opened.
     """
     try:
         fs, path = url_to_fs(spec)
@@ -153,34 +161,48 @@ def _list_glob(fs: Any, path: str) -> Iterator[Listed]:
 
 
 def _list_list(spec: str, fs: Any, path: str) -> Iterator[Listed]:
+    """A row that can't be understood is given with its problem, so that it costs one failure and not the job."""
+    folder = parent(spec)
     with fs.open(path, "rb") as file:
-        for uri, key in _rows_of_list(spec, path, file):
+        for number, row in enumerate(_rows_of_list(path, file), start=1):
+            uri, key = row if isinstance(row, tuple) else ("", None)
             if not uri:
+                problem = f"row {number} of {spec}: " + (row if isinstance(row, str) else "empty uri")
+                yield Listed("", spec, problem)
                 continue
             if "://" not in uri and not uri.startswith("/"):
-                key, uri = key or _without_extension(uri), join(parent(spec), uri)
-            yield Listed(key or _key_below(parent(spec), uri), uri)
+                key, uri = key or _without_extension(uri), join(folder, uri)
+            yield Listed(key or _key_below(folder, uri), uri)
 
 
-def _rows_of_list(spec: str, path: str, file: Any) -> Iterator[tuple[str, str | None]]:
+def _rows_of_list(path: str, file: Any) -> Iterator[tuple[str, str | None] | str]:
+    """(uri, key) of each row, or what is wrong with it."""
     extension = posixpath.splitext(path)[1].lower()
     if extension == ".txt":
         for line in io.TextIOWrapper(file, "utf-8"):
-            yield line.strip(), None
-        return
-    rows: Iterator[dict[str, Any]]
-    if extension == ".csv":
-        rows = csv.DictReader(io.TextIOWrapper(file, "utf-8", newline=""))
+            if line.strip():
+                yield line.strip(), None
+    elif extension == ".csv":
+        yield from map(_columns, csv.DictReader(io.TextIOWrapper(file, "utf-8", newline="")))
     elif extension == ".jsonl":
-        rows = (json.loads(line) for line in io.TextIOWrapper(file, "utf-8") if line.strip())
+        for line in io.TextIOWrapper(file, "utf-8"):
+            if line.strip():
+                try:
+                    yield _columns(json.loads(line))
+                except ValueError as error:
+                    yield f"not JSON ({error})"
     else:
-        rows = (row for batch in pq.ParquetFile(file).iter_batches() for row in batch.to_pylist())
-    for row in rows:
-        column = next((name for name in _URL_COLUMNS if name in row), None)
-        if column is None or not isinstance(row[column], str):
-            raise UserError(f"input {spec}: expected a text column 'uri', found {sorted(map(str, row))}")
-        key = row.get("key")
-        yield row[column].strip(), key if isinstance(key, str) and key else None
+        for batch in pq.ParquetFile(file).iter_batches():
+            yield from map(_columns, batch.to_pylist())
+
+
+def _columns(row: Any) -> tuple[str, str | None] | str:
+    """The columns uri and key of a row, or what is wrong with it."""
+    if not isinstance(row, dict) or not isinstance(row.get("uri"), str):
+        found = sorted(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        return f"expected a text column 'uri', found {found}"
+    key = row.get("key")
+    return row["uri"].strip(), key if isinstance(key, str) and key else None
 
 
 def _listed(fs: Any, root: str, path: str) -> Listed:

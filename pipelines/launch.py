@@ -52,17 +52,18 @@ def launch(
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     start = time.perf_counter()
-    with _progress(parser.prog, options, getattr(args, "max_images", None)):
-        result = pipeline.run()
-        result.wait_until_finish()
-    counters = _counters(result)
     try:
-        print(report(args, counters))
+        with _progress(parser.prog, options, getattr(args, "max_images", None)):
+            result = pipeline.run()
+            result.wait_until_finish()
+        counters = _counters(result)
+        try:
+            print(report(args, counters))
+        finally:
+            print(_summary(counters, time.perf_counter() - start))
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        print(_summary(counters, time.perf_counter() - start))
         return 1
-    print(_summary(counters, time.perf_counter() - start))
     return _exit_code(parser.prog, counters, args.max_failure_fraction)
 
 
@@ -74,8 +75,11 @@ def check_inputs(*flags: tuple[str, Sequence[str]]) -> None:
     """
     for flag, specs in flags:
         for spec in specs:
-            if next(storage.list_images(spec), None) is None:
+            first = next(storage.list_images(spec), None)
+            if first is None:
                 raise UserError(f"{flag} {spec}: no image matched; expected a folder, glob, image or list of images")
+            if first.problem:
+                raise UserError(f"{flag} {first.problem}")
 
 
 def _exit_code(prog: str, counters: Counters, max_failure_fraction: float) -> int:

@@ -62,12 +62,12 @@ def _photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     y, x = np.mgrid[0:height, 0:width] / max(height, width, 2)
     image = np.empty((height, width, 3))
     for channel in range(3):
-        slope_y, slope_x, base = rng.uniform(-0.4, 0.4, 2).tolist() + [rng.uniform(0.3, 0.7)]
+        slope_y, slope_x = rng.uniform(-0.4, 0.4, 2)
         texture = 0.06 * np.sin(rng.uniform(20, 60) * x + rng.uniform(20, 60) * y + rng.uniform(0, 6))
-        image[:, :, channel] = base + slope_y * y + slope_x * x + texture
+        image[:, :, channel] = rng.uniform(0.3, 0.7) + slope_y * y + slope_x * x + texture
     for _ in range(4):
-        centre_y, centre_x, radius = rng.uniform(0, 1, 2).tolist() + [rng.uniform(0.05, 0.25)]
-        image[(y - centre_y) ** 2 + (x - centre_x) ** 2 < radius**2] = rng.uniform(0.05, 0.95, 3)
+        centre_y, centre_x = rng.uniform(0, 1, 2)
+        image[np.hypot(y - centre_y, x - centre_x) < rng.uniform(0.05, 0.25)] = rng.uniform(0.05, 0.95, 3)
     top, left = rng.uniform(0, 0.7, 2)
     image[(y > top) & (y < top + 0.2) & (x > left) & (x < left + 0.3)] = rng.uniform(0.05, 0.95, 3)
     image += rng.normal(0, 0.015, (height, width, 1)) + rng.normal(0, 0.01, image.shape)

@@ -78,6 +78,8 @@ class _MatchInputDoFn(beam.DoFn):
             metrics.count(metrics.IMAGES_LISTED)
             ref = ImageRef(listed.key, listed.uri, group)
             try:
+                if listed.problem:
+                    raise ImageError(Cause.BAD_LIST, listed.problem)
                 storage.check_key(ref.key)
             except ImageError as error:
                 yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "list", error))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ot_core import GaussianStatistics, fold, latent_statistics, patches, unfold
@@ -31,6 +31,7 @@ class TestUnfold:
 
 
 class TestFold:
+    @settings(max_examples=40)
     @given(folds, st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.5, 1.0, float("inf")]))
     def test_folding_the_patches_of_a_latent_gives_the_latent(self, sizes, height, width, sigma):
         patch_size, kernel_size = sizes
@@ -72,6 +73,7 @@ class TestStatistics:
         np.testing.assert_allclose(actual.mean, expected.mean, rtol=1e-12, atol=1e-13)
         np.testing.assert_allclose(actual.scatter, expected.scatter, rtol=1e-12, atol=1e-11)
 
+    @settings(max_examples=40)
     @given(st.integers(0, 3000), st.integers(5, 14), st.integers(5, 14))
     def test_dont_change_when_gathered_in_bands(self, band_values, height, width):
         z = latent(2, height, width)

@@ -66,9 +66,9 @@ class TestDefinition:
         default = LatentTransport(transport_map, dtype=torch.float64)(z)[0].numpy()
         np.testing.assert_allclose(default, by_definition(transport_map, z[0].numpy(), 3, math.inf), rtol=1e-9)
 
-    @given(st.integers(1, 4), st.integers(0, 100))
-    def test_each_latent_of_a_batch_is_transported_by_itself(self, batch, seed):
-        transport, z = LatentTransport(fitted(2, 3), dtype=torch.float64), latents(batch, 2, 5, 4, seed=seed)
+    @pytest.mark.parametrize("rank", [18, 10])
+    def test_each_latent_of_a_batch_is_transported_by_itself(self, rank):
+        transport, z = LatentTransport(fitted(2, 3, rank), dtype=torch.float64), latents(4, 2, 5, 4)
         alone = torch.cat([transport(one[None]) for one in z])
         torch.testing.assert_close(transport(z), alone, rtol=1e-12, atol=1e-12)
 
@@ -140,7 +140,7 @@ class TestNoiseOfASingularMap:
         assert np.linalg.norm(neighbours) < 0.02 * scale
 
     def test_transported_source_has_the_covariance_of_the_target(self):
-        transport_map = fitted(3, 1, rank=2)
+        transport_map = fitted(3, 1, rank=1)
         x = np.random.default_rng(5).multivariate_normal(
             transport_map.source.mean, transport_map.source.covariance(), 60_000, method="eigh"
         )
@@ -149,7 +149,7 @@ class TestNoiseOfASingularMap:
         target = transport_map.target.covariance()
         without_noise = transport_map.matrix @ transport_map.source.covariance() @ transport_map.matrix.T
         assert np.linalg.norm(np.cov(moved) - target) < 0.03 * np.linalg.norm(target)
-        assert np.linalg.norm(without_noise - target) > 0.1 * np.linalg.norm(target)
+        assert np.linalg.norm(without_noise - target) > 0.05 * np.linalg.norm(target)
 
     def test_a_batch_needs_one_key_for_each_latent(self):
         with pytest.raises(ValueError, match="zip"):
