@@ -33,6 +33,7 @@ setup(
         "apache-beam==2.77.*",
         "torch>=2.6,<2.16",
         "diffusers>=0.38,<0.43",
+        "huggingface-hub>=0.34",
         "safetensors>=0.5",
         "numpy>=1.26,<2.5",
         "pillow>=12.1.1,<13",

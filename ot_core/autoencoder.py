@@ -25,6 +25,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from fsspec.core import url_to_fs
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from ot_core.errors import UserError
@@ -33,7 +34,13 @@ from ot_core.errors import UserError
 DEFAULT_VAE: Final = "default"
 _DEFAULT_FOLDER: Final = Path(__file__).parent / "vae"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?P<subfolder>(/[\w.-]+)*)")
+_HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?P<subfolder>(/[\w.-]+)*)")
+_HUB_FILES: Final = (
+    "config.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model-0*.safetensors",
+)
 _CONFIG_KEYS_WITHOUT_EFFECT = ("_name_or_path", "_diffusers_version")
 #: Smallest image every known autoencoder accepts; used to measure channels and downsampling.
 _PROBE_SIZE: Final = 128
@@ -105,7 +112,7 @@ class Autoencoder:
 
 
 def default_device() -> str:
-    """ "cuda" where there is one, else "cpu"."""
+    """The first CUDA device where there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -158,23 +165,29 @@ def _load_module(name: str) -> nn.Module:
     match = _HUB_ID.fullmatch(name)
     if match is None or name.startswith("."):
         raise UserError(f"vae {name}: expected a folder, a URL, a hub id (owner/name) or package.module:factory")
-    subfolder = match["subfolder"]
-    return _from_diffusers(name.removesuffix(subfolder), subfolder=subfolder.lstrip("/"))
+    return _from_diffusers(_from_hub(match["repository"], match["subfolder"].lstrip("/")))
 
 
-def _from_diffusers(source: str | Path, subfolder: str = "") -> nn.Module:
-    import diffusers
+def _from_hub(repository: str, subfolder: str) -> Path:
+    """Folder of a model on the hub, downloaded unless it is in the hub's cache."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the error says it all
+    patterns = [os.path.join(subfolder, pattern) for pattern in _HUB_FILES]
+    return Path(snapshot_download(repository, allow_patterns=patterns)) / subfolder
 
-    if isinstance(source, Path) and not (source / "config.json").is_file():
-        raise UserError(f"vae {source}: expected a folder in diffusers' format, found no config.json in it")
+
+def _from_diffusers(folder: Path) -> nn.Module:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"vae {folder}: expected a folder in diffusers' format, found no config.json in it")
+    import diffusers  # noqa: PLC0415 - takes seconds, which a user's own autoencoder needn't wait for
+
     # Diffusers warns of config keys it has no use for; they change nothing.
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     module = diffusers.AutoModel.from_pretrained(
-        str(source), subfolder=subfolder, torch_dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        str(folder), torch_dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
     if not (hasattr(module, "encode") and hasattr(module, "decode")):
         raise UserError(
-            f"vae {source}: a {type(module).__name__}, which can't encode and decode; expected an autoencoder"
+            f"vae {folder}: a {type(module).__name__}, which can't encode and decode; expected an autoencoder"
         )
     assert isinstance(module, nn.Module)
     return module

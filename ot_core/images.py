@@ -73,14 +73,11 @@ def decode_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedIm
         image = _open(data, max_pixels)
         try:
             image.load()
-            image = ImageOps.exif_transpose(image)
-        except ImageError:
-            raise
-        except MemoryError:
+            return _to_rgb(ImageOps.exif_transpose(image))
+        except (ImageError, MemoryError):
             raise
         except Exception as error:  # decoders raise many types on damaged data
-            raise ImageError(Cause.DAMAGED, f"{image.format or 'image'} can't be decoded: {error}") from None
-        return _to_rgb(image)
+            raise ImageError(Cause.DAMAGED, f"{image.format} can't be decoded: {_one_line(error)}") from None
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -91,13 +88,17 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except UnidentifiedImageError:
         raise ImageError(Cause.NOT_AN_IMAGE, f"not a readable {', '.join(FORMATS)} header") from None
     except Exception as error:
-        raise ImageError(Cause.DAMAGED, f"header can't be read: {error}") from None
+        raise ImageError(Cause.DAMAGED, f"header can't be read: {_one_line(error)}") from None
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(Cause.DAMAGED, f"header says {width}x{height} pixels")
     if width * height > max_pixels:
         raise ImageError(Cause.TOO_LARGE, f"{width}x{height} pixels, over the limit of {max_pixels}")
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+    try:
+        frames = getattr(image, "n_frames", 1)
+    except Exception as error:  # counting the pages of a TIFF reads all their headers
+        raise ImageError(Cause.DAMAGED, f"{image.format} pages can't be counted: {_one_line(error)}") from None
+    if frames > 1 and image.format != "MPO":
         raise ImageError(Cause.UNSUPPORTED, f"{image.format} with several frames; expected a single picture")
     return image
 
@@ -106,19 +107,24 @@ def _to_rgb(image: Image.Image) -> DecodedImage:
     profile = image.info.get("icc_profile") or None
     alpha = None
     if image.mode in ("F", "I", "I;16", "I;16B", "I;16L", "I;16N"):
-        return DecodedImage(_grey_to_rgb(_deep_grey(image)), grey=True, icc_profile=profile)
+        return DecodedImage(_grey_to_rgb(_deep_grey(image)), grey=True, icc_profile=_of_space(b"GRAY", profile))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         alpha = np.asarray(rgba.getchannel("A"))
     if image.mode in ("1", "L", "LA", "La"):
         grey = np.asarray(image.convert("L") if image.mode != "La" else image.convert("LA").getchannel("L"))
-        return DecodedImage(_grey_to_rgb(grey), alpha, grey=True, icc_profile=profile)
+        return DecodedImage(_grey_to_rgb(grey), alpha, grey=True, icc_profile=_of_space(b"GRAY", profile))
     if image.mode == "CMYK" and profile:
         image, profile = _through_profile(image, profile), None
     elif image.mode not in ("RGB", "RGBA", "P", "PA", "RGBa", "RGBX"):
         profile = None  # it described other channels than the written ones
     rgb = image if image.mode == "RGB" else (rgba if alpha is not None else image).convert("RGB")
-    return DecodedImage(np.asarray(rgb), alpha, icc_profile=profile)
+    return DecodedImage(np.asarray(rgb), alpha, icc_profile=_of_space(b"RGB ", profile))
+
+
+def _of_space(space: bytes, profile: bytes | None) -> bytes | None:
+    """The profile, if its header of 128 bytes says that it describes this colour space."""
+    return profile if profile and len(profile) > 128 and profile[16:20] == space else None
 
 
 def _deep_grey(image: Image.Image) -> NDArray[np.float32]:
@@ -182,3 +188,7 @@ def encode_image(
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise ImageError(Cause.UNSUPPORTED, f"{size} pixels can't be written as {image_format}: {error}") from None
     return buffer.getvalue()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -61,16 +61,16 @@ def _photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     rng = np.random.default_rng([seed, height, width])
     y, x = np.mgrid[0:height, 0:width] / max(height, width, 2)
     image = np.empty((height, width, 3))
+    texture = 0.05 * np.sin(rng.uniform(20, 60) * x + rng.uniform(20, 60) * y)
     for channel in range(3):
-        slope_y, slope_x = rng.uniform(-0.4, 0.4, 2)
-        texture = 0.06 * np.sin(rng.uniform(20, 60) * x + rng.uniform(20, 60) * y + rng.uniform(0, 6))
-        image[:, :, channel] = rng.uniform(0.3, 0.7) + slope_y * y + slope_x * x + texture
+        slope_y, slope_x = rng.uniform(-0.3, 0.3, 2)
+        image[:, :, channel] = rng.uniform(0.4, 0.6) + slope_y * y + slope_x * x + texture
     for _ in range(4):
         centre_y, centre_x = rng.uniform(0, 1, 2)
-        image[np.hypot(y - centre_y, x - centre_x) < rng.uniform(0.05, 0.25)] = rng.uniform(0.05, 0.95, 3)
+        image[np.hypot(y - centre_y, x - centre_x) < rng.uniform(0.05, 0.25)] = rng.uniform(0.1, 0.9) + rng.uniform(-0.1, 0.1, 3)
     top, left = rng.uniform(0, 0.7, 2)
-    image[(y > top) & (y < top + 0.2) & (x > left) & (x < left + 0.3)] = rng.uniform(0.05, 0.95, 3)
-    image += rng.normal(0, 0.015, (height, width, 1)) + rng.normal(0, 0.01, image.shape)
+    image[(y > top) & (y < top + 0.2) & (x > left) & (x < left + 0.3)] = rng.uniform(0.1, 0.9) + rng.uniform(-0.1, 0.1, 3)
+    image += rng.normal(0, 0.015, (height, width, 1)) + rng.normal(0, 0.005, image.shape)
     return np.rint(image.clip(0, 1) * 255).astype(np.uint8)
 
 

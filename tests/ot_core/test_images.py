@@ -1,0 +1,505 @@
+"""Decoding and encoding: the table in the docstring of ot_core.images, row by row, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import resource
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from ot_core import Cause, DecodedImage, ImageError, decode_image, encode_image
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def noise(height: int, width: int, channels: int | None = None, seed: int = 0) -> np.ndarray:
+    shape = (height, width) if channels is None else (height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(image: Image.Image | np.ndarray, image_format: str = "PNG", **options: Any) -> bytes:
+    """A file, written by Pillow."""
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width: int, height: int, depth: int, colour_type: int, rows: bytes, *extra: bytes) -> bytes:
+    """A PNG file written by hand, of kinds that Pillow doesn't write."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))
+    stride = len(rows) // max(height, 1)
+    lines = b"".join(b"\0" + rows[i * stride : (i + 1) * stride] for i in range(height))
+    body = b"".join([header, *extra, chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")])
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def cmyk_profile() -> bytes:
+    """An ICC profile of odd inks: K prints black, C without K mid-grey (L* = 50), M and Y nothing."""
+    identity = bytes(range(256))
+    table = b"".join(bytes([0 if i & 1 else 128 if i & 8 else 255, 128, 128]) for i in range(16))  # K varies fastest
+    matrix = struct.pack(">9i", *(65536 if i % 4 == 0 else 0 for i in range(9)))
+    lut = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + matrix + identity * 4 + table + identity * 3
+    lut += b"\0" * (-len(lut) % 4)
+    header = struct.pack(">I4sI4s4s4s", 132 + 12 + len(lut), b"\0\0\0\0", 0x02400000, b"prtr", b"CMYK", b"Lab ")
+    header += struct.pack(">6H4s", 2026, 1, 1, 0, 0, 0, b"acsp") + b"\0" * 28
+    header += struct.pack(">3i", 0xF6D6, 0x10000, 0xD32D) + b"\0" * 48
+    return header + struct.pack(">I4sII", 1, b"A2B0", 144, len(lut)) + lut
+
+
+def refused(data: bytes, **options: Any) -> Cause:
+    with pytest.raises(ImageError) as error:
+        decode_image(data, **options)
+    assert "\n" not in error.value.message
+    return error.value.cause
+
+
+class TestFormats:
+    @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "BMP"])
+    def test_lossless_formats_are_read_exactly(self, image_format: str):
+        pixels = noise(5, 7, 3)
+        decoded = decode_image(encoded(pixels, image_format))
+        np.testing.assert_array_equal(decoded.pixels, pixels)
+        assert decoded.pixels.dtype == np.uint8
+        assert (decoded.alpha, decoded.grey, decoded.icc_profile) == (None, False, None)
+
+    @pytest.mark.parametrize("image_format", ["JPEG", "WEBP"])
+    def test_lossy_formats_are_read_closely(self, image_format: str, photo: Callable[..., np.ndarray]):
+        pixels = photo(40, 56)
+        decoded = decode_image(encoded(pixels, image_format, quality=95)).pixels
+        assert decoded.shape == pixels.shape
+        assert np.abs(decoded.astype(int) - pixels).mean() < 4
+
+    @pytest.mark.parametrize("options", [{"compression": "tiff_lzw"}, {"compression": "tiff_deflate"}])
+    def test_compressed_tiff_is_read_exactly(self, options: dict[str, str]):
+        pixels = noise(5, 7, 3)
+        np.testing.assert_array_equal(decode_image(encoded(pixels, "TIFF", **options)).pixels, pixels)
+
+    def test_progressive_jpeg_is_read(self):
+        assert decode_image(encoded(noise(16, 24, 3), "JPEG", progressive=True)).pixels.shape == (16, 24, 3)
+
+    def test_one_pixel_is_an_image(self):
+        assert decode_image(encoded(noise(1, 1, 3))).pixels.shape == (1, 1, 3)
+
+    @pytest.mark.parametrize("image_format", ["GIF", "ICNS", "PPM", "TGA", "PCX", "JPEG2000", "AVIF"])
+    def test_other_formats_are_not_images(self, image_format: str):
+        Image.init()
+        if image_format not in Image.SAVE:
+            pytest.skip(f"this Pillow doesn't write {image_format}")
+        assert refused(encoded(noise(16, 16, 3), image_format)) == Cause.NOT_AN_IMAGE
+
+
+def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """What a viewer shows, by the definition of EXIF."""
+    return {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: np.swapaxes(a, 0, 1),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.swapaxes(a[::-1, ::-1], 0, 1),
+        8: lambda a: np.rot90(a, 1),
+    }[orientation](stored)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+class TestOrientation:
+    def exif(self, orientation: int) -> Image.Exif:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        return exif
+
+    @pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+    def test_pixels_are_those_of_the_upright_image(self, orientation: int, image_format: str):
+        stored = noise(4, 6, 3)
+        decoded = decode_image(encoded(stored, image_format, exif=self.exif(orientation)))
+        np.testing.assert_array_equal(decoded.pixels, upright(stored, orientation))
+
+    @pytest.mark.parametrize("image_format", ["JPEG", "WEBP"])
+    def test_lossy_formats_too(self, orientation: int, image_format: str, photo: Callable[..., np.ndarray]):
+        stored = photo(64, 96)
+        decoded = decode_image(encoded(stored, image_format, quality=95, exif=self.exif(orientation))).pixels
+        expected = upright(stored, orientation)
+        assert decoded.shape == expected.shape
+        assert np.abs(decoded.astype(int) - expected).mean() < 4
+
+    def test_transparency_turns_with_the_pixels(self, orientation: int):
+        stored = noise(4, 6, 4)
+        decoded = decode_image(encoded(stored, exif=self.exif(orientation)))
+        np.testing.assert_array_equal(decoded.pixels, upright(stored[..., :3], orientation))
+        np.testing.assert_array_equal(decoded.alpha, upright(stored[..., 3], orientation))
+
+    def test_16_bit_grey_turns_too(self, orientation: int):
+        stored = np.random.default_rng(0).integers(0, 65536, (4, 6), dtype=np.uint16)
+        decoded = decode_image(encoded(stored, exif=self.exif(orientation)))
+        np.testing.assert_allclose(decoded.pixels[..., 0], upright(stored, orientation) / 65535, rtol=1e-6)
+
+    def test_the_written_image_isnt_turned_again(self, orientation: int):
+        decoded = decode_image(encoded(noise(4, 6, 3), exif=self.exif(orientation)))
+        written = decode_image(encode_image(decoded.pixels, decoded, "png"))
+        np.testing.assert_array_equal(written.pixels, decoded.pixels)
+
+
+class TestGrey:
+    def test_is_replicated_to_rgb_and_written_grey_again(self):
+        levels = noise(5, 7)
+        decoded = decode_image(encoded(levels))
+        np.testing.assert_array_equal(decoded.pixels, np.stack([levels] * 3, axis=2))
+        assert decoded.grey
+        for image_format in ("png", "jpeg"):
+            assert Image.open(io.BytesIO(encode_image(decoded.pixels, decoded, image_format))).mode == "L"
+        np.testing.assert_array_equal(decode_image(encode_image(decoded.pixels, decoded, "png")).pixels, decoded.pixels)
+
+    @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "BMP"])
+    def test_1_bit_is_black_and_white(self, image_format: str):
+        bits = noise(5, 7) > 127
+        decoded = decode_image(encoded(Image.fromarray(bits), image_format))
+        np.testing.assert_array_equal(decoded.pixels, np.stack([bits * np.uint8(255)] * 3, axis=2))
+        assert decoded.grey
+
+    def test_jpeg(self):
+        decoded = decode_image(encoded(np.full((8, 8), 77, np.uint8), "JPEG"))
+        assert decoded.grey
+        np.testing.assert_array_equal(decoded.pixels, np.full((8, 8, 3), 77))
+
+    def test_with_alpha_keeps_both(self):
+        stored = noise(5, 7, 2)
+        decoded = decode_image(encoded(Image.fromarray(stored, "LA")))
+        np.testing.assert_array_equal(decoded.pixels, np.stack([stored[..., 0]] * 3, axis=2))
+        np.testing.assert_array_equal(decoded.alpha, stored[..., 1])
+        assert Image.open(io.BytesIO(encode_image(decoded.pixels, decoded, "png"))).mode == "LA"
+
+    def test_with_a_transparent_level_keeps_it(self):
+        decoded = decode_image(png(2, 1, 8, 0, bytes([7, 9]), chunk(b"tRNS", b"\0\7")))
+        assert decoded.alpha.tolist() == [[0, 255]]
+        assert decoded.pixels[0, :, 0].tolist() == [7, 9]
+
+    def test_webp_has_no_grey(self):
+        decoded = decode_image(encoded(noise(5, 7)))
+        assert Image.open(io.BytesIO(encode_image(decoded.pixels, decoded, "webp"))).mode == "RGB"
+
+
+class TestPalette:
+    colours = bytes([10, 20, 30, 200, 100, 50, 0, 255, 0, 255, 0, 255])
+    rows = bytes([0b00011011])
+
+    def test_is_expanded_to_rgb(self):
+        decoded = decode_image(png(4, 1, 2, 3, self.rows, chunk(b"PLTE", self.colours)))
+        assert decoded.pixels.tobytes() == self.colours
+        assert decoded.alpha is None
+        assert not decoded.grey
+
+    def test_is_expanded_to_rgb_and_transparency(self):
+        data = png(4, 1, 2, 3, self.rows, chunk(b"PLTE", self.colours), chunk(b"tRNS", bytes([0, 128])))
+        decoded = decode_image(data)
+        assert decoded.pixels.tobytes() == self.colours
+        assert decoded.alpha.tolist() == [[0, 128, 255, 255]]
+
+
+class TestTransparency:
+    @pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+    def test_is_kept_beside_colours_that_it_hides(self, image_format: str):
+        stored = noise(5, 7, 4)
+        stored[0, :, 3] = 0
+        decoded = decode_image(encoded(stored, image_format))
+        np.testing.assert_array_equal(decoded.pixels, stored[..., :3])
+        np.testing.assert_array_equal(decoded.alpha, stored[..., 3])
+
+    def test_a_transparent_colour_is_kept(self):
+        decoded = decode_image(png(2, 1, 8, 2, bytes([1, 2, 3, 4, 5, 6]), chunk(b"tRNS", bytes([0, 1, 0, 2, 0, 3]))))
+        assert decoded.alpha.tolist() == [[0, 255]]
+
+    @pytest.mark.parametrize("image_format", ["png", "webp"])
+    def test_passes_through_unchanged_where_the_format_has_it(self, image_format: str):
+        decoded = decode_image(encoded(noise(16, 16, 4)))
+        written = decode_image(encode_image(255 - decoded.pixels, decoded, image_format))
+        np.testing.assert_array_equal(written.alpha, decoded.alpha)
+
+    def test_is_dropped_where_the_format_has_none(self):
+        decoded = decode_image(encoded(noise(5, 7, 4)))
+        assert decode_image(encode_image(decoded.pixels, decoded, "jpeg")).alpha is None
+
+
+class TestOtherColourSpaces:
+    inks = np.array([[[0, 0, 0, 0], [0, 0, 0, 255], [255, 0, 0, 0]]], np.uint8)
+
+    def test_cmyk_without_a_profile_is_complemented(self):
+        decoded = decode_image(encoded(Image.fromarray(self.inks, "CMYK"), "TIFF"))
+        assert decoded.pixels.tolist() == [[[255, 255, 255], [0, 0, 0], [0, 255, 255]]]
+
+    def test_cmyk_with_a_profile_goes_through_it_to_srgb(self):
+        decoded = decode_image(encoded(Image.fromarray(self.inks, "CMYK"), "TIFF", icc_profile=cmyk_profile()))
+        np.testing.assert_allclose(decoded.pixels, [[[255] * 3, [0] * 3, [119] * 3]], atol=2)
+        assert decoded.icc_profile is None
+
+    @pytest.mark.parametrize("profile", [b"no profile at all", SRGB], ids=["damaged", "of RGB"])
+    def test_cmyk_with_a_profile_that_isnt_one_of_cmyk_is_complemented(self, profile: bytes):
+        decoded = decode_image(encoded(Image.fromarray(self.inks, "CMYK"), "TIFF", icc_profile=profile))
+        assert decoded.pixels.tolist() == [[[255, 255, 255], [0, 0, 0], [0, 255, 255]]]
+        assert decoded.icc_profile is None
+
+    def test_cmyk_jpeg(self):
+        inks = np.broadcast_to(np.array([0, 255, 0, 0], np.uint8), (16, 16, 4))
+        decoded = decode_image(encoded(Image.fromarray(inks.copy(), "CMYK"), "JPEG", quality=95)).pixels
+        np.testing.assert_allclose(decoded, np.broadcast_to([255, 0, 255], (16, 16, 3)), atol=6)
+
+    def test_lab_is_converted(self):
+        lab = np.array([[[255, 0, 0], [0, 0, 0], [137, 0, 0]]], np.uint8)
+        decoded = decode_image(encoded(Image.fromarray(lab, "LAB"), "TIFF"))
+        np.testing.assert_allclose(decoded.pixels, [[[255] * 3, [0] * 3, [128] * 3]], atol=3)
+
+
+class TestDepth:
+    levels = np.array([[0, 1, 256, 32768, 65534, 65535]], np.uint16)
+
+    @pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+    def test_16_bit_grey_is_read_in_full_precision(self, image_format: str):
+        decoded = decode_image(encoded(self.levels, image_format))
+        assert decoded.pixels.dtype == np.float32
+        for channel in range(3):
+            np.testing.assert_allclose(decoded.pixels[..., channel], self.levels / 65535, rtol=1e-6)
+        assert decoded.grey
+
+    def test_16_bit_grey_of_either_byte_order(self):
+        big = Image.frombytes("I;16B", (6, 1), self.levels.astype(">u2").tobytes())
+        decoded = decode_image(encoded(big, "TIFF"))
+        np.testing.assert_allclose(decoded.pixels[..., 0], self.levels / 65535, rtol=1e-6)
+
+    def test_16_bit_colour_is_read_as_8_bits(self):
+        colours = np.array([0, 0x7F7F, 0xFFFF, 0x1234, 0xABCD, 0x0101], ">u2")
+        decoded = decode_image(png(2, 1, 16, 2, colours.tobytes()))
+        assert decoded.pixels.dtype == np.uint8
+        assert decoded.pixels.tolist() == [[[0, 0x7F, 0xFF], [0x12, 0xAB, 0x01]]]
+
+    def test_16_bit_colour_with_a_transparent_colour_is_read(self):
+        colours = np.array([0, 0x7F7F, 0xFFFF, 0x1234, 0xABCD, 0x0101], ">u2").tobytes()
+        assert decode_image(png(2, 1, 16, 2, colours, chunk(b"tRNS", colours[:6]))).pixels.shape == (1, 2, 3)
+
+    def test_float_grey_is_read_as_it_is(self):
+        values = np.array([[0.0, 0.25, 0.1234567, 1.0]], np.float32)
+        decoded = decode_image(encoded(values, "TIFF"))
+        assert decoded.pixels.dtype == np.float32
+        np.testing.assert_array_equal(decoded.pixels, np.stack([values] * 3, axis=2))
+        assert decoded.grey
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_float_grey_that_isnt_finite_is_refused(self, value: float):
+        assert refused(encoded(np.array([[0.5, value]], np.float32), "TIFF")) == Cause.NOT_FINITE
+
+    @pytest.mark.parametrize("value", [-0.01, 1.01, 255.0])
+    def test_float_grey_outside_0_to_1_is_refused(self, value: float):
+        assert refused(encoded(np.array([[0.5, value]], np.float32), "TIFF")) == Cause.OUT_OF_RANGE
+
+    @pytest.mark.parametrize("value", [-1, 65536])
+    def test_integers_outside_16_bits_are_refused(self, value: int):
+        assert refused(encoded(np.array([[5, value]], np.int32), "TIFF")) == Cause.OUT_OF_RANGE
+
+
+class TestProfile:
+    @pytest.mark.parametrize("source", ["PNG", "JPEG", "WEBP", "TIFF"])
+    @pytest.mark.parametrize("output", ["png", "jpeg", "webp"])
+    def test_of_rgb_is_kept(self, source: str, output: str):
+        decoded = decode_image(encoded(noise(8, 8, 3), source, icc_profile=SRGB))
+        assert decoded.icc_profile == SRGB
+        written = decode_image(encode_image(decoded.pixels, decoded, output))
+        assert written.icc_profile == SRGB
+
+    def test_of_rgb_is_kept_for_a_palette(self):
+        image = Image.fromarray(noise(8, 8, 3)).quantize(16)
+        assert decode_image(encoded(image, icc_profile=SRGB)).icc_profile == SRGB
+
+    def test_of_lab_or_cmyk_isnt_kept_as_the_pixels_are_rgb_now(self):
+        for mode, profile in (("LAB", SRGB), ("CMYK", cmyk_profile())):
+            data = encoded(Image.new(mode, (4, 4)), "TIFF", icc_profile=profile)
+            assert decode_image(data).icc_profile is None
+
+    def test_of_grey_isnt_written_to_webp_which_has_no_grey(self):
+        decoded = decode_image(encoded(noise(8, 8), "JPEG", icc_profile=grey_profile()))
+        assert decode_image(encode_image(decoded.pixels, decoded, "webp")).icc_profile is None
+
+    def test_of_grey_is_kept_for_grey(self):
+        decoded = decode_image(encoded(noise(8, 8), "PNG", icc_profile=grey_profile()))
+        for output in ("png", "jpeg"):
+            assert decode_image(encode_image(decoded.pixels, decoded, output)).icc_profile == grey_profile()
+
+    @pytest.mark.parametrize("source", ["PNG", "JPEG", "TIFF"])
+    def test_that_describes_other_channels_isnt_kept(self, source: str):
+        """PNG readers refuse a file whose profile is of another colour space than its pixels."""
+        assert decode_image(encoded(noise(8, 8), source, icc_profile=SRGB)).icc_profile is None
+        assert decode_image(encoded(noise(8, 8, 3), source, icc_profile=grey_profile())).icc_profile is None
+
+    def test_that_is_cut_off_isnt_kept(self):
+        assert decode_image(encoded(noise(8, 8, 3), "JPEG", icc_profile=SRGB[:30])).icc_profile is None
+
+
+def grey_profile() -> bytes:
+    """The header of a profile of grey, which is all that tells its colour space."""
+    return SRGB[:16] + b"GRAY" + SRGB[20:]
+
+
+class TestFrames:
+    frames = (noise(8, 8, 3), noise(8, 8, 3, seed=1))
+
+    def animated(self, image_format: str) -> bytes:
+        first, second = (Image.fromarray(frame) for frame in self.frames)
+        return encoded(first, image_format, save_all=True, append_images=[second])
+
+    def test_animated_gif_is_not_an_image(self):
+        assert refused(self.animated("GIF")) == Cause.NOT_AN_IMAGE
+
+    @pytest.mark.parametrize("image_format", ["PNG", "WEBP", "TIFF"])
+    def test_several_frames_or_pages_are_refused(self, image_format: str):
+        assert refused(self.animated(image_format)) == Cause.UNSUPPORTED
+
+    def test_mpo_gives_its_first_picture(self):
+        decoded = decode_image(self.animated("MPO"))
+        np.testing.assert_array_equal(decoded.pixels, decode_image(encoded(self.frames[0], "JPEG")).pixels)
+
+
+class TestDamage:
+    @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
+    @pytest.mark.parametrize("share", [0.5, 0.9])
+    def test_truncated_files_are_damaged(self, image_format: str, share: float):
+        data = encoded(noise(64, 64, 3), image_format)
+        assert refused(data[: int(share * len(data))]) in (
+            {Cause.DAMAGED, Cause.NOT_AN_IMAGE} if image_format in ("WEBP", "TIFF") else {Cause.DAMAGED}
+        )
+
+    @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
+    def test_a_file_cut_anywhere_gives_an_image_or_an_image_error(self, image_format: str):
+        """Some bytes at the end don't matter; in the header and the pixels they do."""
+        data = encoded(noise(12, 12, 3), image_format)
+        for end in range(1, len(data), 7):
+            try:
+                assert decode_image(data[:end]).pixels.shape == (12, 12, 3)
+            except ImageError as error:
+                assert error.cause in (Cause.DAMAGED, Cause.NOT_AN_IMAGE)  # noqa: PT017
+
+    def test_an_empty_file(self):
+        assert refused(b"") == Cause.EMPTY_FILE
+
+    @pytest.mark.parametrize("data", [b"\0", b"just text, whatever its name says", b"<html></html>", b"\x89PNG"])
+    def test_anything_else_is_not_an_image(self, data: bytes):
+        assert refused(data) == Cause.NOT_AN_IMAGE
+
+    @pytest.mark.parametrize(("width", "height"), [(0, 1), (1, 0), (0, 0)])
+    def test_a_header_without_pixels_is_refused(self, width: int, height: int):
+        assert refused(png(width, height, 8, 2, b"")) in (Cause.DAMAGED, Cause.NOT_AN_IMAGE)
+
+
+class TestPixelLimit:
+    def test_a_huge_image_is_refused_by_its_header_alone(self):
+        """10.8 GB of pixels, had they been allocated."""
+        data = png(60_000, 60_000, 8, 2, b"")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert refused(data) == Cause.TOO_LARGE
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+
+    @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
+    def test_an_image_over_the_limit_is_refused_and_one_at_the_limit_read(self, image_format: str):
+        data = encoded(noise(10, 11, 3), image_format)
+        assert refused(data, max_pixels=109) == Cause.TOO_LARGE
+        assert decode_image(data, max_pixels=110).pixels.shape == (10, 11, 3)
+
+
+class TestEncoding:
+    plain = DecodedImage(noise(16, 24, 3))
+
+    def test_png_gives_the_pixels_back(self):
+        pixels = noise(16, 24, 3, seed=5)
+        np.testing.assert_array_equal(decode_image(encode_image(pixels, self.plain, "png")).pixels, pixels)
+
+    @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+    def test_same_pixels_give_the_same_bytes(self, image_format: str, photo: Callable[..., np.ndarray]):
+        like = DecodedImage(photo(32, 32), alpha=noise(32, 32), icc_profile=SRGB)
+        first, second = (encode_image(photo(32, 32), like, image_format) for _ in range(2))
+        assert first == second
+
+    @pytest.mark.parametrize("image_format", ["jpeg", "webp"])
+    def test_quality_trades_size_for_closeness(self, image_format: str, photo: Callable[..., np.ndarray]):
+        pixels = photo(64, 64)
+        small, large = (encode_image(pixels, self.plain, image_format, quality=quality) for quality in (30, 95))
+        assert len(small) < len(large)
+        errors = [np.abs(decode_image(data).pixels.astype(int) - pixels).mean() for data in (small, large)]
+        assert errors[0] > errors[1]
+
+    def test_compress_level_changes_the_size_but_not_the_pixels(self, photo: Callable[..., np.ndarray]):
+        pixels = photo(64, 64)
+        fast, small = (encode_image(pixels, self.plain, "png", compress_level=level) for level in (0, 9))
+        assert len(small) < len(fast)
+        np.testing.assert_array_equal(decode_image(fast).pixels, decode_image(small).pixels)
+
+    @pytest.mark.parametrize(("image_format", "width"), [("jpeg", 65_536), ("webp", 16_384)])
+    def test_an_image_too_large_for_its_format_is_refused(self, image_format: str, width: int):
+        pixels = np.zeros((1, width, 3), np.uint8)
+        with pytest.raises(ImageError, match=f"{width}x1 pixels can't be written as {image_format}") as error:
+            encode_image(pixels, DecodedImage(pixels), image_format)
+        assert error.value.cause == Cause.UNSUPPORTED
+
+
+def kinds_of_files() -> list[bytes]:
+    """A small file of every kind: what is mutated."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgb, grey = Image.fromarray(noise(9, 7, 3)), Image.fromarray(noise(9, 7))
+    files = [encoded(rgb, name, exif=exif) for name in ("PNG", "JPEG", "WEBP", "TIFF")]
+    files += [encoded(rgb, name) for name in ("BMP", "WEBP", "MPO")]
+    files += [encoded(grey, name) for name in ("PNG", "JPEG", "TIFF", "BMP")]
+    files += [encoded(rgb, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_deflate", "packbits", "jpeg")]
+    files += [encoded(rgb.convert(mode), "TIFF") for mode in ("CMYK", "RGBA", "P", "F", "1")]
+    files += [encoded(rgb.quantize(8), transparency=2), encoded(rgb.convert("RGBA")), encoded(grey.convert("1"))]
+    files += [encoded(noise(9, 7).astype(np.uint16), name) for name in ("PNG", "TIFF")]
+    files += [encoded(rgb.convert("CMYK"), "JPEG", icc_profile=cmyk_profile()), encoded(rgb, icc_profile=SRGB)]
+    files += [png(1, 1, 16, 2, bytes(6), chunk(b"tRNS", bytes(6))), png(2, 1, 8, 0, bytes(2), chunk(b"tRNS", b"\0\7"))]
+    return files
+
+
+FILES = kinds_of_files()
+mutations = st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=6)
+
+
+def corrected(data: bytes) -> bytes:
+    """A PNG with its checksums made right again, so that damage reaches what the checksums protect."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data
+    parts, position = [data[:8]], 8
+    while position + 8 <= len(data):
+        size = int.from_bytes(data[position : position + 4], "big")
+        parts.append(chunk(data[position + 4 : position + 8], data[position + 8 : position + 8 + size]))
+        position += 12 + size
+    return b"".join(parts)
+
+
+class TestMutations:
+    @settings(max_examples=400)
+    @given(st.sampled_from(FILES), mutations, st.booleans())
+    def test_any_damage_gives_an_image_or_an_image_error(self, file: bytes, changes: list, near_the_start: bool):
+        data = bytearray(file)
+        for position, value in changes:
+            data[position % (min(len(data), 200) if near_the_start else len(data))] = value
+        try:
+            decoded = decode_image(corrected(bytes(data)), max_pixels=100_000)
+        except ImageError:
+            return
+        assert decoded.pixels.ndim == 3
+        assert decoded.pixels.shape[2] == 3
+        assert decoded.alpha is None or decoded.alpha.shape == decoded.pixels.shape[:2]
+        pixels = np.rint(decoded.pixels * 255).astype(np.uint8) if decoded.pixels.dtype != np.uint8 else decoded.pixels
+        assert encode_image(pixels, decoded, "png")
+
+    @settings(max_examples=100)
+    @given(st.binary(min_size=1, max_size=64), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0"]))
+    def test_any_bytes_give_an_image_error(self, data: bytes, magic: bytes):
+        refused(magic + data)

@@ -1,0 +1,30 @@
+"""The demo, which is also what the README's first screen shows."""
+
+from PIL import Image
+
+from pipelines import demo
+
+
+def test_the_demo_moves_images_towards_the_originals_and_draws_a_sheet(tmp_path, capsys):
+    assert demo.main(["--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "before-after.png" in printed
+    restored = demo.measure(tmp_path / "restored", tmp_path / "original")
+    for alpha in ("0.00", "0.50"):
+        enhanced = demo.measure(tmp_path / f"enhanced/images/alpha={alpha}", tmp_path / "original")
+        assert enhanced.distance < 0.6 * restored.distance
+    with Image.open(tmp_path / "before-after.png") as sheet:
+        assert sheet.width > 5 * 256
+        assert sheet.height > 4 * 256
+
+
+def test_no_photograph_is_both_fitted_and_transported(tmp_path):
+    demo.prepare(tmp_path)
+    folders = [
+        {path.name for path in (tmp_path / name).iterdir()} for name in ("natural", "restored-to-fit", "restored")
+    ]
+    assert not folders[0] & folders[1]
+    assert not folders[0] & folders[2]
+    assert not folders[1] & folders[2]
+    assert min(map(len, folders)) >= 11
+    assert sum(map(len, folders)) == len(list(demo.PHOTOS.glob("*.jpg")))
