@@ -3,9 +3,8 @@
 diffusers has no class for this network, so the file doubles as an example of
 ``--vae benchmarks.flux2_tiny:autoencoder``: a torch module with ``encode``, ``decode`` and the
 attribute ``downsampling_factor``. The weights are not part of this project: the factory reads
-``autoencoders/taef2-encoder.safetensors`` and ``autoencoders/taef2-decoder.safetensors`` from the
-folder named by the environment variable ``DOT_SHARED_DATA``, by default ``../shared/data`` seen
-from the repository root.
+``data/autoencoders/taef2-encoder.safetensors`` and ``taef2-decoder.safetensors`` in the folder named
+by the environment variable ``DOT_SHARED``, by default ``../shared`` seen from the repository root.
 """
 
 from __future__ import annotations
@@ -100,9 +99,8 @@ class Flux2Tiny(nn.Module):
 
 
 def _weights_folder() -> Path:
-    root = os.environ.get("DOT_SHARED_DATA")
-    base = Path(root) if root else Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    return base / "autoencoders"
+    shared = os.environ.get("DOT_SHARED") or Path(__file__).resolve().parents[2] / "shared"
+    return Path(shared) / "data" / "autoencoders"
 
 
 def autoencoder() -> Flux2Tiny:
@@ -113,8 +111,8 @@ def autoencoder() -> Flux2Tiny:
         path = folder / f"taef2-{part}.safetensors"
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} is missing: set DOT_SHARED_DATA to the folder that holds "
-                "autoencoders/taef2-encoder.safetensors and taef2-decoder.safetensors"
+                f"{path} is missing: set DOT_SHARED to the folder that holds "
+                "data/autoencoders/taef2-encoder.safetensors and taef2-decoder.safetensors"
             )
         state = {name: tensor.float() for name, tensor in load_file(path).items()}
         getattr(model, part).load_state_dict(state)

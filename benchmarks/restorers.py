@@ -25,8 +25,8 @@ SIGMA = 50 / 255
 
 
 def shared_data() -> Path:
-    """The folder of photographs and weights for evaluation: $DOT_SHARED_DATA, or ../shared/data beside the project."""
-    return Path(os.environ.get("DOT_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    """The folder of photographs and weights for evaluation: $DOT_SHARED/data, or ../shared/data beside the project."""
+    return Path(os.environ.get("DOT_SHARED") or Path(__file__).resolve().parents[2] / "shared") / "data"
 
 
 def nlm50(original: Pixels, seed: int) -> Pixels:

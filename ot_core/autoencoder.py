@@ -150,22 +150,22 @@ def load_autoencoder(spec: str | None = None, device: str | None = None) -> Auto
 
 def _load_module(name: str) -> nn.Module:
     if name == DEFAULT_VAE:
-        return _from_diffusers(_DEFAULT_FOLDER)
+        return _from_diffusers(_DEFAULT_FOLDER, name)
     if is_factory(name):
         return _from_factory(name)
     if os.path.isdir(name):
-        return _from_diffusers(Path(name))
+        return _from_diffusers(Path(name), name)
     if "://" in name:
         with tempfile.TemporaryDirectory() as folder:
             fs, path = url_to_fs(name)
             for file in fs.ls(path, detail=False):
                 if file.endswith((".json", ".safetensors")):
                     fs.get_file(file, os.path.join(folder, os.path.basename(file)))
-            return _from_diffusers(Path(folder))
+            return _from_diffusers(Path(folder), name)
     match = _HUB_ID.fullmatch(name)
     if match is None or name.startswith("."):
         raise UserError(f"vae {name}: expected a folder, a URL, a hub id (owner/name) or package.module:factory")
-    return _from_diffusers(_from_hub(match["repository"], match["subfolder"].lstrip("/")))
+    return _from_diffusers(_from_hub(match["repository"], match["subfolder"].lstrip("/")), name)
 
 
 def _from_hub(repository: str, subfolder: str) -> Path:
@@ -175,9 +175,9 @@ def _from_hub(repository: str, subfolder: str) -> Path:
     return Path(snapshot_download(repository, allow_patterns=patterns)) / subfolder
 
 
-def _from_diffusers(folder: Path) -> nn.Module:
+def _from_diffusers(folder: Path, name: str) -> nn.Module:
     if not (folder / "config.json").is_file():
-        raise UserError(f"vae {folder}: expected a folder in diffusers' format, found no config.json in it")
+        raise UserError(f"vae {name}: expected a folder in diffusers' format, found no config.json in it")
     import diffusers  # noqa: PLC0415 - takes seconds, which a user's own autoencoder needn't wait for
 
     # Diffusers warns of config keys it has no use for; they change nothing.
@@ -187,7 +187,7 @@ def _from_diffusers(folder: Path) -> nn.Module:
     )
     if not (hasattr(module, "encode") and hasattr(module, "decode")):
         raise UserError(
-            f"vae {folder}: a {type(module).__name__}, which can't encode and decode; expected an autoencoder"
+            f"vae {name}: a {type(module).__name__}, which can't encode and decode; expected an autoencoder"
         )
     assert isinstance(module, nn.Module)
     return module

@@ -7,7 +7,8 @@
 | palette | expanded to RGB (and transparency) |
 | transparency | passes through unchanged where the output format has it (PNG, WebP), else dropped |
 | CMYK, YCbCr, Lab | converted to RGB; CMYK through its ICC profile to sRGB where it has one |
-| 16-bit grey | read in full precision; 16-bit colour is read as 8 bits; the output has 8 |
+| 16-bit grey | read in full precision, transparency dropped; the output has 8 bits |
+| other 16-bit | read as 8 bits |
 | float grey (TIFF) | expected in [0, 1] and finite, else a failure |
 | ICC profile | kept where it still describes the written pixels |
 | several frames or pages | a failure, except an MPO file, whose first picture is taken |
@@ -26,7 +27,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from ot_core.errors import Cause, ImageError
 
-#: Formats that are read (Pillow opens MPO, several JPEGs in one file, as JPEG); anything else is refused whatever its extension says.
+#: Formats that are read, whatever the extension says. Pillow opens MPO, several JPEGs in one file, as JPEG.
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 #: Extensions that mark an image in folders and globs.
 EXTENSIONS: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -59,6 +60,10 @@ class DecodedImage:
         return self.pixels.nbytes + (0 if self.alpha is None else self.alpha.nbytes)
 
 
+# The limit on pixels decides, not Pillow's warning of half of its own.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
 def decode_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
     """Decodes one image; its header is checked against the pixel limit before any pixel is.
 
@@ -68,16 +73,22 @@ def decode_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedIm
     """
     if not data:
         raise ImageError(Cause.EMPTY_FILE, "the file has no bytes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the limit below decides, not Pillow's warning
-        image = _open(data, max_pixels)
-        try:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-        except (ImageError, MemoryError):
-            raise
-        except Exception as error:  # decoders raise many types on damaged data
-            raise ImageError(Cause.DAMAGED, f"{image.format} can't be decoded: {_one_line(error)}") from None
+    image = _open(data, max_pixels)
+    try:
+        image.load()
+        return _to_rgb(_upright(image))
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise many types on damaged data
+        raise ImageError(Cause.DAMAGED, f"{image.format} can't be decoded: {_one_line(error)}") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Applies the EXIF orientation; a damaged EXIF block says nothing, and costs no readable picture."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's EXIF reader raises many types on damaged data
+        return image
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

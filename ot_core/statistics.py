@@ -39,14 +39,14 @@ class GaussianStatistics:
         x = np.asarray(samples, dtype=np.float64)
         if x.ndim != 2 or x.shape[0] == 0:
             raise ValueError(f"samples: expected shape (n, D) with n >= 1, got {x.shape}")
+        if not np.isfinite(x).all():
+            raise ValueError("samples: expected finite values, got NaN or infinity")
         mean = x.mean(axis=0)
         centred = x - mean
         # The mean is rounded; folding what is left of it back keeps the last digits of data far from zero.
         residue = centred.mean(axis=0)
         centred -= residue
         scatter = centred.T @ centred
-        if not np.isfinite(scatter).all():
-            raise ValueError("samples: expected finite values, got NaN or infinity")
         return cls(x.shape[0], mean + residue, (scatter + scatter.T) / 2)
 
     def __add__(self, other: GaussianStatistics) -> GaussianStatistics:

@@ -96,13 +96,15 @@ def check_writable(url: str) -> None:
 
 def join(root: str, *parts: str) -> str:
     """A URL below a root; protocols and chained options stay as they are."""
-    return "/".join([root.rstrip("/") or "/", *parts]) if root != "/" else "/" + "/".join(parts)
+    return "/".join([root if root.endswith("://") else root.rstrip("/"), *parts])
 
 
 def parent(url: str) -> str:
     """The folder that holds a URL."""
     head, _, _ = url.rpartition("/")
-    return head if head and not head.endswith(":/") else (url if "://" in url else head or ".")
+    if not head:
+        return "/" if url.startswith("/") else "."
+    return head if not head.endswith(":/") else url
 
 
 def check_key(key: str) -> None:
@@ -113,6 +115,7 @@ def check_key(key: str) -> None:
     """
     parts = key.split("/")
     odd = any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 or c == "\\" for c in key)
+    odd = odd or "::" in key  # fsspec would read what follows as another store
     if odd or any(part in ("", ".", "..") for part in parts):
         raise ImageError(Cause.BAD_KEY, f"key {key[:200]!r} can't be a path below the output")
 
@@ -129,7 +132,7 @@ def list_images(spec: str) -> Iterator[Listed]:
     """
     try:
         fs, path = url_to_fs(spec)
-        if glob.has_magic(path):
+        if glob.has_magic(path) and not fs.exists(path):
             yield from _list_glob(fs, path)
         elif fs.isdir(path):
             yield from _list_folder(fs, path, path)
@@ -179,20 +182,24 @@ def _rows_of_list(path: str, file: Any) -> Iterator[tuple[str, str | None] | str
     """(uri, key) of each row, or what is wrong with it."""
     extension = posixpath.splitext(path)[1].lower()
     if extension == ".txt":
-        for line in io.TextIOWrapper(file, "utf-8"):
+        for line in io.TextIOWrapper(file, "utf-8-sig"):
             if line.strip():
                 yield line.strip(), None
     elif extension == ".csv":
-        yield from map(_columns, csv.DictReader(io.TextIOWrapper(file, "utf-8", newline="")))
+        yield from map(_columns, csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline="")))
     elif extension == ".jsonl":
-        for line in io.TextIOWrapper(file, "utf-8"):
+        for line in io.TextIOWrapper(file, "utf-8-sig"):
             if line.strip():
                 try:
                     yield _columns(json.loads(line))
                 except ValueError as error:
                     yield f"not JSON ({error})"
     else:
-        for batch in pq.ParquetFile(file).iter_batches():
+        parquet = pq.ParquetFile(file)
+        found = parquet.schema_arrow.names
+        # Other columns may hold whole images; where there is no uri, one column is enough to say so for each row.
+        wanted = [name for name in ("uri", "key") if name in found] or found[:1]
+        for batch in parquet.iter_batches(columns=wanted):
             yield from map(_columns, batch.to_pylist())
 
 

@@ -38,7 +38,7 @@ class TransportMap:
     source_mean: Array
     target_mean: Array
     noise_covariance: Array | None = None
-    patch_size: int = 3
+    patch_size: int = 1
     vae: str = ""
     vae_sha256: str = ""
 
@@ -48,7 +48,7 @@ class TransportMap:
         source: GaussianStatistics,
         target: GaussianStatistics,
         *,
-        patch_size: int = 3,
+        patch_size: int = 1,
         vae: str = "",
         vae_sha256: str = "",
     ) -> TransportMap:
@@ -62,7 +62,7 @@ class TransportMap:
         Args:
             source: statistics of dimension D, of at least 2 vectors.
             target: the same.
-            patch_size: p, odd, with D a multiple of p^2.
+            patch_size: p, odd, with D a multiple of p^2; what the statistics were gathered with.
             vae: name of the autoencoder whose latents these are.
             vae_sha256: its fingerprint.
 

