@@ -16,12 +16,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
 from benchmarks.restorers import RESTORERS, restored_folder, shared_data
-from ot_core import GaussianStatistics, gelbrich_distance_squared, latent_statistics, load_autoencoder
+from ot_core import GaussianStatistics, gelbrich_distance_squared
 from pipelines import fit, transport
+from pipelines.demo import latents_of, load, psnr
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 JUDGE = "benchmarks.flux2_tiny:autoencoder"
@@ -36,15 +35,7 @@ def sample(folder: Path, n: int, seed: int) -> list[Path]:
 @functools.cache
 def judged(paths: tuple[Path, ...]) -> GaussianStatistics:
     """Statistics of images in the judge's eyes."""
-    judge = load_autoencoder(JUDGE)
-    total: GaussianStatistics | None = None
-    for path in paths:
-        pixels = torch.from_numpy(_load(path).transpose(2, 0, 1) / np.float32(255))[None]
-        statistics = latent_statistics(judge.encode(judge.pad(pixels))[0], patch_size=1)
-        assert statistics is not None
-        total = statistics if total is None else total + statistics
-    assert total is not None
-    return total
+    return latents_of(paths, JUDGE)
 
 
 def rows(restorer: str, vae: str | None, work: Path, test_images: int) -> list[str]:
@@ -72,23 +63,14 @@ def rows(restorer: str, vae: str | None, work: Path, test_images: int) -> list[s
         results = {path.stem: path for path in (output / f"images/alpha={alpha:.2f}").rglob("*.png")}
         distance = gelbrich_distance_squared(judged(tuple(results[photo.stem] for photo in tests)), originals)
         own = distance if alpha == 1 else own
-        psnr = np.mean([_psnr(_load(results[photo.stem]), _load(photo)) for photo in tests])
-        lines.append(f"| {restorer} | {alpha:g} | {psnr:.2f} | {distance:.3f} | {100 * distance / own:.0f}% |")
+        mean = np.mean([psnr(load(results[photo.stem]), load(photo)) for photo in tests])
+        lines.append(f"| {restorer} | {alpha:g} | {mean:.2f} | {distance:.3f} | {100 * distance / own:.0f}% |")
     return lines
 
 
 def _list_of(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _load(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def _psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
 
 
 def main() -> None:

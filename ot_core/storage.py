@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import fsspec
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -60,22 +59,14 @@ def read_bytes(url: str, max_bytes: int | None = None) -> bytes:
 
 def write_bytes(url: str, data: bytes) -> None:
     """Writes a file so that its final name never shows a part of it."""
-    fs, path = url_to_fs(url)
-    if _is_atomic(fs):
+    with _whole_or_not_at_all(url) as (fs, path):
         fs.pipe_file(path, data)
-        return
-    with _renamed_into_place(fs, path) as temporary:
-        fs.pipe_file(temporary, data)
 
 
 def upload(local_path: str, url: str) -> None:
     """Copies a local file to a URL with the same guarantee as `write_bytes`."""
-    fs, path = url_to_fs(url)
-    if _is_atomic(fs):
+    with _whole_or_not_at_all(url) as (fs, path):
         fs.put_file(local_path, path)
-        return
-    with _renamed_into_place(fs, path) as temporary:
-        fs.put_file(local_path, temporary)
 
 
 def check_writable(url: str) -> None:
@@ -244,27 +235,27 @@ def _is_atomic(fs: Any) -> bool:
     return bool(_protocols(fs) & _ATOMIC_STORES)
 
 
-class _renamed_into_place:
-    """Gives a temporary name beside the final one, and moves it there when the block ends well."""
-
-    def __init__(self, fs: fsspec.AbstractFileSystem, path: str) -> None:
-        self._fs, self._path = fs, path
-        folder = posixpath.dirname(path)
-        fs.makedirs(folder, exist_ok=True)
-        # The name's hash would do, but two attempts of one bundle may run at the same time.
-        self._temporary = posixpath.join(folder, f".{uuid.uuid4().hex}.tmp")
-
-    def __enter__(self) -> str:
-        return self._temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            if isinstance(self._fs, LocalFileSystem):
-                os.replace(self._temporary, self._path)
-            else:
-                self._fs.mv(self._temporary, self._path)
-        elif self._fs.exists(self._temporary):
-            self._fs.rm_file(self._temporary)
+@contextlib.contextmanager
+def _whole_or_not_at_all(url: str) -> Iterator[tuple[Any, str]]:
+    """Gives a name to write to: the final one where a PUT is atomic, else one that is renamed when all went well."""
+    fs, path = url_to_fs(url)
+    if _is_atomic(fs):
+        yield fs, path
+        return
+    folder = posixpath.dirname(path)
+    fs.makedirs(folder, exist_ok=True)
+    # A name made from the final one would do, but two attempts at one bundle may run at the same time.
+    temporary = posixpath.join(folder, f".{uuid.uuid4().hex}.tmp")
+    try:
+        yield fs, temporary
+        if isinstance(fs, LocalFileSystem):
+            os.replace(temporary, path)
+        else:
+            fs.mv(temporary, path)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            fs.rm_file(temporary)
+        raise
 
 
 def _one_line(error: BaseException) -> str:

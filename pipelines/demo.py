@@ -5,7 +5,7 @@ photographs -> noise -> non-local means -> dot-fit -> dot-transport -> before-af
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ PHOTOS = Path(__file__).parent / "demo_photos"
 ALPHAS = (0.0, 0.5)
 #: Standard deviation of the noise, in grey levels.
 SIGMA = 50
-_Pixels = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 
 def parser() -> options.ArgumentParser:
@@ -51,7 +51,7 @@ def prepare(output: Path) -> None:
             _save(original, output / "original" / path.stem)
 
 
-def restore(noisy: _Pixels) -> _Pixels:
+def restore(noisy: Pixels) -> Pixels:
     """Non-local means, a classical denoiser (Buades et al., 2005)."""
     try:
         from skimage.restoration import denoise_nl_means  # noqa: PLC0415 - only the demo needs it
@@ -79,16 +79,18 @@ class Quality(NamedTuple):
 
 def measure(folder: Path, original: Path) -> Quality:
     """Compares images with the originals of the same name."""
-    psnr = np.mean([_psnr(_load(path), _load(original / path.name)) for path in sorted(folder.glob("*.png"))])
-    return Quality(float(psnr), gelbrich_distance_squared(latents_of(folder), latents_of(original)))
+    paths = sorted(folder.glob("*.png"))
+    originals = [original / path.name for path in paths]
+    mean = np.mean([psnr(load(path), load(other)) for path, other in zip(paths, originals, strict=True)])
+    return Quality(float(mean), gelbrich_distance_squared(latents_of(paths), latents_of(originals)))
 
 
-def latents_of(folder: Path) -> GaussianStatistics:
-    """Statistics of single latent pixels of a folder's images, in the default autoencoder."""
-    autoencoder = load_autoencoder()
+def latents_of(paths: Iterable[Path], vae: str | None = None) -> GaussianStatistics:
+    """Statistics of single latent pixels of images, in the default autoencoder or another."""
+    autoencoder = load_autoencoder(vae)
     total: GaussianStatistics | None = None
-    for path in sorted(folder.glob("*.png")):
-        pixels = torch.from_numpy(_load(path).transpose(2, 0, 1) / np.float32(255))[None]
+    for path in paths:
+        pixels = torch.from_numpy(load(path).transpose(2, 0, 1) / np.float32(255))[None]
         statistics = latent_statistics(autoencoder.encode(autoencoder.pad(pixels))[0], patch_size=1)
         assert statistics is not None
         total = statistics if total is None else total + statistics
@@ -96,37 +98,39 @@ def latents_of(folder: Path) -> GaussianStatistics:
     return total
 
 
+def psnr(a: Pixels, b: Pixels) -> float:
+    """Peak signal-to-noise ratio in dB."""
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
+
+
+def load(path: Path) -> Pixels:
+    """An image as (H, W, 3) uint8."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
 def draw_sheet(columns: dict[str, Path], rows: Sequence[str], path: Path) -> None:
     """One row for each image, one titled column for each folder."""
     font, margin, title = ImageFont.load_default(size=18), 6, 30
-    first = _load(next(iter(columns.values())) / rows[0])
+    first = load(next(iter(columns.values())) / rows[0])
     height, width = first.shape[0] + margin, first.shape[1] + margin
     sheet = Image.new("RGB", (len(columns) * width + margin, len(rows) * height + title + margin), "white")
     draw = ImageDraw.Draw(sheet)
     for x, (name, folder) in enumerate(columns.items()):
         draw.text((margin + x * width, margin), name, fill="black", font=font)
         for y, row in enumerate(rows):
-            sheet.paste(Image.fromarray(_load(folder / row)), (margin + x * width, title + y * height))
+            sheet.paste(Image.fromarray(load(folder / row)), (margin + x * width, title + y * height))
     sheet.save(path)
 
 
 def _most_detailed(folder: Path, n: int) -> list[str]:
     def detail(path: Path) -> float:
-        return float(np.abs(np.diff(_load(path).mean(axis=2), axis=1)).mean())
+        return float(np.abs(np.diff(load(path).mean(axis=2), axis=1)).mean())
 
     return [path.name for path in sorted(folder.glob("*.png"), key=detail, reverse=True)[:n]]
 
 
-def _psnr(a: _Pixels, b: _Pixels) -> float:
-    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
-
-
-def _load(path: Path) -> _Pixels:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def _save(pixels: _Pixels, path: Path) -> None:
+def _save(pixels: Pixels, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path.with_suffix(".png"))
 
@@ -148,8 +152,8 @@ def run(args: argparse.Namespace) -> int:
     folders: dict[str, Path] = {"restored": output / "restored", **enhanced}
     print(f"{'':28}{'PSNR, dB':>10}{'distance to originals':>24}")
     for name, folder in folders.items():
-        psnr, distance = measure(folder, output / "original")
-        print(f"{name:28}{psnr:10.2f}{distance:24.3f}")
+        quality = measure(folder, output / "original")
+        print(f"{name:28}{quality.psnr:10.2f}{quality.distance:24.3f}")
     sheet = output / "before-after.png"
     columns: dict[str, Any] = {"noisy": output / "noisy", **folders, "original": output / "original"}
     draw_sheet(columns, _most_detailed(output / "original", 4), sheet)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -14,6 +13,7 @@ import scipy.linalg
 import torch
 
 from ot_core import GaussianStatistics, LatentTransport, TransportMap, gelbrich_distance_squared, latent_statistics
+from tests.ot_core.definition import by_definition
 
 CASES = ["c4_p3", "c4_p5", "c4_p5_k3_gauss", "c8_p1"]
 #: Agreement with the reference implementation, and with the formula in float64.
@@ -114,25 +114,6 @@ def test_map_and_distance_are_those_of_the_formula(case: Case):
     assert gelbrich_distance_squared(case.source, case.target) == pytest.approx(distance, rel=FORMULA)
 
 
-def transported_by_definition(case: Case, latent: np.ndarray) -> np.ndarray:
-    """Patches by loops, y = T (x - ms) + mt, and the weighted average of what covers each position."""
-    p, k, sigma = case.patch_size, case.folding["kernel_size"], case.folding["sigma"]
-    channels, height, width = latent.shape
-    padded = np.pad(latent, ((0, 0), (p // 2,) * 2, (p // 2,) * 2), mode="edge")
-    total, weights = np.zeros(latent.shape), np.zeros((height, width))
-    for i in range(height):
-        for j in range(width):
-            x = padded[:, i : i + p, j : j + p].ravel()
-            y = (case.map.matrix @ (x - case.map.source_mean) + case.map.target_mean).reshape(channels, p, p)
-            for di in range(-(k // 2), k // 2 + 1):
-                for dj in range(-(k // 2), k // 2 + 1):
-                    if 0 <= i + di < height and 0 <= j + dj < width:
-                        weight = math.exp(-(di**2 + dj**2) / (2 * sigma**2))
-                        total[:, i + di, j + dj] += weight * y[:, p // 2 + di, p // 2 + dj]
-                        weights[i + di, j + dj] += weight
-    return total / weights
-
-
 class TestTransport:
     def test_transported_latent_agrees_with_the_reference(self, case: Case):
         for dtype in (torch.float64, torch.float32):
@@ -141,7 +122,7 @@ class TestTransport:
             assert difference(actual, case.file["transported"]) < REFERENCE
 
     def test_float64_is_the_definition_and_float32_close_to_it(self, case: Case):
-        expected = transported_by_definition(case, case.query[0])
+        expected = by_definition(case.map, case.query[0], **case.folding)
         query = torch.from_numpy(case.query[:1])
         exact = LatentTransport(case.map, dtype=torch.float64, **case.folding)(query).numpy()[0]
         fast = LatentTransport(case.map, dtype=torch.float32, **case.folding)(query.float()).numpy()[0]
