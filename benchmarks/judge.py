@@ -1,8 +1,12 @@
 """Does transport work, by an independent judge? Runs the two jobs and measures what they wrote.
 
 The judge is the squared Gelbrich distance between single latent pixels of results and of originals, in the latent
-space of FLUX.2's tiny autoencoder, whichever autoencoder transported. 16 natural and 16 other restored photographs
-of BSDS500's training set fit the map, 30 of its validation set are transported.
+space of FLUX.2's tiny autoencoder, whichever autoencoder transported. 30 photographs of BSDS500's validation set are
+transported, by maps fitted on photographs of its training set in two ways:
+
+- unpaired: 16 natural photographs and the restorations of 16 others;
+- paired: the same 16 natural photographs and the restorations of those very 16. Then the two sets show the same
+  things, and all that differs between them is what the restorer did.
 
     python -m benchmarks.judge --work judge-work --output benchmarks/results/judge-default.md
     python -m benchmarks.judge --vae benchmarks.flux2_tiny:autoencoder --output benchmarks/results/judge-flux2-tiny.md
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import functools
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +27,8 @@ from ot_core import GaussianStatistics, gelbrich_distance_squared
 from pipelines import fit, transport
 from pipelines.demo import latents_of, load, psnr
 
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+ALPHAS = (0.75, 0.5, 0.25, 0.0)
+FITTINGS = ("unpaired", "paired")
 JUDGE = "benchmarks.flux2_tiny:autoencoder"
 
 
@@ -38,39 +44,43 @@ def judged(paths: tuple[Path, ...]) -> GaussianStatistics:
     return latents_of(paths, JUDGE)
 
 
-def rows(restorer: str, vae: str | None, work: Path, test_images: int) -> list[str]:
-    """Table rows of one restorer: a fit, a transport, and a measurement for each alpha."""
+def row(restorer: str, fitting: str, vae: str | None, work: Path, test_images: int) -> str:
+    """A row of the table: a fit, a transport, and a measurement for each alpha."""
     train = sample(shared_data() / "photos" / "train", 32, seed=0)
     tests = sample(shared_data() / "photos" / "val", test_images, seed=1)
-    cache = work / "restored" / restorer
-    restored_folder([*train[16:], *tests], restorer, cache)
-    run = work / "run" / restorer
+    natural, fitted = train[:16], train[:16] if fitting == "paired" else train[16:]
+    cache = restored_folder([*fitted, *tests], restorer, work / "restored" / restorer)
+    run = work / "run" / restorer / fitting
     shutil.rmtree(run, ignore_errors=True)
-    natural, source, inputs = (_list_of(run / name) for name in ("natural.txt", "source.txt", "input.txt"))
-    natural.write_text("\n".join(map(str, train[:16])))
-    source.write_text("\n".join(str(cache / f"{photo.stem}.png") for photo in train[16:]))
-    inputs.write_text("\n".join(str(cache / f"{photo.stem}.png") for photo in tests))
+    run.mkdir(parents=True)
+
+    def listed(name: str, paths: list[Path]) -> str:
+        (run / name).write_text("\n".join(map(str, paths)))
+        return str(run / name)
+
+    def restored(photos: list[Path]) -> list[Path]:
+        return [cache / f"{photo.stem}.png" for photo in photos]
+
     chosen = ["--vae", vae] if vae else []
     map_url, output = str(run / "map.safetensors"), run / "out"
-    assert fit.main(["--target", str(natural), "--source", str(source), "--map", map_url, *chosen]) == 0
-    alphas = [str(alpha) for alpha in ALPHAS]
-    arguments = ["--input", str(inputs), "--map", map_url, "--output", str(output), "--alpha", *alphas, *chosen]
-    assert transport.main(arguments) == 0
+    sides = ["--target", listed("natural.txt", natural), "--source", listed("source.txt", restored(fitted))]
+    assert fit.main([*sides, "--map", map_url, *chosen]) == 0
+    arguments = ["--input", listed("input.txt", restored(tests)), "--map", map_url, "--output", str(output), *chosen]
+    assert transport.main([*arguments, "--alpha", *map(str, ALPHAS)]) == 0
 
-    originals = judged(tuple(tests))
-    lines, own = [], float("nan")
-    for alpha in reversed(ALPHAS):
-        results = {path.stem: path for path in (output / f"images/alpha={alpha:.2f}").rglob("*.png")}
-        distance = gelbrich_distance_squared(judged(tuple(results[photo.stem] for photo in tests)), originals)
-        own = distance if alpha == 1 else own
-        mean = np.mean([psnr(load(results[photo.stem]), load(photo)) for photo in tests])
-        lines.append(f"| {restorer} | {alpha:g} | {mean:.2f} | {distance:.3f} | {100 * distance / own:.0f}% |")
-    return lines
+    folders = [(output / f"images/alpha={alpha:.2f}").rglob("*.png") for alpha in ALPHAS]
+    results = [restored(tests), *([paths[photo.stem] for photo in tests] for paths in map(_by_name, folders))]
+    distances = [gelbrich_distance_squared(judged(tuple(paths)), judged(tuple(tests))) for paths in results]
+    means = [np.mean([psnr(load(a), load(b)) for a, b in zip(paths, tests, strict=True)]) for paths in results]
+    cells = [
+        f"{mean:.2f} / {distance:.3f} ({100 * distance / distances[0]:.0f}%)"
+        for mean, distance in zip(means, distances, strict=True)
+    ]
+    return f"| {restorer} | {fitting} | {' | '.join(cells)} |"
 
 
-def _list_of(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
+    return {path.stem: path for path in paths}
 
 
 def main() -> None:
@@ -83,14 +93,17 @@ def main() -> None:
     parser.add_argument("--test_images", type=int, default=30)
     args = parser.parse_args()
     table = [
-        f"Transported in the latent space of: {args.vae or 'default'}; fitted on 16 + 16 unpaired images, "
-        f"p = 3; {args.test_images} test images. alpha 1 is the restoration itself.",
+        f"Transported in the latent space of: {args.vae or 'the default autoencoder'}. Fitted on 16 + 16 images, "
+        f"p = 3; {args.test_images} test images.",
         "",
-        "| restorer | alpha | PSNR, dB | judge's distance | of the restoration's |",
-        "|---|---|---|---|---|",
+        "In each cell: PSNR in dB / the judge's distance to the originals (its share of the restorations' own).",
+        "",
+        "| restorer | fitted | the restoration | " + " | ".join(f"alpha {alpha:g}" for alpha in ALPHAS) + " |",
+        "|---|---|---|" + "---|" * len(ALPHAS),
     ]
     for restorer in args.restorers:
-        table += rows(restorer, args.vae, args.work, args.test_images)
+        for fitting in FITTINGS:
+            table.append(row(restorer, fitting, args.vae, args.work, args.test_images))
     print("\n".join(table))
     if args.output:
         args.output.write_text("\n".join(["# Independent judge", "", *table, ""]))
