@@ -223,7 +223,6 @@ def start_as_pca(model: AutoencoderDC, images: list[Pixels], crops: Tensor) -> N
     out.weight[range(12), range(12, 24), 1, 1] = -1
 
 
-
 def main() -> None:
     """Print the mean PSNR of the linear code on a folder of test images."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
