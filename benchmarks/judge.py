@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--vae", help="autoencoder that transports; default the one that ships with the package")
     parser.add_argument("--work", type=Path, default=Path("judge-work"), help="folder for restorations and results")
     parser.add_argument("--output", type=Path, help="Markdown file to write; default: print only")
-    parser.add_argument("--restorers", nargs="+", choices=RESTORERS, default=list(RESTORERS))
+    parser.add_argument("--restorers", nargs="+", choices=RESTORERS, default=["nlm50", "dncnn50", "jpeg10"])
     parser.add_argument("--test_images", type=int, default=30)
     args = parser.parse_args()
     table = [

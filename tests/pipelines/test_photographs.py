@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.judge import sample
-from benchmarks.restorers import dncnn50
+from benchmarks.restorers import RESTORERS
 from pipelines import demo, fit, transport
 
 CROP = 160
