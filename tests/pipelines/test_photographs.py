@@ -28,8 +28,8 @@ def run(shared, tmp_path_factory):
     """16 natural and 16 other restored photographs fit a map, which transports 50 restorations of yet others."""
     photos, root = shared / "data" / "photos", tmp_path_factory.mktemp("photographs")
     train, tests = sample(photos / "train", 32, seed=0), sample(photos / "val", 50, seed=1)
-    target, source = _crops(train[:16], root / "target"), _crops(train[16:], root / "source", dncnn50)
-    given, map_url = _crops(tests, root / "input", dncnn50), f"file://{root}/maps/run.safetensors"
+    target, source = _crops(train[:16], root / "target"), _crops(train[16:], root / "source", RESTORERS["dncnn50"])
+    given, map_url = _crops(tests, root / "input", RESTORERS["dncnn50"]), f"file://{root}/maps/run.safetensors"
     _crops(tests, root / "original")
     assert fit.main(["--target", target, "--source", source, "--map", map_url]) == 0
     output = str(root / "output")
