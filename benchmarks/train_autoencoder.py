@@ -53,7 +53,7 @@ from benchmarks.pca_baseline import (
 
 PATCH = 3
 REFIT_STEPS = 150
-TEXTURE_WEIGHT = 5.0  # of the pull on an image that texture has, relative to content's
+TEXTURE_WEIGHT = 2.0  # of the pull on an image that texture has, relative to content's
 RIDGE = 0.01  # added to covariances when fitting a map here: bounds its gains by about 10
 
 Restorer = Callable[[Pixels, np.random.Generator], Pixels]
