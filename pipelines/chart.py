@@ -1,6 +1,7 @@
 """A perception-distortion curve as inline SVG."""
 
 import html
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -60,19 +61,44 @@ def draw(points: Sequence[Point], y_label: str) -> str:
     for index, name in enumerate(series):
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(p.x, p.y) for p in points if p.series == name))
         parts.append(f'<polyline points="{line}" fill="none" stroke="{_COLOURS[index % 4]}" stroke-width="2"/>')
+    places = _Places([at(point.x, point.y) for point in points])
     for point in points:
         x, y = at(point.x, point.y)
         colour = _COLOURS[series.index(point.series) % 4] if point.series else "#444"
-        parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{7 if point.highlight else 4.5}" fill="{colour}" '
-            'stroke="#fff" stroke-width="1.5"/>'
-        )
-        left = x > _WIDTH - _RIGHT - 110
-        parts.append(
-            f'<text class="point{" best" if point.highlight else ""}" x="{x + (-10 if left else 10):.1f}" '
-            f'y="{y - 8:.1f}" text-anchor="{"end" if left else "start"}">{html.escape(point.label)}</text>'
-        )
+        radius = 7 if point.highlight else 4.5
+        circle = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}" stroke="#fff" stroke-width="1.5"/>'
+        left, baseline = places.take(x, y, len(point.label))
+        style = "point best" if point.highlight else "point"
+        parts += [circle, f'<text class="{style}" x="{left:.1f}" y="{baseline:.1f}">{html.escape(point.label)}</text>']
     return "\n".join([*parts, "</svg>"])
+
+
+class _Places:
+    """Finds room for labels: beside their point, where the fewest points, line pieces and labels are in the way."""
+
+    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
+        # Points, and some along the straight lines between neighbours.
+        self._taken = list(points)
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
+            self._taken += [(x0 + (x1 - x0) * t / 16, y0 + (y1 - y0) * t / 16) for t in range(1, 16)]
+
+    def take(self, x: float, y: float, letters: int) -> tuple[float, float]:
+        """Left end and baseline of a label of so many letters for a point."""
+        width, height = 7.0 * letters, 13.0
+        corners = [
+            (left, baseline)
+            for baseline in (y - 9, y + 18, y + 4)
+            for left in (x + 9, x - 9 - width)
+            if left >= _LEFT and left + width <= _WIDTH
+        ] or [(x + 9, y - 9)]
+
+        def crowd(corner: tuple[float, float]) -> int:
+            left, bottom = corner
+            return sum(left - 5 < a < left + width + 5 and bottom - height < b < bottom + 5 for a, b in self._taken)
+
+        left, baseline = min(corners, key=crowd)
+        self._taken += [(left + width * t / 8, baseline - height / 2) for t in range(9)]
+        return left, baseline
 
 
 def _range(values: Sequence[float], low: float | None = None) -> tuple[float, float, list[float]]:

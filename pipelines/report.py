@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { padding: 8px 14px; text-align: right; border-bottom: 1px solid #e3e6ea; white-space: nowrap; }
 th { font-size: 13px; color: #57606a; vertical-align: bottom; } td:first-child, th:first-child { text-align: left; }
 tr.best td { background: #eaf6ec; font-weight: 600; } tr:last-child td { border-bottom: 0; }
+code { white-space: nowrap; background: #eef0f3; border-radius: 4px; padding: 1px 5px; }
 td small { color: #57606a; font-weight: 400; margin-left: 6px; }
 .row { display: grid; gap: 8px; margin: 0 0 18px; } .row figure { padding: 8px; }
 .row img { display: block; width: 100%; height: auto; border-radius: 3px; } .row figcaption { font-size: 13px; }
@@ -88,13 +90,13 @@ def render(
         least: those that were changed least.
         failures: rows in the failures.
     """
-    sections = [f'<div class="verdict {verdict.kind}">' + "".join(f"<p>{_text(s)}</p>" for s in verdict.sentences)]
+    sections = [f'<div class="verdict {verdict.kind}">' + "".join(f"<p>{_sentence(s)}</p>" for s in verdict.sentences)]
     if failures:
         sections.append(f"<p>{failures} failures: see failures-*.parquet beside this page.</p>")
     sections.append("</div>")
     charts = [_chart(results, feature, baseline, verdict.best) for feature in _features(results)]
     if any(charts):
-        sections.append("<h2>What naturalness costs</h2>")
+        sections.append("<h2>What naturalness costs: distance from natural images against PSNR</h2>")
         sections.append('<div class="charts">' + "".join(charts) + "</div>")
     sections += ["<h2>The figures</h2>", _table(results, baseline, verdict.best)]
     for title, pictures in (("The most changed images", most), ("The least changed images", least)):
@@ -192,7 +194,8 @@ def _chart(results: Sequence[Result], feature: str, baseline: str | None, best: 
     points += _points(alone, feature, "", best)
     if len(points) < 2:
         return ""
-    return f"<figure><figcaption>{_text(_title(feature))}</figcaption>{draw(points, _title(feature))}</figure>"
+    title = f"By {MEASURES[feature]}"
+    return f"<figure><figcaption>{_text(title)}</figcaption>{draw(points, title)}</figure>"
 
 
 def _points(results: Sequence[Result], feature: str, series: str, best: str | None) -> list[Point]:
@@ -265,14 +268,15 @@ def _explanations(results: Sequence[Result]) -> str:
     return f"<h2>How to read this page</h2><dl>{items}</dl><h2>What was compared</h2><dl>{urls}</dl>"
 
 
-def _title(feature: str) -> str:
-    return f"Distance from natural images, by {MEASURES[feature]}"
-
-
 def _number(value: float | None, digits: int) -> str:
     if value is None:
         return "–"
     return f"{value:.{digits}f}" if math.isfinite(value) else "∞"
+
+
+def _sentence(text: str) -> str:
+    """Flags are set apart and never broken over two lines."""
+    return re.sub(r"--\w+( inception)?", r"<code>\g<0></code>", _text(text))
 
 
 def _text(text: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-#: The measure that decides, where there are several: the earlier, the less it knows of the method.
+#: The measure that decides, where there are several: the earlier, the better it is known to agree with people.
 _PREFERENCE = ("inception", "latent", "pixel")
 #: A change of the distance below this share is none.
 _CLEAR_GAIN = 0.01
@@ -67,7 +67,8 @@ def judge(results: Sequence[Result], baseline_name: str | None) -> Verdict:
     """Says whether the enhanced candidates are better than the baseline, and which is best.
 
     The best is the nearest to the reference's distribution among those that lose no PSNR; where there is none, among
-    those that lose at most 1 dB; else the nearest of all.
+    those that lose at most 1 dB; else the nearest of all. A candidate that another measure finds farther away is only
+    taken where that is true of all.
     """
     baseline = next((result for result in results if result.name == baseline_name), None)
     if baseline is None:
@@ -107,6 +108,8 @@ def judge(results: Sequence[Result], baseline_name: str | None) -> Verdict:
         notes = _notes(baseline, nearest, feature)
         return Verdict("avoid", (first, *notes), None, feature)
     clear = [result for result in measured if gain(result) >= _CLEAR_GAIN]
+    # Where the measures contradict each other about some alphas, the others are the safer advice.
+    clear = [result for result in clear if not _farther_by(result, baseline)] or clear
     free = [result for result in clear if cost(result) <= _CLEAR_DB]
     fair = [result for result in clear if cost(result) <= _FAIR_PRICE]
     best = max(free or fair or [nearest], key=gain)
@@ -120,10 +123,9 @@ def judge(results: Sequence[Result], baseline_name: str | None) -> Verdict:
         first = f"Use the enhanced images only if a natural look is all that matters: {_at(best)} {figures}."
     more = []
     if gain(nearest) > gain(best) + _CLEAR_GAIN:
-        more.append(
-            f"For the most natural look take {_at(nearest, preposition='')}: {_nearer(gain(nearest))}"
-            f"{_and_psnr(nearest, baseline)}."
-        )
+        but = "".join(f"; by {MEASURES[other]}, though, it is farther" for other in _farther_by(nearest, baseline))
+        price = _and_psnr(nearest, baseline)
+        more.append(f"Nearest of all is {_at(nearest, preposition='')}: {_nearer(gain(nearest))}{price}{but}.")
     return Verdict(kind, (first, *more, *_notes(baseline, best, feature)), best.name, feature)
 
 
@@ -151,6 +153,11 @@ def _gain(result: Result, baseline: Result, feature: str) -> float | None:
     """Share by which the distance fell; negative where it grew."""
     distance, before = result.distances.get(feature), baseline.distances.get(feature)
     return None if distance is None or not before else 1 - distance / before
+
+
+def _farther_by(result: Result, baseline: Result) -> list[str]:
+    """The measures by which a candidate is clearly farther from natural images than the baseline."""
+    return [f for f in _PREFERENCE if (_gain(result, baseline, f) or 0.0) < -_CLEAR_GAIN]
 
 
 def _psnr_loss(result: Result, baseline: Result) -> float | None:
