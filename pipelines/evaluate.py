@@ -15,7 +15,7 @@ import apache_beam as beam
 
 from ot_core import UserError, storage
 from ot_core.features import FeatureExtractor, InceptionFeatures, LatentFeatures, PixelFeatures
-from ot_core.quality import QualityTotals, check_installed, load_lpips
+from ot_core.quality import QualityTotals, load_lpips
 from pipelines import options
 from pipelines.candidates import Candidate, baseline_of, parse_candidates
 from pipelines.launch import Counters, check_inputs, launch
@@ -74,7 +74,6 @@ def parser() -> options.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """What is wrong before any work starts."""
-    check_installed()
     if ("inception" in args.features) != bool(args.inception_weights):
         raise UserError("--features inception and --inception_weights URL: expected both or neither")
     args.candidates = parse_candidates(args.candidate)

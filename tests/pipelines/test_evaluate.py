@@ -87,7 +87,9 @@ def test_figures_are_those_of_torchmetrics_and_the_distance_that_of_all_latents(
             key = str(path.relative_to(folder).with_suffix(""))
             pair = _tensor(path), _tensor(archive / f"original/{key}.png")
             per_image[key] = float(pooled(*pair))
-            ssim.append(float(torchmetrics.image.StructuralSimilarityIndexMeasure(data_range=1.0)(*pair)))
+            # In float64: in float32 torchmetrics is itself 1e-4 off on flat images, which a random autoencoder makes.
+            double = [x.double() for x in pair]
+            ssim.append(float(torchmetrics.image.StructuralSimilarityIndexMeasure(data_range=1.0)(*double)))
         assert found["count"] == 6
         assert found["psnr_pooled"] == pytest.approx(float(pooled.compute()), rel=1e-4)
         assert found["psnr_mean"] == pytest.approx(np.mean(list(per_image.values())), rel=1e-4)
@@ -126,7 +128,7 @@ def test_the_distance_of_inception_features_is_the_fid_of_torch_fidelity(archive
     original, restored = archive / "original/sub", archive / "restored/sub"
     expected = torch_fidelity.calculate_metrics(
         input1=str(original), input2=str(restored), fid=True, cuda=False, cache=False, verbose=False, batch_size=1,
-        feature_extractor_weights_path=inception,
+        save_cpu_ram=True, feature_extractor_weights_path=inception,
     )["frechet_inception_distance"]  # fmt: skip
     candidate, weights = f"restored={restored}", ["--features", "inception", "--inception_weights", inception]
     arguments = ["--candidate", candidate, "--report", str(tmp_path), *weights, *PARALLEL]
@@ -148,7 +150,7 @@ def test_one_process_and_two_give_the_same_figures(archive, vae, tmp_path):
     assert one.keys() == two.keys()
     for name in one:
         for figure in ("count", "psnr_mean", "psnr_pooled", "ssim", "distances"):
-            assert two[name][figure] == pytest.approx(one[name][figure], rel=1e-9)
+            assert two[name][figure] == pytest.approx(one[name][figure], rel=1e-6)
     assert _rows(tmp_path / "1", "images") == _rows(tmp_path / "2", "images")
 
 
@@ -249,6 +251,22 @@ def test_candidates_are_found_on_every_store(store, archive):
         fs.pipe_file(target, file.read_bytes())
     assert [c.alpha for c in parse_candidates([f"e={store}/two"])] == [0.5, 0.0]
     assert fsspec.core.url_to_fs(parse_candidates([f"e={store}/two"])[0].url)[0].protocol == fs.protocol
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        ("torch_fidelity.feature_extractor_inceptionv3", ["--features", "inception", "--inception_weights", "new.pth"]),
+        ("torchmetrics.functional.image.lpips", ["--lpips_weights", "new.pth"]),
+    ],
+)
+def test_what_is_not_installed_is_told_with_the_extra_that_brings_it(
+    archive, tmp_path, capsys, monkeypatch, module, flags
+):
+    monkeypatch.setitem(sys.modules, module, None)  # import then says that there is none
+    arguments = ["--candidate", f"a={archive}/restored", "--report", str(tmp_path), *flags]
+    assert _evaluate(str(archive / "original"), *arguments) == 2
+    assert "pip install 'dot-beam[evaluate]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ RESTORED = _result("restored", None, 30.0, 10.0)
         ([(0.5, 29.4, 5.0), (0.0, 27.0, 2.0)], "trade", 0.5, "50% nearer to natural images, but PSNR is 0.6 dB lower"),
         ([(0.0, 27.0, 2.0)], "trade", 0.0, "only if a natural look is all that matters"),
         ([(0.5, 31.0, 11.0), (0.0, 27.0, 12.0)], "avoid", None, "Keep the restored images"),
-        ([(0.5, 30.0, 9.95)], "avoid", None, "as near"),
+        ([(0.5, 30.0, 9.96)], "avoid", None, "as near"),
         ([(0.5, None, 5.0)], "use", 0.5, "50% nearer to natural images."),
         ([(0.5, float("inf"), 5.0)], "use", 0.5, "50% nearer"),
         ([(0.5, 30.0, None)], "unknown", None, "No distance could be measured"),

@@ -75,8 +75,10 @@ def test_distances_are_measured_from_the_reference_and_one_vector_is_not_enough(
     known = GaussianStatistics.of(rng.normal(size=(50, 3)))
     moved = GaussianStatistics(known.count, known.mean + 1, known.scatter)
     statistics = [
-        (("pixel", "reference"), known), (("pixel", "far"), moved), (("pixel", "poor"), GaussianStatistics.single([0.0] * 3)),
-    ]  # fmt: skip
+        (("pixel", "reference"), known),
+        (("pixel", "far"), moved),
+        (("pixel", "poor"), GaussianStatistics.single([0.0] * 3)),
+    ]
 
     def three(found):
         ((key, distance),) = found
