@@ -89,7 +89,7 @@ class _Places:
             (left, baseline)
             for baseline in (y - 9, y + 18, y + 4)
             for left in (x + 9, x - 9 - width)
-            if left >= _LEFT and left + width <= _WIDTH
+            if left >= _LEFT and left + width <= _WIDTH and baseline < _HEIGHT - _BOTTOM
         ] or [(x + 9, y - 9)]
 
         def crowd(corner: tuple[float, float]) -> int:

@@ -91,7 +91,10 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     refs, unlisted = pipeline | "ListImages" >> ListImages(groups)
     baseline = baseline_of(args.candidates)
     images, quality, changes, uncompared = refs | "CompareImages" >> CompareImages(
-        baseline.name if baseline else None, args.lpips_weights, args.max_pixels
+        baseline=baseline.name if baseline else None,
+        enhanced=[c.name for c in args.candidates if c.alpha is not None and c != baseline],
+        lpips_weights=args.lpips_weights,
+        max_pixels=args.max_pixels,
     )
     _ = quality | "WriteQuality" >> WriteQuality(args.report)
     totals = quality | "TotalQuality" >> TotalQuality()

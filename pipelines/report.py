@@ -41,6 +41,7 @@ svg { width: 100%; height: auto; font-size: 12px; fill: #57606a; } .grid { strok
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 8px 14px; text-align: right; border-bottom: 1px solid #e3e6ea; white-space: nowrap; }
 th { font-size: 13px; color: #57606a; vertical-align: bottom; } td:first-child, th:first-child { text-align: left; }
+figure.best { outline: 3px solid #1a7f37; }
 tr.best td { background: #eaf6ec; font-weight: 600; } tr:last-child td { border-bottom: 0; }
 code { white-space: nowrap; background: #eef0f3; border-radius: 4px; padding: 1px 5px; }
 td small { color: #57606a; font-weight: 400; margin-left: 6px; }
@@ -101,7 +102,7 @@ def render(
     sections += ["<h2>The figures</h2>", _table(results, baseline, verdict.best)]
     for title, pictures in (("The most changed images", most), ("The least changed images", least)):
         if pictures:
-            sections += [f"<h2>{title}</h2>", *map(_row, pictures)]
+            sections += [f"<h2>{title}</h2>", *(_row(picture, verdict.best) for picture in pictures)]
     sections.append(_explanations(results))
     body = "\n".join(sections)
     return (
@@ -112,8 +113,9 @@ def render(
 
 
 def shown_candidates(results: Sequence[Result], baseline: str | None, best: str | None) -> list[str]:
-    """Names for the columns of pictures: restored, enhanced, the best among them, and the reference."""
-    enhanced = [result.name for result in results if result.name != baseline]
+    """Names for the columns of pictures: restored, others, enhanced with the best among them, and the reference."""
+    others = [result for result in results if result.name != baseline]
+    enhanced = [result.name for result in sorted(others, key=lambda result: result.alpha is not None)]
     if len(enhanced) > _ENHANCED_COLUMNS:
         steps = np.linspace(0, len(enhanced) - 1, _ENHANCED_COLUMNS).round().astype(int)
         chosen = {enhanced[step] for step in steps[1:]} | {best if best in enhanced else enhanced[0]}
@@ -122,7 +124,9 @@ def shown_candidates(results: Sequence[Result], baseline: str | None, best: str 
 
 
 def picture(change: Change, names: Sequence[str], max_pixels: int) -> Picture | None:
-    """Reads one image of each candidate and cuts the part out that differs most between the first two columns.
+    """Reads one image of each candidate and cuts out the part that changed most.
+
+    That is between the first column, the restored, and the last before the reference.
 
     Returns:
         None where the image can't be read any more: a page lacks a row rather than the job fail.
@@ -171,7 +175,7 @@ def _busiest(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> tuple[int, int]:
 def _data_uri(pixels: NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
     # Fine texture is what the reader judges: no chroma subsampling; a page of PNGs would be several times larger.
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90, subsampling="4:4:4", optimize=True)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90, subsampling="4:4:4")
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -237,9 +241,9 @@ def _table(results: Sequence[Result], baseline: str | None, best: str | None) ->
     return '<div class="scroll"><table>' + "\n".join(rows) + "</table></div>"
 
 
-def _row(picture: Picture) -> str:
+def _row(picture: Picture, best: str | None) -> str:
     crops = "".join(
-        f'<figure><img alt="{_text(crop.title)}" src="{crop.uri}"><figcaption>{_text(crop.title)}</figcaption></figure>'
+        f'<figure{" class=best" if crop.title == best else ""}><img alt="{_text(crop.title)}" src="{crop.uri}"><figcaption>{_text(crop.title)}</figcaption></figure>'
         for crop in picture.crops
     )
     columns = f"grid-template-columns: repeat({len(picture.crops)}, minmax(0, {CROP + 16}px))"

@@ -88,7 +88,7 @@ def judge(results: Sequence[Result], baseline_name: str | None) -> Verdict:
                 "--candidate to see what it gains.",
             ),
         )
-    feature = next((f for f in _PREFERENCE if baseline.distances.get(f)), None)
+    feature = next((f for f in _PREFERENCE if baseline.distances.get(f) is not None), None)
     measured = [result for result in enhanced if feature and result.distances.get(feature) is not None]
     if feature is None or not measured:
         return Verdict("unknown", ("No distance could be measured: see the failures.",))
@@ -105,7 +105,7 @@ def judge(results: Sequence[Result], baseline_name: str | None) -> Verdict:
             f"Keep the restored images: at no alpha are the enhanced ones nearer to natural images "
             f"(the best, {_at(nearest)}, is {_nearer(gain(nearest))})."
         )
-        notes = _notes(baseline, nearest, feature)
+        notes = [*_second_opinions(baseline, nearest, feature), *_cautions(nearest, feature)]
         return Verdict("avoid", (first, *notes), None, feature)
     clear = [result for result in measured if gain(result) >= _CLEAR_GAIN]
     # Where the measures contradict each other about some alphas, the others are the safer advice.
@@ -126,10 +126,11 @@ def judge(results: Sequence[Result], baseline_name: str | None) -> Verdict:
         but = "".join(f"; by {MEASURES[other]}, though, it is farther" for other in _farther_by(nearest, baseline))
         price = _and_psnr(nearest, baseline)
         more.append(f"Nearest of all is {_at(nearest, preposition='')}: {_nearer(gain(nearest))}{price}{but}.")
-    return Verdict(kind, (first, *more, *_notes(baseline, best, feature)), best.name, feature)
+    notes = [*_second_opinions(baseline, best, feature), *more, *_cautions(best, feature)]
+    return Verdict(kind, (first, *notes), best.name, feature)
 
 
-def _notes(baseline: Result, best: Result, feature: str) -> list[str]:
+def _second_opinions(baseline: Result, best: Result, feature: str) -> list[str]:
     notes = []
     for other in (f for f in _PREFERENCE if f != feature and f in best.distances):
         gain = _gain(best, baseline, other)
@@ -137,6 +138,11 @@ def _notes(baseline: Result, best: Result, feature: str) -> list[str]:
             agrees = "agrees" if (gain >= 0) == ((_gain(best, baseline, feature) or 0) >= 0) else "disagrees"
             look = "" if agrees == "agrees" else "; look at the pictures before you decide"
             notes.append(f"A second measure, {MEASURES[other]}, {agrees} ({_nearer(gain)}){look}.")
+    return notes
+
+
+def _cautions(best: Result, feature: str) -> list[str]:
+    notes = []
     if feature == "latent":
         notes.append(
             "The distance is that between latents of an autoencoder. If it is the one that made the "
@@ -150,9 +156,13 @@ def _notes(baseline: Result, best: Result, feature: str) -> list[str]:
 
 
 def _gain(result: Result, baseline: Result, feature: str) -> float | None:
-    """Share by which the distance fell; negative where it grew."""
+    """Share by which the distance fell; negative where it grew, infinitely so from zero."""
     distance, before = result.distances.get(feature), baseline.distances.get(feature)
-    return None if distance is None or not before else 1 - distance / before
+    if distance is None or before is None:
+        return None
+    if before == 0:
+        return 0.0 if distance == 0 else -math.inf
+    return 1 - distance / before
 
 
 def _farther_by(result: Result, baseline: Result) -> list[str]:
@@ -175,6 +185,8 @@ def _at(result: Result, preposition: str = "at ") -> str:
 def _nearer(gain: float) -> str:
     if abs(gain) < _CLEAR_GAIN / 2:
         return "as near"
+    if gain < -1:
+        return f"{1 - gain:.1f} times as far" if math.isfinite(gain) else "farther, the restored being perfect"
     return f"{abs(gain):.0%} {'nearer' if gain > 0 else 'farther'}"
 
 

@@ -1,6 +1,6 @@
 """Comparing candidates with a reference, image by image and as distributions: the wiring of `ot_core.quality`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -23,7 +23,7 @@ class CompareOutcome(NamedTuple):
     Attributes:
         images: every image that could be read, of the reference too, paired or not.
         quality: a row for each pair.
-        changes: one for each reference of which the baseline and another candidate were compared.
+        changes: one for each reference that an enhanced candidate was compared with.
         failures: images that couldn't be read, have no reference, or not its size.
     """
 
@@ -42,15 +42,20 @@ class CompareImages(beam.PTransform):
 
     Args:
         baseline: the candidate from which the others' `change` is measured; default the reference itself.
+        enhanced: the candidates that `changes` tells of; default all but the baseline.
         lpips_weights: see `ot_core.quality.Lpips`; default no LPIPS.
         max_pixels: larger images are failures.
     """
 
     def __init__(
-        self, baseline: str | None = None, lpips_weights: str | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
+        self,
+        baseline: str | None = None,
+        enhanced: Collection[str] | None = None,
+        lpips_weights: str | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         super().__init__()
-        self._compare = _CompareDoFn(baseline or REFERENCE, lpips_weights, max_pixels)
+        self._compare = _CompareDoFn(baseline or REFERENCE, enhanced, lpips_weights, max_pixels)
 
     @no_annotations
     def expand(self, refs: beam.PCollection[ImageRef]) -> CompareOutcome:
@@ -72,8 +77,11 @@ def _by_key(ref: ImageRef) -> tuple[str, tuple[str, str]]:
 
 
 class _CompareDoFn(beam.DoFn):
-    def __init__(self, baseline: str, lpips_weights: str | None, max_pixels: int) -> None:
+    def __init__(
+        self, baseline: str, enhanced: Collection[str] | None, lpips_weights: str | None, max_pixels: int
+    ) -> None:
         self._baseline, self._lpips_weights, self._max_pixels = baseline, lpips_weights, max_pixels
+        self._enhanced = enhanced
 
     def setup(self) -> None:
         self._lpips = load_lpips(self._lpips_weights) if self._lpips_weights else None
@@ -108,10 +116,13 @@ class _CompareDoFn(beam.DoFn):
                 metrics.count(metrics.IMAGES_COMPARED)
                 yield beam.pvalue.TaggedOutput("quality", row)
                 rows.append(row)
-        changes = [row.change for row in rows if row.change is not None and row.candidate != self._baseline]
+        changes = [row.change for row in rows if row.change is not None and self._is_enhanced(row.candidate)]
         if changes:
             uris = ((REFERENCE, refs[0].uri), *((row.candidate, row.candidate_uri) for row in rows))
             yield beam.pvalue.TaggedOutput("changes", Change(max(changes), key, uris))
+
+    def _is_enhanced(self, candidate: str) -> bool:
+        return candidate != self._baseline if self._enhanced is None else candidate in self._enhanced
 
     def _row(self, loaded: LoadedImage, kept: dict[str, LoadedImage]) -> ImageQuality:
         ref, pixels = loaded.ref, loaded.image.pixels

@@ -191,7 +191,7 @@ class _References(HTMLParser):
 def test_the_page_stands_alone_and_stays_small_with_large_images(tmp_path, photo):
     large = photo(1500, 2000)
     noise = np.random.default_rng(0).integers(-40, 40, large.shape)
-    for index in range(20):
+    for index in range(10):  # twenty candidates' images
         _save(tmp_path / f"original/{index}.bmp", large)
         noisy = np.clip(large + np.roll(noise, index, axis=0), 0, 255).astype(np.uint8)
         _save(tmp_path / f"restored/{index}.bmp", large)
@@ -220,6 +220,16 @@ def test_the_page_shows_the_curve_and_pictures_of_every_alpha(archive, vae, tmp_
     assert page.count("<img ") == 6 * 4  # restored, two alphas and the reference of six images
     for label in ("alpha 0.5", "alpha 0", "restored"):
         assert f">{label}</text>" in page
+
+
+def test_pictures_of_pure_noise_can_be_shown(tmp_path, capsys):
+    for name in ("original", "restored", "enhanced/images/alpha=0.00"):
+        rng = np.random.default_rng(len(name))
+        _save(tmp_path / name / "noise.png", rng.integers(0, 256, (300, 300, 3), dtype=np.uint8))
+    candidates = [f"restored={tmp_path}/restored", f"enhanced={tmp_path}/enhanced"]
+    arguments = ["--candidate", *candidates, "--report", str(tmp_path / "report"), "--features", "pixel"]
+    assert _evaluate(str(tmp_path / "original"), *arguments) == 0
+    assert (tmp_path / "report/report.html").read_text().count("<img ") == 3
 
 
 def test_candidates_of_an_output_folder_are_named_by_alpha_and_the_restored_one_is_known(archive):

@@ -45,10 +45,17 @@ def test_an_alpha_on_which_the_measures_disagree_is_not_the_advice():
     disputed = _result("enhanced alpha=0.50", 0.5, 30.0, 5.0, pixel=1.5)
     verdict = judge([restored, agreed, disputed], "restored")
     assert verdict.best == agreed.name
-    assert "by 8x8 squares of pixels, though, it is farther" in verdict.sentences[1]
+    assert "agrees (10% nearer)" in verdict.sentences[1]
+    assert "by 8x8 squares of pixels, though, it is farther" in verdict.sentences[2]
     only = judge([restored, disputed], "restored")
     assert only.best == disputed.name
     assert any("disagrees (50% farther)" in sentence for sentence in only.sentences)
+
+
+def test_restored_images_that_are_perfect_or_much_nearer_are_kept():
+    perfect = _result("restored", None, float("inf"), 0.0)
+    assert "farther, the restored being perfect" in judge([perfect, _result("e", 0.5, 30, 5)], "restored").sentences[0]
+    assert "3.5 times as far" in judge([RESTORED, _result("e", 0.5, 30, 35)], "restored").sentences[0]
 
 
 def test_few_images_are_told():
