@@ -243,7 +243,8 @@ def _table(results: Sequence[Result], baseline: str | None, best: str | None) ->
 
 def _row(picture: Picture, best: str | None) -> str:
     crops = "".join(
-        f'<figure{" class=best" if crop.title == best else ""}><img alt="{_text(crop.title)}" src="{crop.uri}"><figcaption>{_text(crop.title)}</figcaption></figure>'
+        f"<figure{' class=best' if crop.title == best else ''}>"
+        f'<img alt="{_text(crop.title)}" src="{crop.uri}"><figcaption>{_text(crop.title)}</figcaption></figure>'
         for crop in picture.crops
     )
     columns = f"grid-template-columns: repeat({len(picture.crops)}, minmax(0, {CROP + 16}px))"
