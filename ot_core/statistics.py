@@ -7,6 +7,7 @@ Statistics are held and merged in centred form (count, mean, scatter about the m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,40 @@ class GaussianStatistics:
         centred -= residue
         scatter = centred.T @ centred
         return cls(x.shape[0], mean + residue, (scatter + scatter.T) / 2)
+
+    @classmethod
+    def single(cls, vector: ArrayLike) -> GaussianStatistics:
+        """Statistics of one vector (D,): its scatter is zero, and takes no memory until it is added to another's.
+
+        Raises:
+            ValueError: if a value isn't finite.
+        """
+        x = np.asarray(vector, dtype=np.float64)
+        if not np.isfinite(x).all():
+            raise ValueError("vector: expected finite values, got NaN or infinity")
+        return cls(1, x, np.broadcast_to(0.0, (x.size, x.size)))
+
+    @classmethod
+    def total(cls, parts: Sequence[GaussianStatistics]) -> GaussianStatistics:
+        """The sum of at least one part: what adding them in turn gives, with one product of matrices for all means.
+
+        Raises:
+            ValueError: if the parts have different dimensions.
+        """
+        first, *others = parts
+        if not others:
+            return first
+        if any(part.dimension != first.dimension for part in others):
+            raise ValueError(f"statistics of dimensions {sorted({part.dimension for part in parts})} don't add")
+        counts = np.array([part.count for part in parts], dtype=np.float64)
+        means = np.stack([part.mean for part in parts])
+        mean = counts @ means / counts.sum()
+        centred = (means - mean) * np.sqrt(counts)[:, None]
+        scatter = centred.T @ centred
+        for part in parts:
+            if part.count > 1:  # the scatter of a single vector is zero
+                scatter += part.scatter
+        return cls(int(counts.sum()), mean, scatter)
 
     def __add__(self, other: GaussianStatistics) -> GaussianStatistics:
         """Statistics of the union, by the pairwise update of Chan, Golub and LeVeque (1983).

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import fsspec
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -83,6 +84,35 @@ def check_writable(url: str) -> None:
     with contextlib.suppress(Exception):  # the right to write doesn't always come with the right to delete
         fs, path = url_to_fs(probe)
         fs.rm_file(path)
+
+
+def match(pattern: str) -> list[str]:
+    """URLs of the files and folders that match a glob, sorted; none where there is nothing.
+
+    Raises:
+        UserError: if the protocol isn't known or the store can't be asked.
+    """
+    try:
+        fs, path = url_to_fs(pattern)
+        return [_to_url(fs, found) for found in sorted(fs.glob(path))]
+    except FileNotFoundError:
+        return []
+    except (ImportError, ValueError, OSError) as error:
+        raise UserError(f"input {pattern}: can't be listed ({_one_line(error)})") from None
+
+
+def first_row(url: str, columns: list[str]) -> dict[str, Any] | None:
+    """The first row of a Parquet file, without reading the rest; None where it is empty.
+
+    Raises:
+        UserError: if it isn't a Parquet file with these columns.
+    """
+    try:
+        with fsspec.open(url, "rb") as file:
+            batches = pq.ParquetFile(file).iter_batches(batch_size=1, columns=columns)
+            return next((batch.select(columns).to_pylist()[0] for batch in batches if len(batch)), None)
+    except (KeyError, ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
+        raise UserError(f"input {url}: can't be read ({_one_line(error)})") from None
 
 
 def join(root: str, *parts: str) -> str:

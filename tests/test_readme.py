@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from ot_core import Cause
-from pipelines import fit, transport
+from pipelines import evaluate, fit, transport
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PARSERS = {"dot-fit": fit.parser(), "dot-transport": transport.parser()}
+PARSERS = {"dot-fit": fit.parser(), "dot-transport": transport.parser(), "dot-evaluate": evaluate.parser()}
 
 
 def _flags(prog: str) -> set[str]:
@@ -33,7 +33,7 @@ def test_every_flag_is_in_the_tables_and_nothing_else_is():
         if row.startswith("| `--")
         for flag in re.findall(r"--\w+", row.split("|")[1])
     }
-    assert shown == (_flags("dot-fit") | _flags("dot-transport")) - {"--help"}
+    assert shown == set().union(*map(_flags, PARSERS)) - {"--help"}
 
 
 def test_every_cause_of_failure_is_listed():

@@ -5,28 +5,36 @@ PTransforms are the public surface, DoFns are not. Every transform that can fail
 """
 
 from transforms.batching import BatchByPixels
-from transforms.elements import Failure, ImageRecord, ImageRef
+from transforms.elements import Failure, ImageQuality, ImageRecord, ImageRef
 from transforms.images import TransportImages
 from transforms.inputs import ListImages, ReadImages
 from transforms.maps import FitTransportMap, WriteTransportMap
-from transforms.model_handlers import LatentStatisticsModelHandler, TransportModelHandler
-from transforms.records import WriteFailures, WriteManifest
-from transforms.statistics import GaussianStatisticsCombineFn, LatentStatistics
+from transforms.model_handlers import FeatureStatisticsModelHandler, LatentStatisticsModelHandler, TransportModelHandler
+from transforms.quality import CompareImages, GelbrichDistances, TotalQuality
+from transforms.records import WriteFailures, WriteManifest, WriteQuality
+from transforms.statistics import FeatureStatistics, GaussianStatisticsCombineFn, LatentStatistics
 
 __all__ = [
     "BatchByPixels",
+    "CompareImages",
     "Failure",
+    "FeatureStatistics",
+    "FeatureStatisticsModelHandler",
     "FitTransportMap",
     "GaussianStatisticsCombineFn",
+    "GelbrichDistances",
+    "ImageQuality",
     "ImageRecord",
     "ImageRef",
     "LatentStatistics",
     "LatentStatisticsModelHandler",
     "ListImages",
     "ReadImages",
+    "TotalQuality",
     "TransportImages",
     "TransportModelHandler",
     "WriteFailures",
     "WriteManifest",
+    "WriteQuality",
     "WriteTransportMap",
 ]

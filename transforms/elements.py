@@ -36,7 +36,7 @@ class Failure(NamedTuple):
     Attributes:
         key: as in ImageRef; "" where the failure concerns no single image.
         source_uri: where it was read.
-        stage: list, read, encode, transport, write or fit.
+        stage: list, read, compare, encode, transport, write, fit or distance.
         error_type: a value of `ot_core.Cause`.
         message: one line.
     """
@@ -80,6 +80,45 @@ class ImageRecord(NamedTuple):
     bytes: int
     sha256: str
     seconds: float
+
+
+class ImageQuality(NamedTuple):
+    """A row of an evaluation: how near one image of a candidate is to its reference.
+
+    Attributes:
+        key, candidate: which image of which candidate.
+        reference_uri, candidate_uri: where the two were read.
+        mse, psnr, ssim, lpips: see `ot_core.quality.Quality`.
+        change: root of the mean squared difference from the baseline's image, in grey levels of 255; None where there
+            is no such image of that size.
+        width, height: in pixels.
+    """
+
+    key: str
+    candidate: str
+    reference_uri: str
+    candidate_uri: str
+    mse: float
+    psnr: float
+    ssim: float | None
+    lpips: float | None
+    change: float | None
+    width: int
+    height: int
+
+
+class Change(NamedTuple):
+    """How much the candidates changed the baseline's image; ordered by that, so that the extremes can be picked.
+
+    Attributes:
+        change: the largest among the candidates; see `ImageQuality`.
+        key: which image.
+        uris: (group, URL) of the reference and of every candidate that was compared.
+    """
+
+    change: float
+    key: str
+    uris: tuple[tuple[str, str], ...]
 
 
 class LoadedImage(NamedTuple):

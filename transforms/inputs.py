@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core import Cause, DecodedImage, ImageError, decode_image, storage
+from ot_core import Cause, ImageError, decode_image, storage
 from ot_core.images import DEFAULT_MAX_PIXELS
 from transforms import metrics
 from transforms.elements import Failure, ImageRef, LoadedImage
@@ -157,18 +157,19 @@ class _ReadImageDoFn(beam.DoFn):
         self._max_pixels = max_pixels
 
     def process(self, element: ImageRef) -> Iterator[Any]:
-        start = time.perf_counter()
         try:
-            image = self._read(element)
+            yield read_image(element, self._max_pixels)
         except Exception as error:  # one bad image costs one row, whatever went wrong with it
             yield beam.pvalue.TaggedOutput("failures", Failure.of(element, "read", error))
-        else:
-            yield LoadedImage(element, image, time.perf_counter() - start)
 
-    def _read(self, ref: ImageRef) -> DecodedImage:
-        with metrics.timed("read"):
-            data = storage.read_bytes(ref.uri)
-        metrics.count(metrics.IMAGES_READ)
-        metrics.count(metrics.BYTES_READ, len(data))
-        with metrics.timed("decode_image"):
-            return decode_image(data, self._max_pixels)
+
+def read_image(ref: ImageRef, max_pixels: int) -> LoadedImage:
+    """Reads and decodes one image; raises what storage and `decode_image` raise."""
+    start = time.perf_counter()
+    with metrics.timed("read"):
+        data = storage.read_bytes(ref.uri)
+    metrics.count(metrics.IMAGES_READ)
+    metrics.count(metrics.BYTES_READ, len(data))
+    with metrics.timed("decode_image"):
+        image = decode_image(data, max_pixels)
+    return LoadedImage(ref, image, time.perf_counter() - start)

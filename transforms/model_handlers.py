@@ -1,8 +1,8 @@
-"""Beam ModelHandlers around the autoencoder. One image that fails never takes its batch along."""
+"""Beam ModelHandlers around the autoencoder and other networks. One image that fails never takes its batch along."""
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,11 +20,11 @@ from ot_core import (
     MapFileError,
     TransportMap,
     blend,
-    latent_statistics,
     load_autoencoder,
     read_map,
 )
 from ot_core.autoencoder import DEFAULT_VAE, is_factory
+from ot_core.features import FeatureExtractor, LatentFeatures, to_tensor
 from transforms import metrics
 from transforms.elements import Failure, ImageBatch, LoadedImage, TransportedImage, TransportPrediction
 
@@ -48,7 +48,68 @@ class _ImageModelHandler(ModelHandler[ImageBatch, Any, Any]):
         return metrics.METRICS_NAMESPACE
 
 
-class LatentStatisticsModelHandler(_ImageModelHandler):
+class FeatureModels(dict[str, Any]):
+    """The model of each feature. Beam holds models by weak reference, which a plain dict doesn't allow."""
+
+
+class FeatureStatisticsModelHandler(_ImageModelHandler):
+    """Gathers statistics of several kinds of features.
+
+    Inference gives one ((feature, group), GaussianStatistics) for each feature and group in the batch, and a Failure
+    for each image of which a feature could not be computed; such an image counts in no feature.
+
+    Args:
+        extractors: by the features' names.
+    """
+
+    def __init__(self, extractors: Mapping[str, FeatureExtractor]) -> None:
+        super().__init__()
+        self._extractors = dict(extractors)
+
+    def load_model(self) -> Any:
+        """Loads the model of each extractor, once per process."""
+        with metrics.timed("load_model"):
+            return FeatureModels({name: extractor.load() for name, extractor in self._extractors.items()})
+
+    def run_inference(
+        self, batch: ImageBatch, model: Any, inference_args: dict[str, Any] | None = None
+    ) -> list[tuple[Any, GaussianStatistics] | Failure]:
+        """See the class."""
+        metrics.observe(metrics.BATCH_SIZE, len(batch.images))
+        failures: list[Failure] = []
+        found: dict[str, dict[int, GaussianStatistics]] = {}  # by the image's identity: two may have one reference
+        images = list(batch.images)
+        for feature in self._extractors:
+            found[feature] = {}
+            for loaded, result in self._extract(feature, images, model[feature]):
+                if isinstance(result, Exception):
+                    failures.append(Failure.of(loaded.ref, "encode", result))
+                else:
+                    found[feature][id(loaded)] = result
+            images = [loaded for loaded in images if id(loaded) in found[feature]]
+        metrics.count(metrics.IMAGES_ENCODED, len(images))
+        groups: dict[str, list[int]] = {}
+        for loaded in images:
+            groups.setdefault(loaded.ref.group, []).append(id(loaded))
+        totals = [
+            ((feature, group), GaussianStatistics.total([found[feature][image] for image in members]))
+            for feature in self._extractors
+            for group, members in groups.items()
+        ]
+        return [*totals, *failures]
+
+    def _extract(
+        self, feature: str, images: Sequence[LoadedImage], model: Any
+    ) -> Iterator[tuple[LoadedImage, GaussianStatistics | Exception]]:
+        extractor = self._extractors[feature]
+        return _over_equal_shapes(
+            images,
+            lambda height, width: extractor.padded_size(model, height, width),
+            lambda equal: extractor.statistics([loaded.image.pixels for loaded in equal], model),
+        )
+
+
+class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):
     """Encodes images and gathers the statistics of their latent patches.
 
     Inference gives one (group, GaussianStatistics) for each group in the batch, and a Failure for each image that
@@ -61,42 +122,18 @@ class LatentStatisticsModelHandler(_ImageModelHandler):
     """
 
     def __init__(self, vae: str | None = None, patch_size: int = 3, device: str | None = None) -> None:
-        super().__init__()
-        self._vae, self._patch_size, self._device = vae, patch_size, device
+        super().__init__({"latent": LatentFeatures(vae, patch_size, device)})
 
     def load_model(self) -> Autoencoder:
         """Loads the autoencoder, once per process."""
-        with metrics.timed("load_model"):
-            return load_autoencoder(self._vae, self._device)
+        return super().load_model()["latent"]
 
     def run_inference(
         self, batch: ImageBatch, model: Autoencoder, inference_args: dict[str, Any] | None = None
     ) -> list[tuple[str, GaussianStatistics] | Failure]:
         """See the class."""
-        totals: dict[str, GaussianStatistics] = {}
-        failures: list[Failure] = []
-        for loaded, result in _over_equal_shapes(batch, model, lambda images: self._statistics(images, model)):
-            if isinstance(result, Exception):
-                failures.append(Failure.of(loaded.ref, "encode", result))
-                continue
-            metrics.count(metrics.IMAGES_ENCODED)
-            group = loaded.ref.group
-            totals[group] = totals[group] + result if group in totals else result
-        return [*totals.items(), *failures]
-
-    def _statistics(self, images: Sequence[LoadedImage], model: Autoencoder) -> list[GaussianStatistics | ImageError]:
-        latents = model.encode(_to_tensor(images, model))
-        return [self._statistics_of_one(latent) for latent in latents]
-
-    def _statistics_of_one(self, latent: torch.Tensor) -> GaussianStatistics | ImageError:
-        statistics = latent_statistics(latent, self._patch_size)
-        if statistics is None:
-            height, width = latent.shape[-2:]
-            return ImageError(
-                Cause.TOO_SMALL,
-                f"its latent is {height}x{width}; expected at least one patch of {self._patch_size}x{self._patch_size}",
-            )
-        return statistics
+        outcomes = super().run_inference(batch, FeatureModels(latent=model))
+        return [o if isinstance(o, Failure) else (o[0][1], o[1]) for o in outcomes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +183,12 @@ class TransportModelHandler(_ImageModelHandler):
     ) -> list[TransportPrediction]:
         """See the class."""
         start = time.perf_counter()
-        outcomes = list(_over_equal_shapes(batch, model.autoencoder, lambda images: self._transport(images, model)))
+        metrics.observe(metrics.BATCH_SIZE, len(batch.images))
+        outcomes = list(
+            _over_equal_shapes(
+                batch.images, model.autoencoder.padded_size, lambda images: self._transport(images, model)
+            )
+        )
         share = (time.perf_counter() - start) / len(batch.images)
         results = []
         for loaded, result in outcomes:
@@ -161,7 +203,7 @@ class TransportModelHandler(_ImageModelHandler):
 
     def _transport(self, images: Sequence[LoadedImage], model: TransportModel) -> list[_Pixels | ImageError]:
         autoencoder = model.autoencoder
-        latents = autoencoder.encode(_to_tensor(images, autoencoder))
+        latents = autoencoder.encode(to_tensor([loaded.image.pixels for loaded in images], autoencoder))
         with torch.inference_mode():
             transported = model.transport(latents, [loaded.ref.key for loaded in images])
         decoded = autoencoder.decode(transported).permute(0, 2, 3, 1).cpu().numpy()
@@ -207,19 +249,18 @@ def autoencoder_of_map(
 
 
 def _over_equal_shapes(
-    batch: ImageBatch,
-    autoencoder: Autoencoder,
+    images: Sequence[LoadedImage],
+    padded_size: Callable[[int, int], tuple[int, int]],
     function: Callable[[Sequence[LoadedImage]], Sequence[_Result | ImageError]],
 ) -> Iterator[tuple[LoadedImage, _Result | Exception]]:
     """Applies a function to the images of each padded shape, halving where the device runs out of memory."""
 
     def shape(loaded: LoadedImage) -> tuple[int, int]:
         height, width = loaded.image.pixels.shape[:2]
-        return autoencoder.padded_size(height, width)
+        return padded_size(height, width)
 
-    metrics.observe(metrics.BATCH_SIZE, len(batch.images))
-    for _, images in itertools.groupby(sorted(batch.images, key=shape), key=shape):
-        yield from _halving(list(images), function)
+    for _, equal in itertools.groupby(sorted(images, key=shape), key=shape):
+        yield from _halving(list(equal), function)
 
 
 def _halving(
@@ -235,14 +276,3 @@ def _halving(
             height, width = images[0].image.pixels.shape[:2]
             error = ImageError(Cause.OUT_OF_MEMORY, f"{width}x{height} pixels don't fit on the device")
         return [(images[0], error)]
-
-
-def _to_tensor(images: Sequence[LoadedImage], autoencoder: Autoencoder) -> torch.Tensor:
-    """(B, 3, H, W) float32 in [0, 1], padded to one shape."""
-    return torch.cat([autoencoder.pad(_one_to_tensor(loaded)) for loaded in images])
-
-
-def _one_to_tensor(loaded: LoadedImage) -> torch.Tensor:
-    pixels = loaded.image.pixels
-    tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32))[None]
-    return tensor / 255 if pixels.dtype == np.uint8 else tensor

@@ -1,4 +1,4 @@
-"""The manifest and the failures: Parquet files whose names don't depend on how the work was bundled."""
+"""Rows of results as Parquet files, whose names don't depend on how the work was bundled."""
 
 import tempfile
 import zlib
@@ -12,9 +12,9 @@ from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import storage
 from transforms import metrics
-from transforms.elements import Failure, ImageRecord
+from transforms.elements import Failure, ImageQuality, ImageRecord
 
-_PYARROW_TYPES: Final = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+_PYARROW_TYPES: Final = {str: pa.string(), int: pa.int64(), float: pa.float64(), float | None: pa.float64()}
 #: Rows held in memory, and in a row group.
 _ROWS_PER_GROUP: Final = 50_000
 
@@ -93,6 +93,20 @@ class WriteManifest(_WriteRows):
 
     def __init__(self, output: str, num_shards: int = 1) -> None:
         super().__init__(output, "manifest", ImageRecord, num_shards)
+
+
+@beam.typehints.with_input_types(ImageQuality)
+@beam.typehints.with_output_types(str)
+class WriteQuality(_WriteRows):
+    """ImageQuality -> URLs of `images-*.parquet`, a row for each image compared.
+
+    Args:
+        output: URL of the folder.
+        num_shards: number of files.
+    """
+
+    def __init__(self, output: str, num_shards: int = 1) -> None:
+        super().__init__(output, "images", ImageQuality, num_shards)
 
 
 @beam.typehints.with_input_types(Failure)

@@ -1,6 +1,6 @@
-"""Statistics of latent patches, gathered by a combine: the wiring of `ot_core.statistics`."""
+"""Statistics of latent patches and other features, gathered by a combine: the wiring of `ot_core.statistics`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -8,11 +8,12 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import GaussianStatistics
+from ot_core.features import FeatureExtractor
 from ot_core.images import DEFAULT_MAX_PIXELS
 from transforms.batching import BatchByPixels
-from transforms.elements import Failure, ImageRef
+from transforms.elements import Failure, ImageRef, LoadedImage
 from transforms.inputs import ReadImages
-from transforms.model_handlers import LatentStatisticsModelHandler
+from transforms.model_handlers import FeatureStatisticsModelHandler, LatentStatisticsModelHandler
 
 
 @beam.typehints.with_input_types(GaussianStatistics)
@@ -42,7 +43,7 @@ class GaussianStatisticsCombineFn(beam.CombineFn):
 
 
 class StatisticsOutcome(NamedTuple):
-    """Result of `LatentStatistics`: statistics, keyed by group with `.PerKey`, and failures."""
+    """Result of `LatentStatistics` and `FeatureStatistics`: statistics, keyed where these say so, and failures."""
 
     statistics: beam.PCollection[Any]
     failures: beam.PCollection[Failure]
@@ -88,17 +89,11 @@ class LatentStatistics:
         def expand(self, refs: beam.PCollection[ImageRef]) -> StatisticsOutcome:
             """Read, encode, merge."""
             images, unread = refs | "ReadImages" >> ReadImages(self._max_pixels)
-            encoded = (
-                images
-                | "BatchByPixels" >> BatchByPixels(self._max_batch_pixels)
-                | "EncodeLatents" >> RunInference(self._handler)
-                | "SplitOutcome" >> beam.ParDo(_SplitOutcomeDoFn()).with_outputs("failures", main="statistics")
+            statistics, unencoded = _gather(
+                images, "EncodeLatents", self._handler, self._max_batch_pixels, self._fanout
             )
-            merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
-            if self._fanout is not None:
-                merge = merge.with_hot_key_fanout(self._fanout)
-            failures = (unread, encoded.failures) | "FlattenFailures" >> beam.Flatten()
-            return StatisticsOutcome(encoded.statistics | "MergeStatistics" >> merge, failures)
+            failures = (unread, unencoded) | "FlattenFailures" >> beam.Flatten()
+            return StatisticsOutcome(statistics, failures)
 
     @beam.typehints.with_input_types(ImageRef)
     class Globally(beam.PTransform):
@@ -119,6 +114,60 @@ class LatentStatistics:
                 refs | "OneGroup" >> beam.Map(_in_one_group) | "PerKey" >> LatentStatistics.PerKey(**self._kwargs)
             )
             return StatisticsOutcome(statistics | "Statistics" >> beam.Values(), failures)
+
+
+@beam.typehints.with_input_types(LoadedImage)
+class FeatureStatistics(beam.PTransform):
+    """LoadedImage -> ((feature, group), GaussianStatistics), one for each feature and group that has a usable image.
+
+    For images that come from `ReadImages` or `CompareImages`; stays in one stage with them. A statistics object of D
+    dimensions takes 8 D^2 bytes (32 MiB for Inception's 2048), so a batch of images is merged in the model's stage, and
+    runners merge the batches of a bundle before they shuffle anything (combiner lifting): what crosses the shuffle, and
+    what is held, is one object for each feature, group and bundle.
+
+    Args:
+        extractors: by the features' names.
+        max_batch_pixels: see `BatchByPixels`.
+        fanout: see `LatentStatistics.PerKey`.
+    """
+
+    def __init__(
+        self,
+        extractors: Mapping[str, FeatureExtractor],
+        max_batch_pixels: int | None = None,
+        fanout: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._handler = FeatureStatisticsModelHandler(extractors)
+        self._names, self._max_batch_pixels, self._fanout = list(extractors), max_batch_pixels, fanout
+
+    def display_data(self) -> dict[str, Any]:
+        """Shown by runners' user interfaces."""
+        return {"features": ", ".join(self._names)}
+
+    @no_annotations
+    def expand(self, images: beam.PCollection[LoadedImage]) -> StatisticsOutcome:
+        """Batch, extract, merge."""
+        return _gather(images, "ExtractFeatures", self._handler, self._max_batch_pixels, self._fanout)
+
+
+def _gather(
+    images: beam.PCollection[LoadedImage],
+    label: str,
+    handler: FeatureStatisticsModelHandler,
+    max_batch_pixels: int | None,
+    fanout: int | None,
+) -> StatisticsOutcome:
+    outcomes = (
+        images
+        | "BatchByPixels" >> BatchByPixels(max_batch_pixels)
+        | label >> RunInference(handler)
+        | "SplitOutcome" >> beam.ParDo(_SplitOutcomeDoFn()).with_outputs("failures", main="statistics")
+    )
+    merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
+    if fanout is not None:
+        merge = merge.with_hot_key_fanout(fanout)
+    return StatisticsOutcome(outcomes.statistics | "MergeStatistics" >> merge, outcomes.failures)
 
 
 def _in_one_group(ref: ImageRef) -> ImageRef:

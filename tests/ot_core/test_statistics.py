@@ -30,6 +30,21 @@ def samples_and_splits(draw: st.DrawFn) -> tuple[np.ndarray, list[np.ndarray]]:
 
 class TestMerging:
     @given(samples_and_splits())
+    def test_the_total_of_many_equals_the_whole_and_single_vectors_need_no_scatter(self, case):
+        x, parts = case
+        singles = [GaussianStatistics.single(vector) for vector in parts[0]]
+        total = GaussianStatistics.total([*singles, *map(GaussianStatistics.of, parts[1:])])
+        whole = GaussianStatistics.of(x)
+        assert total.count == whole.count
+        assert relative(total.mean, whole.mean) < 1e-12
+        assert relative(total.scatter, whole.scatter) < 1e-12
+
+    def test_the_total_of_different_dimensions_is_refused(self):
+        parts = [GaussianStatistics.single([1.0]), GaussianStatistics.single([1.0, 2.0])]
+        with pytest.raises(ValueError, match="don't add"):
+            GaussianStatistics.total(parts)
+
+    @given(samples_and_splits())
     def test_merging_in_any_split_and_order_equals_the_whole(self, case):
         x, parts = case
         whole = GaussianStatistics.of(x)

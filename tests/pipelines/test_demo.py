@@ -2,10 +2,10 @@
 
 from PIL import Image
 
-from pipelines import demo
+from pipelines import demo, evaluate
 
 
-def test_the_demo_moves_images_towards_the_originals_and_draws_a_sheet(tmp_path, capsys):
+def test_the_demo_moves_images_towards_the_originals_draws_a_sheet_and_can_be_evaluated(tmp_path, capsys):
     assert demo.main(["--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "before-after.png" in printed
@@ -13,6 +13,9 @@ def test_the_demo_moves_images_towards_the_originals_and_draws_a_sheet(tmp_path,
     for alpha in ("0.00", "0.50"):
         enhanced = demo.measure(tmp_path / f"enhanced/images/alpha={alpha}", tmp_path / "original")
         assert enhanced.distance < 0.6 * restored.distance
+    folders = ["--candidate", f"restored={tmp_path}/restored", f"enhanced={tmp_path}/enhanced"]
+    assert evaluate.main(["--reference", f"{tmp_path}/original", *folders, "--report", f"{tmp_path}/report"]) == 0
+    assert "nearer to natural images" in capsys.readouterr().out
     with Image.open(tmp_path / "before-after.png") as sheet:
         assert sheet.width > 5 * 256
         assert sheet.height > 4 * 256

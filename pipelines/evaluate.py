@@ -1,0 +1,206 @@
+"""Measures what was gained: how near candidates are to a reference, image by image and as distributions.
+
+ListImages -> CompareImages -> TotalQuality ; -> FeatureStatistics -> GelbrichDistances ; all -> WriteReport
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+
+from ot_core import UserError, storage
+from ot_core.features import FeatureExtractor, InceptionFeatures, LatentFeatures, PixelFeatures
+from ot_core.quality import QualityTotals, load_lpips
+from pipelines import options
+from pipelines.candidates import Candidate, baseline_of, parse_candidates
+from pipelines.launch import Counters, check_inputs, launch
+from pipelines.report import picture, render, shown_candidates
+from pipelines.verdict import MEASURES, Result, judge
+from transforms import (
+    CompareImages,
+    FeatureStatistics,
+    GelbrichDistances,
+    ListImages,
+    TotalQuality,
+    WriteFailures,
+    WriteQuality,
+    metrics,
+)
+from transforms.elements import Change
+from transforms.quality import REFERENCE
+
+#: Images shown of the most changed, and of the least.
+_SHOWN = 3
+
+
+def parser() -> options.ArgumentParser:
+    """The job's flags."""
+    flags = options.ArgumentParser("dot-evaluate", "Compares restored and enhanced images with natural ones.")
+    options.add_input(flags, "--reference", "natural images; originals of the same keys where there are")
+    flags.add_argument(
+        "--candidate",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="NAME=URL",
+        help="images to compare, under a name: an input like --reference, or an output folder of dot-transport, which "
+        "gives a candidate for each alpha; the first that transport didn't make counts as the restored images",
+    )
+    flags.add_argument("--report", required=True, metavar="URL", help="folder to write the report to")
+    flags.add_argument(
+        "--features",
+        nargs="+",
+        choices=sorted(MEASURES),
+        default=["latent", "pixel"],
+        help="what the distance between sets of images is measured on (default latent pixel)",
+    )
+    flags.add_argument(
+        "--patch_size", type=int, choices=(1, 3, 5, 7), default=1, help="of latent features (default %(default)s)"
+    )
+    flags.add_argument(
+        "--inception_weights", metavar="URL", help="torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
+    )
+    flags.add_argument(
+        "--lpips_weights", metavar="URL", help="torchvision's alexnet-owt-7be5be79.pth; measures LPIPS with it"
+    )
+    options.add_common(flags)
+    return flags
+
+
+def check(args: argparse.Namespace) -> None:
+    """What is wrong before any work starts."""
+    if ("inception" in args.features) != bool(args.inception_weights):
+        raise UserError("--features inception and --inception_weights URL: expected both or neither")
+    args.candidates = parse_candidates(args.candidate)
+    check_inputs(("--reference", args.reference), *((f"--candidate {c.name}:", [c.url]) for c in args.candidates))
+    storage.check_writable(args.report)
+    for extractor in _extractors(args).values():
+        extractor.load()
+    if args.lpips_weights:
+        load_lpips(args.lpips_weights)
+
+
+def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
+    """The whole dataflow."""
+    groups = {REFERENCE: args.reference, **{candidate.name: candidate.url for candidate in args.candidates}}
+    refs, unlisted = pipeline | "ListImages" >> ListImages(groups)
+    baseline = baseline_of(args.candidates)
+    images, quality, changes, uncompared = refs | "CompareImages" >> CompareImages(
+        baseline=baseline.name if baseline else None,
+        enhanced=[c.name for c in args.candidates if c.alpha is not None and c != baseline],
+        lpips_weights=args.lpips_weights,
+        max_pixels=args.max_pixels,
+    )
+    _ = quality | "WriteQuality" >> WriteQuality(args.report)
+    totals = quality | "TotalQuality" >> TotalQuality()
+
+    statistics, unread = images | "FeatureStatistics" >> FeatureStatistics(_extractors(args), args.max_batch_pixels)
+    distances, unmeasured = statistics | "GelbrichDistances" >> GelbrichDistances()
+
+    failures = (unlisted, uncompared, unread, unmeasured) | "FlattenFailures" >> beam.Flatten()
+    _ = failures | "WriteFailures" >> WriteFailures(args.report)
+
+    _ = (
+        pipeline
+        | "Once" >> beam.Create([None])
+        | "WriteReport"
+        >> beam.Map(
+            _write_report,
+            report_url=args.report,
+            candidates=args.candidates,
+            features=args.features,
+            max_pixels=args.max_pixels,
+            totals=beam.pvalue.AsDict(totals),
+            distances=beam.pvalue.AsDict(distances),
+            most=beam.pvalue.AsSingleton(changes | "MostChanged" >> beam.combiners.Top.Largest(_SHOWN)),
+            least=beam.pvalue.AsSingleton(changes | "LeastChanged" >> beam.combiners.Top.Smallest(_SHOWN)),
+            failures=beam.pvalue.AsSingleton(failures | "CountFailures" >> beam.combiners.Count.Globally()),
+        )
+    )
+
+
+def report(args: argparse.Namespace, counters: Counters) -> str:
+    """The verdict and the figures, read back from the report."""
+    written = json.loads(storage.read_bytes(storage.join(args.report, "totals.json")))
+    lines = [f"report {storage.join(args.report, 'report.html')}", *(f"  {s}" for s in written["verdict"])]
+    for row in written["candidates"]:
+        psnr = "" if row["psnr_mean"] is None else f"PSNR {row['psnr_mean']:.2f} dB, "
+        distances = ", ".join(f"{name} {value:.4g}" for name, value in row["distances"].items() if value is not None)
+        lines.append(f"  {row['name']}: {row['count']} compared, {psnr}distance {distances or 'not measured'}")
+    alone = counters.get(metrics.REFERENCES_WITHOUT_CANDIDATE, 0)
+    return "\n".join([*lines, *([f"  {alone} references have no candidate"] if alone else [])])
+
+
+def _extractors(args: argparse.Namespace) -> Mapping[str, FeatureExtractor]:
+    known = {
+        "latent": LatentFeatures(args.vae, args.patch_size),
+        "pixel": PixelFeatures(),
+        "inception": InceptionFeatures(args.inception_weights or ""),
+    }
+    return {name: known[name] for name in MEASURES if name in args.features}
+
+
+def _write_report(
+    _: None,
+    report_url: str,
+    candidates: Sequence[Candidate],
+    features: Sequence[str],
+    max_pixels: int,
+    totals: Mapping[str, QualityTotals],
+    distances: Mapping[tuple[str, str], float],
+    most: Sequence[Change],
+    least: Sequence[Change],
+    failures: int,
+) -> None:
+    """Writes totals.json and report.html."""
+    results = [_result(c, totals.get(c.name, QualityTotals()), features, distances) for c in candidates]
+    restored = baseline_of(candidates)
+    baseline = restored.name if restored else None
+    verdict = judge(results, baseline)
+    names = shown_candidates(results, baseline, verdict.best)
+    others = [change for change in least if change not in most]
+    most_pictures, least_pictures = (
+        [found for change in changes if (found := picture(change, names, max_pixels)) is not None]
+        for changes in (most, others)
+    )
+    page = render(results, baseline, verdict, most_pictures, least_pictures, failures)
+    rows = [{name: _json(value) for name, value in dataclasses.asdict(result).items()} for result in results]
+    figures = {"verdict": verdict.sentences, "best": verdict.best, "candidates": rows, "failures": failures}
+    storage.write_bytes(storage.join(report_url, "report.html"), page.encode())
+    storage.write_bytes(storage.join(report_url, "totals.json"), json.dumps(figures, indent=2).encode())
+
+
+def _result(
+    candidate: Candidate,
+    totals: QualityTotals,
+    features: Sequence[str],
+    distances: Mapping[tuple[str, str], float],
+) -> Result:
+    return Result(
+        **candidate._asdict(),
+        count=totals.count,
+        psnr_mean=totals.psnr.value,
+        psnr_pooled=totals.psnr_pooled,
+        ssim=totals.ssim.value,
+        lpips=totals.lpips.value,
+        distances={feature: distances.get((feature, candidate.name)) for feature in features},
+    )
+
+
+def _json(value: Any) -> Any:
+    """JSON has no infinity: the PSNR of equal images becomes null, like what was not measured."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the job; returns its exit code."""
+    return launch(parser(), argv, check, build, report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""Comparing candidates with a reference, image by image and as distributions: the wiring of `ot_core.quality`."""
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.typehints.decorators import no_annotations
+
+from ot_core import Cause, GaussianStatistics, ImageError, gelbrich_distance_squared
+from ot_core.images import DEFAULT_MAX_PIXELS
+from ot_core.quality import Quality, QualityTotals, load_lpips, mean_squared_error, measure
+from transforms import metrics
+from transforms.elements import Change, Failure, ImageQuality, ImageRef, LoadedImage, failure_of_group
+from transforms.inputs import read_image
+
+#: The group of the images that all others are compared with.
+REFERENCE = "reference"
+
+
+class CompareOutcome(NamedTuple):
+    """Result of `CompareImages`.
+
+    Attributes:
+        images: every image that could be read, of the reference too, paired or not.
+        quality: a row for each pair.
+        changes: one for each reference that an enhanced candidate was compared with.
+        failures: images that couldn't be read, have no reference, or not its size.
+    """
+
+    images: beam.PCollection[LoadedImage]
+    quality: beam.PCollection[ImageQuality]
+    changes: beam.PCollection[Change]
+    failures: beam.PCollection[Failure]
+
+
+@beam.typehints.with_input_types(ImageRef)
+class CompareImages(beam.PTransform):
+    """Compares the images of each candidate with those of the group "reference" that have the same key.
+
+    Only references to images are grouped; then one stage reads each image once, compares it, and hands it on, so that
+    `FeatureStatistics` needn't read it again. A reference that no candidate has is handed on and counted.
+
+    Args:
+        baseline: the candidate from which the others' `change` is measured; default the reference itself.
+        enhanced: the candidates that `changes` tells of; default all but the baseline.
+        lpips_weights: see `ot_core.quality.Lpips`; default no LPIPS.
+        max_pixels: larger images are failures.
+    """
+
+    def __init__(
+        self,
+        baseline: str | None = None,
+        enhanced: Collection[str] | None = None,
+        lpips_weights: str | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> None:
+        super().__init__()
+        self._compare = _CompareDoFn(baseline or REFERENCE, enhanced, lpips_weights, max_pixels)
+
+    @no_annotations
+    def expand(self, refs: beam.PCollection[ImageRef]) -> CompareOutcome:
+        """Group references, then one fused step."""
+        compared = (
+            refs
+            | "KeyByKey" >> beam.Map(_by_key)
+            | "GroupByKey" >> beam.GroupByKey()
+            | "Compare"
+            >> beam.ParDo(self._compare)
+            .with_output_types(LoadedImage)
+            .with_outputs("quality", "changes", "failures", main="images")
+        )
+        return CompareOutcome(compared.images, compared.quality, compared.changes, compared.failures)
+
+
+def _by_key(ref: ImageRef) -> tuple[str, tuple[str, str]]:
+    return ref.key, (ref.group, ref.uri)
+
+
+class _CompareDoFn(beam.DoFn):
+    def __init__(
+        self, baseline: str, enhanced: Collection[str] | None, lpips_weights: str | None, max_pixels: int
+    ) -> None:
+        self._baseline, self._lpips_weights, self._max_pixels = baseline, lpips_weights, max_pixels
+        self._enhanced = enhanced
+
+    def setup(self) -> None:
+        self._lpips = load_lpips(self._lpips_weights) if self._lpips_weights else None
+
+    def process(self, element: tuple[str, Iterable[tuple[str, str]]]) -> Iterator[Any]:
+        key, found = element
+        # The reference and the baseline come first, because the others are compared with them.
+        order = (REFERENCE, self._baseline)
+        refs = [ImageRef(key, uri, group) for group, uri in sorted(found)]
+        refs.sort(key=lambda ref: order.index(ref.group) if ref.group in order else len(order))
+        has_reference = refs[0].group == REFERENCE
+        if has_reference and len(refs) == 1:
+            metrics.count(metrics.REFERENCES_WITHOUT_CANDIDATE)
+        kept: dict[str, LoadedImage] = {}
+        rows: list[ImageQuality] = []
+        for ref in refs:
+            try:
+                loaded = read_image(ref, self._max_pixels)
+            except Exception as error:  # one bad image costs one row, whatever went wrong with it
+                yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "read", error))
+                continue
+            yield loaded
+            if ref.group in order:
+                kept[ref.group] = loaded
+            if ref.group == REFERENCE or (has_reference and REFERENCE not in kept):
+                continue  # where the reference can't be read, that is one failure, not one for each candidate
+            try:
+                row = self._row(loaded, kept)
+            except Exception as error:
+                yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "compare", error))
+            else:
+                metrics.count(metrics.IMAGES_COMPARED)
+                yield beam.pvalue.TaggedOutput("quality", row)
+                rows.append(row)
+        changes = [row.change for row in rows if row.change is not None and self._is_enhanced(row.candidate)]
+        if changes:
+            uris = ((REFERENCE, refs[0].uri), *((row.candidate, row.candidate_uri) for row in rows))
+            yield beam.pvalue.TaggedOutput("changes", Change(max(changes), key, uris))
+
+    def _is_enhanced(self, candidate: str) -> bool:
+        return candidate != self._baseline if self._enhanced is None else candidate in self._enhanced
+
+    def _row(self, loaded: LoadedImage, kept: dict[str, LoadedImage]) -> ImageQuality:
+        ref, pixels = loaded.ref, loaded.image.pixels
+        if REFERENCE not in kept:
+            raise ImageError(Cause.NO_REFERENCE, f"candidate {ref.group} has this key, but no image of the reference")
+        reference = kept[REFERENCE]
+        height, width = pixels.shape[:2]
+        expected_height, expected_width = reference.image.pixels.shape[:2]
+        if (height, width) != (expected_height, expected_width):
+            raise ImageError(
+                Cause.SIZE_MISMATCH,
+                f"{width}x{height} pixels in candidate {ref.group}, but its reference has "
+                f"{expected_width}x{expected_height}",
+            )
+        with metrics.timed("compare"):
+            quality = measure(reference.image.pixels, pixels, self._lpips)
+        baseline, change = kept.get(self._baseline), None
+        if baseline is not None and baseline.image.pixels.shape == pixels.shape:
+            change = 255 * mean_squared_error(pixels, baseline.image.pixels) ** 0.5
+        return ImageQuality(
+            ref.key,
+            ref.group,
+            reference.ref.uri,
+            ref.uri,
+            quality.mse,
+            quality.psnr,
+            quality.ssim,
+            quality.lpips,
+            change,
+            width,
+            height,
+        )
+
+
+@beam.typehints.with_input_types(ImageQuality)
+@beam.typehints.with_output_types(tuple[str, QualityTotals])
+class TotalQuality(beam.PTransform):
+    """ImageQuality -> (candidate, QualityTotals)."""
+
+    @no_annotations
+    def expand(self, quality: beam.PCollection[ImageQuality]) -> beam.PCollection[tuple[str, QualityTotals]]:
+        """A sum for each candidate."""
+        return (
+            quality
+            | "ByCandidate" >> beam.Map(_totals_by_candidate)
+            | "SumQuality" >> beam.CombinePerKey(QualityTotals.sum)
+        )
+
+
+def _totals_by_candidate(row: ImageQuality) -> tuple[str, QualityTotals]:
+    return row.candidate, QualityTotals.of(Quality(row.mse, row.ssim, row.lpips), row.width * row.height)
+
+
+class DistanceOutcome(NamedTuple):
+    """Result of `GelbrichDistances`: ((feature, candidate), squared distance from the reference), and failures."""
+
+    distances: beam.PCollection[tuple[tuple[str, str], float]]
+    failures: beam.PCollection[Failure]
+
+
+@beam.typehints.with_input_types(tuple[tuple[str, str], GaussianStatistics])
+class GelbrichDistances(beam.PTransform):
+    """((feature, group), GaussianStatistics) -> ((feature, group), squared Gelbrich distance from "reference")."""
+
+    @no_annotations
+    def expand(self, statistics: beam.PCollection[tuple[tuple[str, str], GaussianStatistics]]) -> DistanceOutcome:
+        """The reference is a side input; each candidate is one element."""
+        reference = statistics | "Reference" >> beam.Filter(_is_reference)
+        measured = (
+            statistics
+            | "Candidates" >> beam.Filter(_is_candidate)
+            | "Distance"
+            >> beam.ParDo(_DistanceDoFn(), beam.pvalue.AsDict(reference)).with_outputs("failures", main="distances")
+        )
+        return DistanceOutcome(measured.distances, measured.failures)
+
+
+def _is_reference(element: tuple[tuple[str, str], GaussianStatistics]) -> bool:
+    return element[0][1] == REFERENCE
+
+
+def _is_candidate(element: tuple[tuple[str, str], GaussianStatistics]) -> bool:
+    return not _is_reference(element)
+
+
+class _DistanceDoFn(beam.DoFn):
+    def process(
+        self,
+        element: tuple[tuple[str, str], GaussianStatistics],
+        references: dict[tuple[str, str], GaussianStatistics],
+    ) -> Iterator[Any]:
+        (feature, group), statistics = element
+        reference = references.get((feature, REFERENCE))
+        if reference is None or min(reference.count, statistics.count) < 2:
+            message = f"{feature} distance of candidate {group}: fewer than 2 vectors on one side"
+            failure = failure_of_group(group, "distance", Cause.NO_STATISTICS, message)
+            yield beam.pvalue.TaggedOutput("failures", failure)
+            return
+        with metrics.timed("distance"):
+            yield (feature, group), gelbrich_distance_squared(reference, statistics)
