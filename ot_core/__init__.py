@@ -9,7 +9,7 @@ from ot_core.images import DecodedImage, decode_image, encode_image
 from ot_core.map_file import read_map, write_map
 from ot_core.patches import fold, latent_statistics, unfold
 from ot_core.statistics import GaussianStatistics
-from ot_core.transport import LatentTransport, blend
+from ot_core.transport import LatentTransport, ZeroShotTransport, blend
 from ot_core.transport_map import TransportMap, gelbrich_distance_squared
 
 __version__ = "0.1.0"
@@ -25,6 +25,7 @@ __all__ = [
     "OTError",
     "TransportMap",
     "UserError",
+    "ZeroShotTransport",
     "blend",
     "decode_image",
     "encode_image",
