@@ -66,6 +66,8 @@ def to_bytes(transport_map: TransportMap) -> bytes:
         "vae_sha256": transport_map.vae_sha256,
         "created_by": CREATED_BY,
     }
+    if transport_map.noise_floor is not None:
+        metadata["noise_floor"] = repr(float(transport_map.noise_floor))
     data = save({name: np.array(tensor, order="C") for name, tensor in tensors.items()}, metadata)
     # safetensors writes metadata in a random order; the header is written again in ours.
     end = 8 + int.from_bytes(data[:8], "little")
@@ -120,6 +122,7 @@ class _Checker:
             patch_size=patch_size,
             vae=self.metadata.get("vae", ""),
             vae_sha256=self.metadata.get("vae_sha256", ""),
+            noise_floor=self._number("noise_floor"),
         )
 
     def _statistics(self, side: str, dimension: int) -> GaussianStatistics:
@@ -151,6 +154,15 @@ class _Checker:
         if not text.isdecimal() or len(text) > 9 or int(text) < 1:
             raise self._refusal(f"metadata {key} is {text[:40]!r}, expected a positive integer")
         return int(text)
+
+    def _number(self, key: str) -> float | None:
+        text = self.metadata.get(key)
+        if text is None:
+            return None
+        try:
+            return float(text)
+        except ValueError:
+            raise self._refusal(f"metadata {key} is {text[:40]!r}, expected a number") from None
 
     def _refusal(self, problem: str) -> MapFileError:
         return MapFileError(f"{self.name}: {problem}; the file is damaged or wasn't written by dot-fit")

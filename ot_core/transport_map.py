@@ -30,6 +30,8 @@ class TransportMap:
         patch_size: p, odd; D = C p^2 for C latent channels.
         vae: the name that the autoencoder was loaded from, or "" if unknown.
         vae_sha256: fingerprint of the autoencoder's weights and config, or "" if unknown.
+        noise_floor: squared distance between source and target that chance alone would give (`ot_core.noise_floor`),
+            or None if unknown.
     """
 
     source: GaussianStatistics
@@ -41,6 +43,7 @@ class TransportMap:
     patch_size: int = 1
     vae: str = ""
     vae_sha256: str = ""
+    noise_floor: float | None = None
 
     @classmethod
     def fit(
@@ -51,6 +54,7 @@ class TransportMap:
         patch_size: int = 1,
         vae: str = "",
         vae_sha256: str = "",
+        noise_floor: float | None = None,
     ) -> TransportMap:
         """Solves the map that carries N(source) to N(target) at the least squared distance.
 
@@ -65,6 +69,7 @@ class TransportMap:
             patch_size: p, odd, with D a multiple of p^2; what the statistics were gathered with.
             vae: name of the autoencoder whose latents these are.
             vae_sha256: its fingerprint.
+            noise_floor: kept with the map.
 
         Raises:
             ValueError: if the dimensions differ or don't suit the patch size.
@@ -86,6 +91,7 @@ class TransportMap:
             patch_size=patch_size,
             vae=vae,
             vae_sha256=vae_sha256,
+            noise_floor=noise_floor,
         )
 
     @property

@@ -1,12 +1,15 @@
 """Fitting a transport map from statistics, and writing it: the wiring of `ot_core.transport_map` and `map_file`."""
 
+import functools
+import math
+import operator
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core import Cause, GaussianStatistics, TransportMap, load_autoencoder, write_map
+from ot_core import Cause, GaussianStatistics, TransportMap, load_autoencoder, noise_floor, write_map
 from ot_core.autoencoder import vae_name
 from transforms import metrics
 from transforms.elements import Failure, failure_of_group
@@ -22,6 +25,9 @@ class FitOutcome(NamedTuple):
 @beam.typehints.with_input_types(tuple[str, GaussianStatistics])
 class FitTransportMap(beam.PTransform):
     """(group, GaussianStatistics) for the groups "source" and "target" -> one TransportMap.
+
+    Either side may come in random parts, as groups "source/0", "source/1" and so on: then the map also carries the
+    noise floor of its distance.
 
     Args:
         vae: the autoencoder whose latents these are; the map remembers its name and fingerprint.
@@ -51,21 +57,28 @@ class _FitDoFn(beam.DoFn):
         self._vae, self._patch_size = vae, patch_size
 
     def process(self, element: None, statistics: dict[str, GaussianStatistics]) -> Iterator[Any]:
-        missing = [group for group in ("source", "target") if group not in statistics or statistics[group].count < 2]
-        for group in missing:
-            message = f"no usable image in the {group}: nothing to fit"
-            yield beam.pvalue.TaggedOutput("failures", failure_of_group(group, "fit", Cause.NO_STATISTICS, message))
+        parts = {side: _parts_of(side, statistics) for side in ("source", "target")}
+        missing = [side for side in parts if sum(part.count for part in parts[side]) < 2]
+        for side in missing:
+            message = f"no usable image in the {side}: nothing to fit"
+            yield beam.pvalue.TaggedOutput("failures", failure_of_group(side, "fit", Cause.NO_STATISTICS, message))
         if missing:
             return
         with metrics.timed("fit"):
             autoencoder = load_autoencoder(self._vae)
+            floor = noise_floor(parts["source"], parts["target"])
             yield TransportMap.fit(
-                source=statistics["source"],
-                target=statistics["target"],
+                source=functools.reduce(operator.add, parts["source"]),
+                target=functools.reduce(operator.add, parts["target"]),
                 patch_size=self._patch_size,
                 vae=vae_name(self._vae),
                 vae_sha256=autoencoder.fingerprint,
+                noise_floor=floor if math.isfinite(floor) else None,
             )
+
+
+def _parts_of(side: str, statistics: dict[str, GaussianStatistics]) -> list[GaussianStatistics]:
+    return [statistics[group] for group in sorted(statistics) if group.partition("/")[0] == side]
 
 
 @beam.typehints.with_input_types(TransportMap)
