@@ -7,6 +7,7 @@ from ot_core.autoencoder import Autoencoder, load_autoencoder
 from ot_core.errors import Cause, ImageError, MapFileError, OTError, UserError
 from ot_core.images import DecodedImage, decode_image, encode_image
 from ot_core.map_file import read_map, write_map
+from ot_core.metric import decoder_metric
 from ot_core.noise import noise_floor
 from ot_core.patches import fold, latent_statistics, unfold
 from ot_core.statistics import GaussianStatistics
@@ -29,6 +30,7 @@ __all__ = [
     "ZeroShotTransport",
     "blend",
     "decode_image",
+    "decoder_metric",
     "encode_image",
     "fold",
     "gelbrich_distance_squared",

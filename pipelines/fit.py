@@ -24,6 +24,7 @@ from transforms import (
     WriteTransportMap,
     metrics,
 )
+from transforms.maps import METHODS
 
 #: Each side is gathered in so many random parts, whose halves tell how much the choice of images matters.
 PARTS = 4
@@ -41,6 +42,13 @@ def parser() -> options.ArgumentParser:
     )
     flags.add_argument(
         "--paired", action="store_true", help="take only keys that both sides have, so that both show the same things"
+    )
+    flags.add_argument(
+        "--method",
+        choices=METHODS,
+        default="pixels",
+        help="what the map moves as little as possible: the decoded pixels, or the latent as in the paper "
+        "(default %(default)s)",
     )
     options.add_common(flags)
     return flags
@@ -66,7 +74,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         | "LatentStatistics"
         >> LatentStatistics.PerKey(args.vae, args.patch_size, args.max_pixels, args.max_batch_pixels)
     )
-    maps, unfitted = statistics | "FitTransportMap" >> FitTransportMap(args.vae, args.patch_size)
+    maps, unfitted = statistics | "FitTransportMap" >> FitTransportMap(args.vae, args.patch_size, args.method)
     _ = maps | "WriteTransportMap" >> WriteTransportMap(args.map)
 
     failures = (unlisted, unread, unfitted) | "FlattenFailures" >> beam.Flatten()
