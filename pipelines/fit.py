@@ -96,14 +96,15 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
         f"  source {fitted.source.count} and target {fitted.target.count} patches of dimension {fitted.dimension}",
         f"  squared Wasserstein distance between them {fitted.distance_squared():.4g}",
     ]
-    lines += _advice(fitted, args.paired, counters.get(metrics.KEYS_SHARED, 0))
+    if args.paired:
+        lines.append(f"  {counters.get(metrics.IMAGES_UNPAIRED, 0)} images without a partner left out")
+    else:
+        lines += _advice(fitted, counters.get(metrics.KEYS_SHARED, 0))
     return "\n".join(lines)
 
 
-def _advice(fitted: TransportMap, paired: bool, shared: int) -> list[str]:
-    """What the user should know about how far to trust the map."""
-    if paired:
-        return []
+def _advice(fitted: TransportMap, shared: int) -> list[str]:
+    """What the user should know about how far to trust a map of unpaired images."""
     lines = []
     distance, floor = fitted.distance_squared(), fitted.noise_floor
     if floor is not None:
