@@ -7,9 +7,11 @@ from ot_core.autoencoder import Autoencoder, load_autoencoder
 from ot_core.errors import Cause, ImageError, MapFileError, OTError, UserError
 from ot_core.images import DecodedImage, decode_image, encode_image
 from ot_core.map_file import read_map, write_map
+from ot_core.metric import decoder_metric
+from ot_core.noise import noise_floor
 from ot_core.patches import fold, latent_statistics, unfold
 from ot_core.statistics import GaussianStatistics
-from ot_core.transport import LatentTransport, blend
+from ot_core.transport import LatentTransport, ZeroShotTransport, blend
 from ot_core.transport_map import TransportMap, gelbrich_distance_squared
 
 __version__ = "0.1.0"
@@ -25,13 +27,16 @@ __all__ = [
     "OTError",
     "TransportMap",
     "UserError",
+    "ZeroShotTransport",
     "blend",
     "decode_image",
+    "decoder_metric",
     "encode_image",
     "fold",
     "gelbrich_distance_squared",
     "latent_statistics",
     "load_autoencoder",
+    "noise_floor",
     "read_map",
     "unfold",
     "write_map",

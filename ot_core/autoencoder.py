@@ -3,6 +3,7 @@
 What can be loaded (`load_autoencoder`):
 
 - nothing: the small one that ships in `ot_core/vae`;
+- `pixels`: none at all, so that the method works on patches of pixels;
 - a folder in diffusers' format, local or at any fsspec URL, with safetensors weights;
 - a hub id, `owner/name` or `owner/name/subfolder`;
 - the user's own, as `package.module:factory`: `factory()` returns a torch module with `encode(x)`, (B, 3, H, W) in
@@ -32,6 +33,8 @@ from ot_core.errors import UserError
 
 #: Name of the autoencoder that ships with the package.
 DEFAULT_VAE: Final = "default"
+#: Name of the identity: latents are the pixels themselves.
+PIXELS: Final = "pixels"
 _DEFAULT_FOLDER: Final = Path(__file__).parent / "vae"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?P<subfolder>(/[\w.-]+)*)")
@@ -111,6 +114,18 @@ class Autoencoder:
         return encoded.float()
 
 
+class _PixelSpace(nn.Module):
+    """The identity."""
+
+    downsampling_factor = 1
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
+
+
 def default_device() -> str:
     """The first CUDA device where there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -151,6 +166,8 @@ def load_autoencoder(spec: str | None = None, device: str | None = None) -> Auto
 def _load_module(name: str) -> nn.Module:
     if name == DEFAULT_VAE:
         return _from_diffusers(_DEFAULT_FOLDER, name)
+    if name == PIXELS:
+        return _PixelSpace()
     if is_factory(name):
         return _from_factory(name)
     if os.path.isdir(name):
@@ -164,7 +181,9 @@ def _load_module(name: str) -> nn.Module:
             return _from_diffusers(Path(folder), name)
     match = _HUB_ID.fullmatch(name)
     if match is None or name.startswith("."):
-        raise UserError(f"vae {name}: expected a folder, a URL, a hub id (owner/name) or package.module:factory")
+        raise UserError(
+            f"vae {name}: expected a folder, a URL, a hub id (owner/name), package.module:factory or {PIXELS}"
+        )
     return _from_diffusers(_from_hub(match["repository"], match["subfolder"].lstrip("/")), name)
 
 

@@ -54,6 +54,8 @@ def to_bytes(transport_map: TransportMap) -> bytes:
     }
     if transport_map.noise_covariance is not None:
         tensors["map.noise_covariance"] = transport_map.noise_covariance
+    if transport_map.metric is not None:
+        tensors["map.metric"] = transport_map.metric
     for side, statistics in (("source", transport_map.source), ("target", transport_map.target)):
         tensors[f"{side}.count"] = np.array(statistics.count, dtype=np.int64)
         tensors[f"{side}.mean"] = statistics.mean
@@ -66,6 +68,8 @@ def to_bytes(transport_map: TransportMap) -> bytes:
         "vae_sha256": transport_map.vae_sha256,
         "created_by": CREATED_BY,
     }
+    if transport_map.noise_floor is not None:
+        metadata["noise_floor"] = repr(float(transport_map.noise_floor))
     data = save({name: np.array(tensor, order="C") for name, tensor in tensors.items()}, metadata)
     # safetensors writes metadata in a random order; the header is written again in ours.
     end = 8 + int.from_bytes(data[:8], "little")
@@ -109,7 +113,14 @@ class _Checker:
         noise = self.tensors.get("map.noise_covariance")
         if noise is not None:
             noise = self._tensor("map.noise_covariance", (dimension, dimension), symmetric=True)
-        matrix = self._tensor("map.matrix", (dimension, dimension), symmetric=noise is None)
+        metric = self.tensors.get("map.metric")
+        if metric is not None:
+            metric = self._tensor("map.metric", (dimension, dimension), symmetric=True)
+            if np.linalg.eigvalsh(metric)[0] <= 0:
+                raise self._refusal("tensor map.metric isn't positive definite")
+        matrix = self._tensor("map.matrix", (dimension, dimension), symmetric=noise is None and metric is None)
+        if noise is None and metric is not None and not _is_symmetric(metric @ matrix):
+            raise self._refusal("tensor map.matrix doesn't suit map.metric: their product isn't symmetric")
         return TransportMap(
             source=self._statistics("source", dimension),
             target=self._statistics("target", dimension),
@@ -120,6 +131,8 @@ class _Checker:
             patch_size=patch_size,
             vae=self.metadata.get("vae", ""),
             vae_sha256=self.metadata.get("vae_sha256", ""),
+            metric=metric,
+            noise_floor=self._number("noise_floor"),
         )
 
     def _statistics(self, side: str, dimension: int) -> GaussianStatistics:
@@ -142,7 +155,7 @@ class _Checker:
             raise self._refusal(f"tensor {key} is {tensor.dtype} {tensor.shape}, expected {dtype} {shape}")
         if not np.isfinite(tensor).all():
             raise self._refusal(f"tensor {key} holds NaN or infinity")
-        if symmetric and np.abs(tensor - tensor.T).max() > 1e-9 * np.abs(tensor).max():
+        if symmetric and not _is_symmetric(tensor):
             raise self._refusal(f"tensor {key} isn't symmetric")
         return tensor
 
@@ -152,5 +165,18 @@ class _Checker:
             raise self._refusal(f"metadata {key} is {text[:40]!r}, expected a positive integer")
         return int(text)
 
+    def _number(self, key: str) -> float | None:
+        text = self.metadata.get(key)
+        if text is None:
+            return None
+        try:
+            return float(text)
+        except ValueError:
+            raise self._refusal(f"metadata {key} is {text[:40]!r}, expected a number") from None
+
     def _refusal(self, problem: str) -> MapFileError:
         return MapFileError(f"{self.name}: {problem}; the file is damaged or wasn't written by dot-fit")
+
+
+def _is_symmetric(matrix: np.ndarray) -> bool:
+    return bool(np.abs(matrix - matrix.T).max() <= 1e-9 * np.abs(matrix).max())

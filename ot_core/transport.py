@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ot_core.patches import fold
+from ot_core.errors import Cause, ImageError
+from ot_core.patches import fold, latent_statistics
 from ot_core.transport_map import TransportMap
 
 
@@ -68,6 +69,42 @@ class LatentTransport:
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
         white = np.random.default_rng(seed).standard_normal((self._noise_root.shape[1], patch[0].numel()))
         return torch.from_numpy(self._noise_root @ white).to(patch).view_as(patch)
+
+
+class ZeroShotTransport:
+    """Transports each latent by a map of its own: from the statistics of its own patches to the target's.
+
+    Nothing restored is needed to fit, but whatever makes an image differ from the average natural one counts as
+    the restorer's doing. A latent with few patches has a singular covariance; the map's noise term makes up for it.
+
+    Args:
+        transport_map: gives the target and the patch size; its source plays no part.
+        **options: as `LatentTransport`.
+    """
+
+    def __init__(self, transport_map: TransportMap, **options: Any) -> None:
+        self._map, self._options = transport_map, options
+
+    def __call__(self, latents: Tensor, keys: list[str] | None = None) -> Tensor:
+        """As `LatentTransport`.
+
+        Raises:
+            ImageError: if a latent holds fewer than two patches.
+        """
+        return torch.cat(
+            [self._one(z[None], [key]) for z, key in zip(latents, keys or [""] * len(latents), strict=True)]
+        )
+
+    def _one(self, latent: Tensor, key: list[str]) -> Tensor:
+        p = self._map.patch_size
+        source = latent_statistics(latent[0], p)
+        if source is None or source.count < 2:
+            height, width = latent.shape[-2:]
+            raise ImageError(
+                Cause.TOO_SMALL, f"its latent is {height}x{width}; expected two patches of {p}x{p} or more"
+            )
+        own = TransportMap.fit(source, self._map.target, patch_size=p)
+        return LatentTransport(own, **self._options)(latent, key)
 
 
 def blend(restored: NDArray[Any], transported: NDArray[np.float32], alpha: float) -> NDArray[np.uint8]:

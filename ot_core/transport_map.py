@@ -23,13 +23,18 @@ class TransportMap:
     Attributes:
         source: statistics of the restored images' latent patches.
         target: statistics of the natural images' latent patches.
-        matrix: (D, D) float64; symmetric positive semi-definite unless the source covariance is singular.
+        matrix: (D, D) float64; it is, or with a metric metric @ matrix is, symmetric positive semi-definite, unless the
+            source covariance is singular.
         source_mean: (D,) float64.
         target_mean: (D,) float64.
         noise_covariance: (D, D) float64, or None where the source covariance is invertible.
         patch_size: p, odd; D = C p^2 for C latent channels.
         vae: the name that the autoencoder was loaded from, or "" if unknown.
         vae_sha256: fingerprint of the autoencoder's weights and config, or "" if unknown.
+        metric: (D, D) float64, symmetric positive definite: the cost of moving x to y is (y - x)^T metric (y - x); None
+            is the identity, as in the paper.
+        noise_floor: squared distance between source and target that chance alone would give (`ot_core.noise_floor`),
+            or None if unknown.
     """
 
     source: GaussianStatistics
@@ -41,6 +46,8 @@ class TransportMap:
     patch_size: int = 1
     vae: str = ""
     vae_sha256: str = ""
+    metric: Array | None = None
+    noise_floor: float | None = None
 
     @classmethod
     def fit(
@@ -51,13 +58,16 @@ class TransportMap:
         patch_size: int = 1,
         vae: str = "",
         vae_sha256: str = "",
+        metric: Array | None = None,
+        noise_floor: float | None = None,
     ) -> TransportMap:
-        """Solves the map that carries N(source) to N(target) at the least squared distance.
+        """Solves the map that carries N(source) to N(target) at the least cost.
 
         With an invertible source covariance Ks (eq. 17):
             T = Ks^(-1/2) (Ks^(1/2) Kt Ks^(1/2))^(1/2) Ks^(-1/2).
         With a singular one (eq. 19), where ^+ is the pseudo-inverse:
             T = Kt^(1/2) (Kt^(1/2) Ks Kt^(1/2))^(1/2) Kt^(-1/2)+ Ks^+, and noise of covariance Kt - T Ks T^T.
+        With a metric G the same holds for G^(1/2) x in the place of x. Any metric's map has the same image, N(target).
 
         Args:
             source: statistics of dimension D, of at least 2 vectors.
@@ -65,6 +75,8 @@ class TransportMap:
             patch_size: p, odd, with D a multiple of p^2; what the statistics were gathered with.
             vae: name of the autoencoder whose latents these are.
             vae_sha256: its fingerprint.
+            metric: (D, D), see the class; `ot_core.decoder_metric` measures that of an autoencoder.
+            noise_floor: kept with the map.
 
         Raises:
             ValueError: if the dimensions differ or don't suit the patch size.
@@ -75,7 +87,9 @@ class TransportMap:
             raise ValueError(
                 f"patch_size {patch_size} doesn't suit dimension {source.dimension}: expected odd, its square a divisor"
             )
-        matrix, noise_covariance = _optimal_matrix(source.covariance(), target.covariance())
+        if metric is not None and metric.shape != (source.dimension, source.dimension):
+            raise ValueError(f"metric has shape {metric.shape}, expected ({source.dimension}, {source.dimension})")
+        matrix, noise_covariance = _optimal_matrix_in(metric, source.covariance(), target.covariance())
         return cls(
             source=source,
             target=target,
@@ -86,6 +100,8 @@ class TransportMap:
             patch_size=patch_size,
             vae=vae,
             vae_sha256=vae_sha256,
+            metric=metric,
+            noise_floor=noise_floor,
         )
 
     @property
@@ -118,6 +134,14 @@ def gelbrich_distance_squared(a: GaussianStatistics, b: GaussianStatistics) -> f
     cross = np.linalg.eigvalsh(_symmetric(root @ ka @ root))
     covariance_term = np.trace(ka) + np.trace(kb) - 2 * np.sqrt(np.clip(cross, 0, None)).sum()
     return float(max(0.0, np.sum((a.mean - b.mean) ** 2) + covariance_term))
+
+
+def _optimal_matrix_in(metric: Array | None, ks: Array, kt: Array) -> tuple[Array, Array | None]:
+    if metric is None:
+        return _optimal_matrix(ks, kt)
+    root, inverse_root = _power(metric, 0.5), _power(metric, -0.5)
+    matrix, noise = _optimal_matrix(_symmetric(root @ ks @ root), _symmetric(root @ kt @ root))
+    return inverse_root @ matrix @ root, None if noise is None else _symmetric(inverse_root @ noise @ inverse_root)
 
 
 def _optimal_matrix(ks: Array, kt: Array) -> tuple[Array, Array | None]:

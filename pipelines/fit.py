@@ -4,16 +4,30 @@ ListImages -> LatentStatistics.PerKey -> FitTransportMap -> WriteTransportMap ; 
 """
 
 import argparse
+import math
 import posixpath
 import sys
+import zlib
 from collections.abc import Sequence
 
 import apache_beam as beam
 
-from ot_core import UserError, load_autoencoder, read_map, storage
+from ot_core import TransportMap, UserError, load_autoencoder, read_map, storage
 from pipelines import options
 from pipelines.launch import Counters, check_inputs, launch
-from transforms import FitTransportMap, LatentStatistics, ListImages, WriteFailures, WriteTransportMap, metrics
+from transforms import (
+    FitTransportMap,
+    ImageRef,
+    LatentStatistics,
+    ListImages,
+    WriteFailures,
+    WriteTransportMap,
+    metrics,
+)
+from transforms.maps import METHODS
+
+#: Each side is gathered in so many random parts, whose halves tell how much the choice of images matters.
+PARTS = 4
 
 
 def parser() -> options.ArgumentParser:
@@ -25,6 +39,16 @@ def parser() -> options.ArgumentParser:
     flags.add_argument("--patch_size", type=int, choices=(1, 3, 5, 7), default=3, help="p (default %(default)s)")
     flags.add_argument(
         "--max_images", type=options.number(int, 1), metavar="N", help="take at most N images of each side"
+    )
+    flags.add_argument(
+        "--paired", action="store_true", help="take only keys that both sides have, so that both show the same things"
+    )
+    flags.add_argument(
+        "--method",
+        choices=METHODS,
+        default="pixels",
+        help="what the map moves as little as possible: the decoded pixels, or the latent as in the paper "
+        "(default %(default)s)",
     )
     options.add_common(flags)
     return flags
@@ -42,16 +66,23 @@ def check(args: argparse.Namespace) -> None:
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
     images, unlisted = pipeline | "ListImages" >> ListImages(
-        {"source": args.source, "target": args.target}, args.max_images
+        {"source": args.source, "target": args.target}, args.max_images, args.paired
     )
-    statistics, unread = images | "LatentStatistics" >> LatentStatistics.PerKey(
-        args.vae, args.patch_size, args.max_pixels, args.max_batch_pixels
+    statistics, unread = (
+        images
+        | "SplitSides" >> beam.Map(_in_random_part)
+        | "LatentStatistics"
+        >> LatentStatistics.PerKey(args.vae, args.patch_size, args.max_pixels, args.max_batch_pixels)
     )
-    maps, unfitted = statistics | "FitTransportMap" >> FitTransportMap(args.vae, args.patch_size)
+    maps, unfitted = statistics | "FitTransportMap" >> FitTransportMap(args.vae, args.patch_size, args.method)
     _ = maps | "WriteTransportMap" >> WriteTransportMap(args.map)
 
     failures = (unlisted, unread, unfitted) | "FlattenFailures" >> beam.Flatten()
     _ = failures | "WriteFailures" >> WriteFailures(storage.parent(args.map), name=_failures_name(args.map))
+
+
+def _in_random_part(ref: ImageRef) -> ImageRef:
+    return ref._replace(group=f"{ref.group}/{zlib.crc32(ref.key.encode()) % PARTS}")
 
 
 def report(args: argparse.Namespace, counters: Counters) -> str:
@@ -60,11 +91,35 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
         where = storage.join(storage.parent(args.map), _failures_name(args.map))
         raise UserError(f"no map was written: no image of one side or both could be used; see {where}-*.parquet")
     fitted = read_map(args.map)
-    return (
-        f"map {args.map}\n"
-        f"  source {fitted.source.count} and target {fitted.target.count} patches of dimension {fitted.dimension}\n"
-        f"  squared Wasserstein distance between them {fitted.distance_squared():.4g}"
-    )
+    lines = [
+        f"map {args.map}",
+        f"  source {fitted.source.count} and target {fitted.target.count} patches of dimension {fitted.dimension}",
+        f"  squared Wasserstein distance between them {fitted.distance_squared():.4g}",
+    ]
+    if args.paired:
+        lines.append(f"  {counters.get(metrics.IMAGES_UNPAIRED, 0)} images without a partner left out")
+    else:
+        lines += _advice(fitted, counters.get(metrics.KEYS_SHARED, 0))
+    return "\n".join(lines)
+
+
+def _advice(fitted: TransportMap, shared: int) -> list[str]:
+    """What the user should know about how far to trust a map of unpaired images."""
+    lines = []
+    distance, floor = fitted.distance_squared(), fitted.noise_floor
+    if floor is not None:
+        lines.append(
+            f"  of which the choice of images explains about {floor:.4g} (noise floor, from random halves of each side)"
+        )
+        if floor > distance / 2:
+            more = math.ceil(4 * floor / max(distance - floor, floor / 25))
+            lines.append(
+                "  WARNING: the map is mostly noise: it carries what the two sides happen to show. "
+                f"Fit on about {more} times as many images, or on pairs (--paired)"
+            )
+    if shared:
+        lines.append(f"  {shared} keys are on both sides; --paired fits on these alone, which is usually much better")
+    return lines
 
 
 def _failures_name(map_url: str) -> str:

@@ -4,6 +4,7 @@ ListImages -> TransportImages -> WriteManifest ; failures -> WriteFailures
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from ot_core.images import OUTPUT_FORMATS
 from pipelines import options
 from pipelines.launch import Counters, check_inputs, launch
 from transforms import ListImages, TransportImages, WriteFailures, WriteManifest, metrics
-from transforms.model_handlers import autoencoder_of_map
+from transforms.model_handlers import INTERPOLATIONS, autoencoder_of_map
 
 
 def parser() -> options.ArgumentParser:
@@ -32,6 +33,26 @@ def parser() -> options.ArgumentParser:
         default=[0.0],
         metavar="A",
         help="weight of the restored image in the result: 0 is full transport (default), 1 the restored image",
+    )
+    flags.add_argument(
+        "--interpolation",
+        choices=INTERPOLATIONS,
+        default="pixels",
+        help="what --alpha mixes: the two images, or their latents before decoding (default %(default)s)",
+    )
+    flags.add_argument(
+        "--zero_shot",
+        action="store_true",
+        help="transport each image from its own statistics instead of the map's source",
+    )
+    flags.add_argument(
+        "--kernel_size", type=int, choices=(1, 3, 5, 7), help="fold only the middle k x k of each patch (default: all)"
+    )
+    flags.add_argument(
+        "--sigma",
+        type=options.number(float, 0.01),
+        default=math.inf,
+        help="fold with Gaussian weights of this standard deviation, in latent pixels (default: equal weights)",
     )
     flags.add_argument("--format", choices=sorted(OUTPUT_FORMATS), default="png", help="of the results (default png)")
     flags.add_argument(
@@ -55,6 +76,8 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--output {args.output}: lies in --input {spec}, so a second run would take its results")
     check_inputs(("--input", args.input))
     transport_map = read_map(args.map)
+    if args.kernel_size and args.kernel_size > transport_map.patch_size:
+        raise UserError(f"--kernel_size {args.kernel_size}: the map's patch size is {transport_map.patch_size}")
     storage.check_writable(args.output)
     autoencoder_of_map(transport_map, args.map, args.vae)
 
@@ -71,6 +94,10 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         vae=args.vae,
         max_pixels=args.max_pixels,
         max_batch_pixels=args.max_batch_pixels,
+        interpolation=args.interpolation,
+        kernel_size=args.kernel_size,
+        sigma=args.sigma,
+        zero_shot=args.zero_shot,
     )
     _ = records | "WriteManifest" >> WriteManifest(args.output, args.manifest_shards)
 

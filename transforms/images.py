@@ -41,9 +41,11 @@ class TransportImages(beam.PTransform):
         vae: the autoencoder; default the one that the map names.
         max_pixels: larger images are failures.
         max_batch_pixels: see `BatchByPixels`.
+        **options: interpolation, kernel_size, sigma and zero_shot of `TransportModelHandler`.
 
     Raises:
-        UserError: if the format isn't known, there is no alpha, or two alphas are the same to two decimals.
+        UserError: if the format or interpolation isn't known, there is no alpha, or two alphas are the same to two
+            decimals.
     """
 
     def __init__(
@@ -56,9 +58,10 @@ class TransportImages(beam.PTransform):
         vae: str | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         max_batch_pixels: int | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        self._handler = TransportModelHandler(map, alphas, vae)
+        self._handler = TransportModelHandler(map, alphas, vae, **options)
         self._write = _WriteImageDoFn(output, alphas, format, quality)
         self._map, self._output, self._alphas = map, output, alphas
         self._max_pixels, self._max_batch_pixels = max_pixels, max_batch_pixels

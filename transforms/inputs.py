@@ -30,17 +30,21 @@ class ListImages(beam.PTransform):
         inputs: one spec, several, or a mapping from group name to one or several; a spec is a folder, a glob, one
             image, or a list of URLs (see `ot_core.storage.list_images`).
         max_images: take at most so many of each group, the same ones in every run. Default all.
+        paired: take only keys that every group has; the counter `images_unpaired` says how many others there were.
     """
 
     def __init__(
-        self, inputs: str | Sequence[str] | Mapping[str, str | Sequence[str]], max_images: int | None = None
+        self,
+        inputs: str | Sequence[str] | Mapping[str, str | Sequence[str]],
+        max_images: int | None = None,
+        paired: bool = False,
     ) -> None:
         super().__init__()
         groups = inputs if isinstance(inputs, Mapping) else {"": inputs}
         self._specs = [
             (group, spec) for group, specs in groups.items() for spec in ([specs] if isinstance(specs, str) else specs)
         ]
-        self._max_images = max_images
+        self._max_images, self._groups, self._paired = max_images, len(groups), paired
 
     def display_data(self) -> dict[str, Any]:
         """Shown by runners' user interfaces."""
@@ -56,9 +60,10 @@ class ListImages(beam.PTransform):
         )
         unique = (
             matched.images
-            | "KeyByGroupAndKey" >> beam.Map(_by_group_and_key)
+            | "KeyByKey" >> beam.Map(_by_key)
             | "GroupByKey" >> beam.GroupByKey()
-            | "FirstByUri" >> beam.ParDo(_FirstByUriDoFn()).with_outputs("failures", main="images")
+            | "FirstByUri"
+            >> beam.ParDo(_FirstByUriDoFn(self._groups, self._paired)).with_outputs("failures", main="images")
         )
         failures = (matched.failures, unique.failures) | "FlattenFailures" >> beam.Flatten()
         images = unique.images
@@ -67,8 +72,8 @@ class ListImages(beam.PTransform):
         return ListedImages(images, failures)
 
 
-def _by_group_and_key(ref: ImageRef) -> tuple[tuple[str, str], str]:
-    return (ref.group, ref.key), ref.uri
+def _by_key(ref: ImageRef) -> tuple[str, tuple[str, str]]:
+    return ref.key, (ref.group, ref.uri)
 
 
 class _MatchInputDoFn(beam.DoFn):
@@ -88,13 +93,26 @@ class _MatchInputDoFn(beam.DoFn):
 
 
 class _FirstByUriDoFn(beam.DoFn):
-    def process(self, element: tuple[tuple[str, str], Iterable[str]]) -> Iterator[Any]:
-        (group, key), uris = element
-        first, *others = sorted(uris)
-        yield ImageRef(key, first, group)
-        for uri in others:
-            error = ImageError(Cause.DUPLICATE_KEY, f"its key is also that of {first}, which was done")
-            yield beam.pvalue.TaggedOutput("failures", Failure.of(ImageRef(key, uri, group), "list", error))
+    def __init__(self, groups: int, paired: bool) -> None:
+        self._groups, self._paired = groups, paired
+
+    def process(self, element: tuple[str, Iterable[tuple[str, str]]]) -> Iterator[Any]:
+        key, images = element
+        first: dict[str, str] = {}
+        for group, uri in sorted(images):
+            if group in first:
+                error = ImageError(Cause.DUPLICATE_KEY, f"its key is also that of {first[group]}, which was done")
+                yield beam.pvalue.TaggedOutput("failures", Failure.of(ImageRef(key, uri, group), "list", error))
+            else:
+                first[group] = uri
+        shared = len(first) == self._groups
+        if self._groups > 1 and shared:
+            metrics.count(metrics.KEYS_SHARED)
+        if self._paired and not shared:
+            metrics.count(metrics.IMAGES_UNPAIRED, len(first))
+            return
+        for group, uri in first.items():
+            yield ImageRef(key, uri, group)
 
 
 class _LimitImages(beam.PTransform):

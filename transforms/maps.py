@@ -1,15 +1,30 @@
 """Fitting a transport map from statistics, and writing it: the wiring of `ot_core.transport_map` and `map_file`."""
 
+import functools
+import math
+import operator
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core import Cause, GaussianStatistics, TransportMap, load_autoencoder, write_map
+from ot_core import (
+    Cause,
+    GaussianStatistics,
+    TransportMap,
+    UserError,
+    decoder_metric,
+    load_autoencoder,
+    noise_floor,
+    write_map,
+)
 from ot_core.autoencoder import vae_name
 from transforms import metrics
 from transforms.elements import Failure, failure_of_group
+
+#: What a map moves as little as possible: the decoded image, or the latent as the paper has it.
+METHODS = ("pixels", "paper")
 
 
 class FitOutcome(NamedTuple):
@@ -23,14 +38,23 @@ class FitOutcome(NamedTuple):
 class FitTransportMap(beam.PTransform):
     """(group, GaussianStatistics) for the groups "source" and "target" -> one TransportMap.
 
+    Either side may come in random parts, as groups "source/0", "source/1" and so on: then the map also carries the
+    noise floor of its distance.
+
     Args:
         vae: the autoencoder whose latents these are; the map remembers its name and fingerprint.
         patch_size: p, as in `LatentStatistics`.
+        method: "pixels" moves the decoded image as little as possible (`ot_core.decoder_metric`), "paper" the latent.
+
+    Raises:
+        UserError: if the method isn't known.
     """
 
-    def __init__(self, vae: str | None = None, patch_size: int = 3) -> None:
+    def __init__(self, vae: str | None = None, patch_size: int = 3, method: str = "pixels") -> None:
         super().__init__()
-        self._vae, self._patch_size = vae, patch_size
+        if method not in METHODS:
+            raise UserError(f"method {method}: expected one of {', '.join(METHODS)}")
+        self._vae, self._patch_size, self._method = vae, patch_size, method
 
     @no_annotations
     def expand(self, statistics: beam.PCollection[tuple[str, GaussianStatistics]]) -> FitOutcome:
@@ -39,33 +63,43 @@ class FitTransportMap(beam.PTransform):
             statistics.pipeline
             | "Once" >> beam.Create([None])
             | "Fit"
-            >> beam.ParDo(_FitDoFn(self._vae, self._patch_size), beam.pvalue.AsDict(statistics)).with_outputs(
-                "failures", main="maps"
-            )
+            >> beam.ParDo(
+                _FitDoFn(self._vae, self._patch_size, self._method), beam.pvalue.AsDict(statistics)
+            ).with_outputs("failures", main="maps")
         )
         return FitOutcome(fitted.maps, fitted.failures)
 
 
 class _FitDoFn(beam.DoFn):
-    def __init__(self, vae: str | None, patch_size: int) -> None:
-        self._vae, self._patch_size = vae, patch_size
+    def __init__(self, vae: str | None, patch_size: int, method: str) -> None:
+        self._vae, self._patch_size, self._method = vae, patch_size, method
 
     def process(self, element: None, statistics: dict[str, GaussianStatistics]) -> Iterator[Any]:
-        missing = [group for group in ("source", "target") if group not in statistics or statistics[group].count < 2]
-        for group in missing:
-            message = f"no usable image in the {group}: nothing to fit"
-            yield beam.pvalue.TaggedOutput("failures", failure_of_group(group, "fit", Cause.NO_STATISTICS, message))
+        parts = {side: _parts_of(side, statistics) for side in ("source", "target")}
+        missing = [side for side in parts if sum(part.count for part in parts[side]) < 2]
+        for side in missing:
+            message = f"no usable image in the {side}: nothing to fit"
+            yield beam.pvalue.TaggedOutput("failures", failure_of_group(side, "fit", Cause.NO_STATISTICS, message))
         if missing:
             return
         with metrics.timed("fit"):
             autoencoder = load_autoencoder(self._vae)
+            source, target = (functools.reduce(operator.add, parts[side]) for side in ("source", "target"))
+            in_pixels = self._method == "pixels"
+            floor = noise_floor(parts["source"], parts["target"])
             yield TransportMap.fit(
-                source=statistics["source"],
-                target=statistics["target"],
+                source,
+                target,
                 patch_size=self._patch_size,
                 vae=vae_name(self._vae),
                 vae_sha256=autoencoder.fingerprint,
+                metric=decoder_metric(autoencoder, target, self._patch_size) if in_pixels else None,
+                noise_floor=floor if math.isfinite(floor) else None,
             )
+
+
+def _parts_of(side: str, statistics: dict[str, GaussianStatistics]) -> list[GaussianStatistics]:
+    return [statistics[group] for group in sorted(statistics) if group.partition("/")[0] == side]
 
 
 @beam.typehints.with_input_types(TransportMap)

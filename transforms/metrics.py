@@ -16,6 +16,8 @@ from apache_beam.metrics import Metrics
 METRICS_NAMESPACE = "dot"
 
 IMAGES_LISTED = "images_listed"
+IMAGES_UNPAIRED = "images_unpaired"
+KEYS_SHARED = "keys_shared"
 IMAGES_READ = "images_read"
 BYTES_READ = "bytes_read"
 IMAGES_ENCODED = "images_encoded"

@@ -1,6 +1,7 @@
 """Beam ModelHandlers around the autoencoder and other networks. One image that fails never takes its batch along."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from ot_core import (
     LatentTransport,
     MapFileError,
     TransportMap,
+    UserError,
+    ZeroShotTransport,
     blend,
     load_autoencoder,
     read_map,
@@ -29,6 +32,8 @@ from transforms import metrics
 from transforms.elements import Failure, ImageBatch, LoadedImage, TransportedImage, TransportPrediction
 
 _Result = TypeVar("_Result")
+#: Where alpha mixes the restored image with the transported one.
+INTERPOLATIONS = ("pixels", "latents")
 _Pixels = tuple[NDArray[np.uint8], ...]
 
 
@@ -146,7 +151,7 @@ class TransportModel:
     """
 
     autoencoder: Autoencoder
-    transport: LatentTransport
+    transport: LatentTransport | ZeroShotTransport
 
 
 class TransportModelHandler(_ImageModelHandler):
@@ -159,13 +164,33 @@ class TransportModelHandler(_ImageModelHandler):
         alphas: weights of the restored image in the results, one result for each.
         vae: the autoencoder; default the one that the map names.
         device: torch device; default CUDA where there is one.
+        interpolation: "pixels" mixes the restored image with the transported one by alpha; "latents" mixes their
+            latents and decodes the mixture, which moves the map towards the identity.
+        kernel_size: folding kernel k <= p, odd; default p.
+        sigma: standard deviation of Gaussian folding weights in latent pixels; infinite means uniform.
+        zero_shot: each image's own statistics take the place of the map's source.
+
+    Raises:
+        UserError: if the interpolation isn't known.
     """
 
     def __init__(
-        self, map: str, alphas: Sequence[float] = (0.0,), vae: str | None = None, device: str | None = None
+        self,
+        map: str,
+        alphas: Sequence[float] = (0.0,),
+        vae: str | None = None,
+        device: str | None = None,
+        interpolation: str = "pixels",
+        kernel_size: int | None = None,
+        sigma: float = math.inf,
+        zero_shot: bool = False,
     ) -> None:
         super().__init__()
+        if interpolation not in INTERPOLATIONS:
+            raise UserError(f"interpolation {interpolation}: expected one of {', '.join(INTERPOLATIONS)}")
         self._map, self._alphas, self._vae, self._device = map, tuple(alphas), vae, device
+        self._interpolation, self._zero_shot = interpolation, zero_shot
+        self._folding: dict[str, Any] = {"kernel_size": kernel_size, "sigma": sigma}
 
     def update_model_path(self, model_path: str | None = None) -> None:
         """Lets `model_metadata_pcoll` name the map, so that one pipeline can fit and transport."""
@@ -176,7 +201,8 @@ class TransportModelHandler(_ImageModelHandler):
         with metrics.timed("load_model"):
             transport_map = read_map(self._map)
             autoencoder = autoencoder_of_map(transport_map, self._map, self._vae, self._device)
-            return TransportModel(autoencoder, LatentTransport(transport_map, autoencoder.device))
+            transport = ZeroShotTransport if self._zero_shot else LatentTransport
+            return TransportModel(autoencoder, transport(transport_map, device=autoencoder.device, **self._folding))
 
     def run_inference(
         self, batch: ImageBatch, model: TransportModel, inference_args: dict[str, Any] | None = None
@@ -206,16 +232,24 @@ class TransportModelHandler(_ImageModelHandler):
         latents = autoencoder.encode(to_tensor([loaded.image.pixels for loaded in images], autoencoder))
         with torch.inference_mode():
             transported = model.transport(latents, [loaded.ref.key for loaded in images])
-        decoded = autoencoder.decode(transported).permute(0, 2, 3, 1).cpu().numpy()
-        results: list[_Pixels | ImageError] = []
-        for loaded, pixels in zip(images, decoded, strict=True):
-            restored = loaded.image.pixels
-            cropped = pixels[: restored.shape[0], : restored.shape[1]]
-            if not np.isfinite(cropped).all():
-                results.append(ImageError(Cause.NOT_FINITE, "the autoencoder decoded NaN or infinity"))
-            else:
-                results.append(tuple(blend(restored, cropped, alpha) for alpha in self._alphas))
-        return results
+        if self._interpolation == "pixels":
+            decoded = [autoencoder.decode(transported)]
+            weights: Sequence[float] = self._alphas
+        else:
+            decoded = [autoencoder.decode(alpha * latents + (1 - alpha) * transported) for alpha in self._alphas]
+            weights = [0.0] * len(decoded)
+        arrays = [pixels.permute(0, 2, 3, 1).cpu().numpy() for pixels in decoded]
+        return [_blended(loaded, [array[i] for array in arrays], weights) for i, loaded in enumerate(images)]
+
+
+def _blended(loaded: LoadedImage, decoded: list[NDArray[np.float32]], alphas: Sequence[float]) -> _Pixels | ImageError:
+    """One result for each alpha, from one decoded image for all of them or one for each."""
+    restored = loaded.image.pixels
+    cropped = [pixels[: restored.shape[0], : restored.shape[1]] for pixels in decoded]
+    if not all(np.isfinite(pixels).all() for pixels in cropped):
+        return ImageError(Cause.NOT_FINITE, "the autoencoder decoded NaN or infinity")
+    each = cropped if len(cropped) == len(alphas) else cropped * len(alphas)
+    return tuple(blend(restored, pixels, alpha) for pixels, alpha in zip(each, alphas, strict=True))
 
 
 def autoencoder_of_map(

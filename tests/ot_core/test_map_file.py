@@ -276,3 +276,34 @@ class TestRefusals:
         except MapFileError:
             return
         assert read.dimension == 18
+
+
+class TestMetricAndNoiseFloor:
+    """What maps carry beyond the paper's."""
+
+    def whole(self) -> TransportMap:
+        metric = np.diag(np.arange(1.0, 19.0))
+        return TransportMap.fit(REGULAR.source, REGULAR.target, patch_size=3, metric=metric, noise_floor=1 / 3)
+
+    def test_come_back_exactly(self, tmp_path: Path):
+        write_map(self.whole(), str(tmp_path / "m.safetensors"))
+        read = read_map(str(tmp_path / "m.safetensors"))
+        np.testing.assert_array_equal(read.metric, self.whole().metric)
+        np.testing.assert_array_equal(read.matrix, self.whole().matrix)
+        assert read.noise_floor == 1 / 3
+
+    @pytest.mark.parametrize(
+        ("tensors", "metadata", "message"),
+        [
+            ({"map.metric": -np.eye(18)}, {}, "map.metric isn't positive definite"),
+            ({"map.metric": np.eye(17)}, {}, "map.metric is float64"),
+            ({"map.matrix": np.triu(np.ones((18, 18)))}, {}, "map.matrix doesn't suit map.metric"),
+            ({}, {"noise_floor": "much"}, "noise_floor is 'much'"),
+        ],
+    )
+    def test_are_refused_by_name_where_they_make_no_sense(self, tensors, metadata, message, tmp_path: Path):
+        data = map_file.to_bytes(self.whole())
+        path = tmp_path / "m.safetensors"
+        path.write_bytes(save({**load(data), **tensors}, {**read_metadata(data), **metadata}))
+        with pytest.raises(MapFileError, match=message):
+            read_map(str(path))

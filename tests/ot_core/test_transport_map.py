@@ -207,3 +207,47 @@ class TestRefusals:
 def test_patch_size_and_dimension_give_the_latent_channels():
     transport_map = TransportMap.fit(random_gaussian(0, 36), random_gaussian(1, 36), patch_size=3)
     assert (transport_map.dimension, transport_map.latent_channels) == (36, 4)
+
+
+class TestMetric:
+    """A map whose cost is measured by a metric other than the identity."""
+
+    @given(pairs(), seeds)
+    def test_still_carries_the_source_to_the_target(self, pair, seed):
+        source, target = pair
+        metric = random_gaussian(seed, source.dimension).covariance()
+        matrix = TransportMap.fit(source, target, metric=metric).matrix
+        assert relative(matrix @ source.covariance() @ matrix.T, target.covariance()) < 1e-9
+
+    @given(pairs(), seeds)
+    def test_costs_no_more_in_it_than_the_map_in_another(self, pair, seed):
+        source, target = pair
+        metric = random_gaussian(seed, source.dimension).covariance()
+
+        def cost(fitted: TransportMap) -> float:
+            change = fitted.matrix - np.eye(source.dimension)
+            return float(np.trace(change.T @ metric @ change @ source.covariance()))
+
+        assert cost(TransportMap.fit(source, target, metric=metric)) <= cost(fit(source, target)) * (1 + 1e-9)
+
+    @given(seeds, dimensions)
+    def test_leaves_equal_distributions_alone(self, seed, dimension):
+        same, metric = random_gaussian([seed, 0], dimension), random_gaussian([seed, 1], dimension).covariance()
+        assert relative(TransportMap.fit(same, same, metric=metric).matrix, np.eye(dimension)) < 1e-9
+
+    @given(pairs())
+    def test_the_identity_is_the_papers_map(self, pair):
+        source, target = pair
+        identity = TransportMap.fit(source, target, metric=np.eye(source.dimension))
+        assert relative(identity.matrix, fit(source, target).matrix) < 1e-12
+
+    def test_noise_makes_up_for_a_singular_source(self):
+        source, target = random_gaussian(0, 6, rank=3), random_gaussian(1, 6)
+        fitted = TransportMap.fit(source, target, metric=random_gaussian(2, 6).covariance())
+        assert fitted.noise_covariance is not None
+        reached = fitted.matrix @ source.covariance() @ fitted.matrix.T + fitted.noise_covariance
+        assert relative(reached, target.covariance()) < 1e-6
+
+    def test_of_another_dimension_is_refused(self):
+        with pytest.raises(ValueError, match="metric has shape"):
+            TransportMap.fit(random_gaussian(0, 3), random_gaussian(1, 3), metric=np.eye(4))

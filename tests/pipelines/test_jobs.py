@@ -71,6 +71,74 @@ def test_fit_writes_a_map_with_the_statistics_and_says_what_it_found(archive, ma
     assert read_map(str(archive / "again.safetensors")).source.count == fitted.source.count / 2
 
 
+def test_fit_states_the_noise_floor_and_warns_when_a_map_is_mostly_noise(archive, map_url, vae, capsys):
+    floor = read_map(map_url).noise_floor
+    assert floor is not None
+    assert floor > 0
+    arguments = ["--target", str(archive / "natural"), "--map", str(archive / "noise.safetensors"), "--vae", vae]
+    capsys.readouterr()
+    assert fit.main([*arguments, "--source", str(archive / "natural")]) == 0
+    printed = capsys.readouterr().out
+    assert "WARNING: the map is mostly noise" in printed
+    assert "4 keys are on both sides" in printed
+
+
+def test_paired_fits_on_shared_keys_alone(tmp_path, photo, vae, capsys):
+    for index in range(6):
+        natural = photo(72, 96, seed=index)
+        _save(tmp_path / "natural", f"{index}", natural)
+        if index % 2:
+            _save(tmp_path / "restored", f"{index}", np.asarray(Image.fromarray(natural).reduce(2).resize((96, 72))))
+    _save(tmp_path / "restored", "other", photo(72, 96, seed=9))
+    url = str(tmp_path / "map.safetensors")
+    sides = ["--target", str(tmp_path / "natural"), "--source", str(tmp_path / "restored"), "--map", url, "--vae", vae]
+    assert fit.main([*sides, "--paired"]) == 0
+    printed = capsys.readouterr().out
+    assert "4 images without a partner left out" in printed
+    assert "6 images in" in printed
+    fitted = read_map(url)
+    assert fitted.source.count == fitted.target.count
+
+
+def test_the_papers_method_has_a_symmetric_matrix_and_no_metric(archive, map_url, vae):
+    url = str(archive / "paper.safetensors")
+    sides = ["--target", str(archive / "natural"), "--source", str(archive / "restored"), "--map", url, "--vae", vae]
+    assert fit.main([*sides, "--method", "paper"]) == 0
+    paper, ours = read_map(url), read_map(map_url)
+    assert paper.metric is None
+    np.testing.assert_allclose(paper.matrix, paper.matrix.T, atol=1e-9)
+    assert ours.metric is not None
+    np.testing.assert_array_equal(ours.source.scatter, paper.source.scatter)
+    assert np.abs(ours.matrix - ours.matrix.T).max() > 1e-3
+
+
+def test_pixels_need_no_autoencoder(archive, tmp_path):
+    url, output = str(tmp_path / "map.safetensors"), str(tmp_path / "out")
+    sides = ["--target", str(archive / "natural"), "--source", str(archive / "restored"), "--map", url]
+    assert fit.main([*sides, "--vae", "pixels"]) == 0
+    assert read_map(url).latent_channels == 3
+    assert _transport(str(archive / "input"), "--map", url, "--output", output, "--alpha", "0", "1") == 0
+    rows = {(row["key"], row["alpha"]): row["sha256"] for row in _rows(output, "manifest")}
+    assert len(rows) == 8
+    assert all(rows[key, 0.0] != rows[key, 1.0] for key, _ in rows)
+
+
+def test_options_of_transport_reach_the_images(archive, map_url, tmp_path):
+    hashes = set()
+    choices = [[], ["--zero_shot"], ["--interpolation", "latents"], ["--kernel_size", "1"], ["--sigma", "0.5"]]
+    for index, options in enumerate(choices):
+        arguments = ["--map", map_url, "--output", str(tmp_path / str(index)), "--alpha", "0.5", *options]
+        assert _transport(str(archive / "input"), *arguments) == 0
+        hashes.add(tuple(sorted(row["sha256"] for row in _rows(str(tmp_path / str(index)), "manifest"))))
+    assert len(hashes) == len(choices)
+
+
+def test_a_folding_kernel_larger_than_the_patch_is_a_mistake(archive, map_url, tmp_path, capsys):
+    arguments = ["--map", map_url, "--output", str(tmp_path), "--kernel_size", "5"]
+    assert _transport(str(archive / "input"), *arguments) == 2
+    assert "--kernel_size 5: the map's patch size is 3" in capsys.readouterr().err
+
+
 def test_keys_sizes_and_orientation_are_kept(tmp_path, photo, map_url):
     for key, (width, height) in SIZES.items():
         _save(tmp_path / "in", key, photo(height, width, seed=1))

@@ -68,3 +68,22 @@ def test_an_image_that_cannot_be_read_costs_one_row(tmp_path):
         assert_that(images, equal_to([]))
         rows = failures | beam.Map(lambda row: (row.key, row.stage, row.error_type))
         assert_that(rows, equal_to([("gone", "read", "not_found"), ("text", "read", "not_an_image")]), label="Rows")
+
+
+def test_pairs_are_the_keys_that_every_group_has(tmp_path):
+    _touch(tmp_path, "a/1.png", "a/2.png", "a/2.jpg", "a/3.png", "b/2.jpg", "b/3.jpg", "b/4.jpg")
+    inputs = {"source": str(tmp_path / "a"), "target": str(tmp_path / "b")}
+    with TestPipeline(runner="FnApiRunner") as pipeline:
+        images, failures = pipeline | ListImages(inputs, paired=True)
+        both = [(group, key) for group in inputs for key in ("2", "3")]
+        assert_that(images | beam.Map(lambda ref: (ref.group, ref.key)), equal_to(both))
+        assert_that(failures | beam.Map(lambda row: row.error_type), equal_to(["duplicate_key"]), label="Failures")
+
+
+def test_a_limit_keeps_pairs_together(tmp_path):
+    _touch(tmp_path, *(f"a/{i}.png" for i in range(20)), *(f"b/{i}.png" for i in range(10, 30)))
+    inputs = {"source": str(tmp_path / "a"), "target": str(tmp_path / "b")}
+    with TestPipeline(runner="FnApiRunner") as pipeline:
+        images, _failures = pipeline | ListImages(inputs, max_images=4, paired=True)
+        groups = images | beam.Map(lambda ref: (ref.key, ref.group)) | beam.GroupByKey()
+        assert_that(groups | beam.Map(lambda pair: len(set(pair[1]))), equal_to([2, 2, 2, 2]))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ot_core import DecodedImage, MapFileError, TransportMap, latent_statistics, read_map, write_map
+from ot_core import DecodedImage, MapFileError, TransportMap, UserError, latent_statistics, read_map, write_map
 from ot_core.autoencoder import Autoencoder
 from transforms import LatentStatisticsModelHandler, TransportModelHandler
 from transforms.elements import Failure, ImageBatch, ImageRef, LoadedImage, TransportedImage
@@ -113,3 +113,51 @@ def test_a_map_never_makes_us_import_code(tmp_path, map_url):
     write_map(evil, url)
     with pytest.raises(MapFileError, match="which is code"):
         TransportModelHandler(url).load_model()
+
+
+def _results(map_url, alphas=(0.0, 0.5), **options):
+    handler = TransportModelHandler(map_url, alphas=alphas, **options)
+    (result,) = handler.run_inference(_batch(0, size=(64, 64)), handler.load_model())
+    return result.inference
+
+
+def test_interpolating_latents_agrees_with_pixels_at_the_ends_and_differs_between(map_url):
+    pixels = _results(map_url, (0.0, 0.5)).pixels
+    latents = _results(map_url, (0.0, 0.5, 1.0), interpolation="latents").pixels
+    np.testing.assert_array_equal(latents[0], pixels[0])
+    assert (latents[1] != pixels[1]).any()
+    autoencoder = TransportModelHandler(map_url).load_model().autoencoder
+    restored = _batch(0, size=(64, 64)).images[0].image.pixels
+    tensor = torch.from_numpy(restored.transpose(2, 0, 1) / np.float32(255))[None]
+    round_trip = autoencoder.decode(autoencoder.encode(tensor))[0].permute(1, 2, 0).numpy()
+    assert np.abs(latents[2] / 255 - round_trip).max() < 0.6 / 255
+
+
+def test_zero_shot_gives_an_image_the_targets_statistics_whatever_the_source_was(map_url):
+    given = read_map(map_url)
+    other = map_url.replace("map.", "other.")
+    write_map(TransportMap(**{**given.__dict__, "source": given.target}), other)
+    one, two = (_results(url, zero_shot=True).pixels for url in (map_url, other))
+    np.testing.assert_array_equal(one[0], two[0])
+    assert (one[0] != _results(map_url).pixels[0]).any()
+
+
+def test_zero_shot_refuses_an_image_without_patches(map_url):
+    handler = TransportModelHandler(map_url, zero_shot=True)
+    (result,) = handler.run_inference(_batch(0, size=(2, 2)), handler.load_model())
+    assert isinstance(result.inference, Failure)
+    assert result.inference.error_type == "too_small"
+
+
+def test_folding_weights_change_the_result(map_url):
+    everything, middle, smooth = (
+        _results(map_url, **options).pixels[0] for options in ({}, {"kernel_size": 1}, {"sigma": 0.5})
+    )
+    assert (everything != middle).any()
+    assert (everything != smooth).any()
+    np.testing.assert_array_equal(everything, _results(map_url, sigma=1e9).pixels[0])
+
+
+def test_an_unknown_interpolation_is_a_mistake():
+    with pytest.raises(UserError, match="interpolation spline"):
+        TransportModelHandler("m", interpolation="spline")

@@ -1,0 +1,44 @@
+"""How much of a distance between two sets of images is the luck of which images they happen to hold."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from ot_core.statistics import GaussianStatistics
+from ot_core.transport_map import gelbrich_distance_squared
+
+
+def noise_floor(source: Sequence[GaussianStatistics], target: Sequence[GaussianStatistics]) -> float:
+    """The squared distance expected between two sets as large as these, drawn from one distribution.
+
+    To first order the squared distance between samples of n and m images is v (1/n + 1/m), with v a property of
+    the distribution. v is measured on each side from its random halves, and counted in patches rather than images.
+
+    Args:
+        source: statistics of a random split of the source's images into two parts or more.
+        target: the same of the target's.
+
+    Returns:
+        v_source / n_source + v_target / n_target, in squared units of the latents; NaN where a side has one part only.
+    """
+    return _variance_of_mean(source) + _variance_of_mean(target)
+
+
+def _variance_of_mean(parts: Sequence[GaussianStatistics]) -> float:
+    """One side's v / n, averaged over the ways to halve its parts."""
+    if len(parts) < 2:
+        return float("nan")
+    estimates = []
+    for chosen in combinations(range(len(parts)), len(parts) // 2):
+        if len(parts) % 2 == 0 and 0 not in chosen:
+            continue  # the same two halves the other way round
+        first = functools.reduce(operator.add, (parts[i] for i in chosen))
+        second = functools.reduce(operator.add, (part for i, part in enumerate(parts) if i not in chosen))
+        share = first.count / (first.count + second.count)
+        estimates.append(share * (1 - share) * gelbrich_distance_squared(first, second))
+    return float(np.mean(estimates))
