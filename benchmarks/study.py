@@ -1,0 +1,206 @@
+"""What the method gains, and what its settings are worth: restorers x fits x alphas, judged independently.
+
+    python -m benchmarks.study --work study-work --output benchmarks/results/study-default
+    python -m benchmarks.study --vae benchmarks.flux2_tiny:autoencoder --work study-work \
+        --output benchmarks/results/study-flux2-tiny
+
+One setting is changed at a time from the base (unpaired, N = 16 + 16, p = 3, the default method). Photographs are
+those of BSDS500: a hundred of the training set give the restored images of all fits, another hundred the natural
+ones of the unpaired, and each draw takes N of each; a paired fit takes the originals of its restored images
+instead. Results are measured on the central 256 x 256 pixels of validation images, against their originals: PSNR
+(mean over images), and two squared Gelbrich distances, of single latent pixels of FLUX.2's tiny autoencoder (the
+judge) and of 8 x 8 squares of pixels. The output is `<output>.json` with every figure and `<output>.md` with the
+tables; `--render` makes the tables again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.judge import JUDGE, sample
+from benchmarks.restorers import RESTORERS, restored_folder, shared_data
+from benchmarks.study_tables import render
+from ot_core import (
+    Autoencoder,
+    GaussianStatistics,
+    LatentTransport,
+    TransportMap,
+    blend,
+    decoder_metric,
+    gelbrich_distance_squared,
+    latent_statistics,
+    load_autoencoder,
+)
+from pipelines.demo import load, psnr
+
+ALPHAS = (-0.25, 0.0, 0.25, 0.5, 0.75, 1.25)
+POOL = 100
+CROP = 256
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a map is fitted."""
+
+    n: int = 16
+    patch_size: int = 3
+    method: str = "pixels"
+    paired: bool = False
+    draw: int = 0
+
+
+def settings() -> Iterator[Setting]:
+    """The base, and one thing changed at a time; three draws of what depends most on the draw."""
+    for draw in range(3):
+        yield Setting(draw=draw)
+        yield Setting(draw=draw, method="paper")
+        yield Setting(draw=draw, paired=True)
+        yield Setting(draw=draw, n=4)
+    yield Setting(n=POOL)
+    yield Setting(n=POOL, method="paper")
+    yield Setting(patch_size=1)
+    yield Setting(patch_size=5)
+
+
+class Study:
+    """Everything that is read or encoded once."""
+
+    def __init__(self, vae: str | None, work: Path, test_images: int) -> None:
+        self.autoencoder, self.judge = load_autoencoder(vae), load_autoencoder(JUDGE)
+        self.restorations = work / "restored"
+        train = sample(shared_data() / "photos" / "train", 2 * POOL, seed=0)
+        self.degraded, self.natural = train[:POOL], train[POOL:]
+        self.tests = sample(shared_data() / "photos" / "val", test_images, seed=1)
+        self.originals = [_crop(load(path)) for path in self.tests]
+        self._latents: dict[Path, torch.Tensor] = {}
+
+    def restored(self, restorer: str, photos: Sequence[Path]) -> list[Path]:
+        """Files of the restorations of photographs."""
+        folder = restored_folder(list(photos), restorer, self.restorations / restorer)
+        return [folder / f"{photo.stem}.png" for photo in photos]
+
+    def fit(self, restorer: str, setting: Setting) -> TransportMap:
+        """The map of a setting."""
+        order = np.random.default_rng([setting.draw, 7]).permutation(POOL)[: setting.n]
+        degraded = [self.degraded[i] for i in order]
+        natural = degraded if setting.paired else [self.natural[i] for i in order]
+        p = setting.patch_size
+        target = self._statistics(tuple(natural), p)
+        source = self._statistics(tuple(self.restored(restorer, degraded)), p)
+        metric = self._metric(p) if setting.method == "pixels" else None
+        return TransportMap.fit(source, target, patch_size=p, metric=metric)
+
+    @functools.cache  # noqa: B019 - one study a process
+    def _metric(self, patch_size: int) -> NDArray[np.float64]:
+        return decoder_metric(self.autoencoder, self._statistics(tuple(self.natural), patch_size), patch_size)
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - one study a process
+    def _statistics(self, paths: tuple[Path, ...], patch_size: int) -> GaussianStatistics:
+        parts = (latent_statistics(self._latent(path), patch_size) for path in paths)
+        return functools.reduce(operator.add, (part for part in parts if part is not None))
+
+    def _latent(self, path: Path) -> torch.Tensor:
+        if path not in self._latents:
+            self._latents[path] = encoded(self.autoencoder, [load(path)])[0]
+        return self._latents[path]
+
+    def results(self, restorer: str, setting: Setting | None) -> Iterator[tuple[float, list[Pixels]]]:
+        """Alpha and the test images; without a setting, the restorations (alpha 1) and their round trip (alpha 0)."""
+        restored = [_crop(load(path)) for path in self.restored(restorer, self.tests)]
+        latents = self._test_latents(restorer)
+        if setting is not None:
+            with torch.inference_mode():
+                latents = LatentTransport(self.fit(restorer, setting))(latents)
+        decoded = decode(self.autoencoder, latents)
+        for alpha in ALPHAS if setting else (1.0, 0.0):
+            yield alpha, [blend(x, y, alpha) for x, y in zip(restored, decoded, strict=True)]
+
+    @functools.cache  # noqa: B019 - one study a process
+    def _test_latents(self, restorer: str) -> torch.Tensor:
+        return encoded(self.autoencoder, [_crop(load(path)) for path in self.restored(restorer, self.tests)])
+
+    def measure(self, images: Sequence[Pixels]) -> dict[str, float]:
+        """PSNR and distances from the originals."""
+        judged, squares = self._original_statistics
+        return {
+            "psnr": float(np.mean([psnr(x, y) for x, y in zip(images, self.originals, strict=True)])),
+            "judge": gelbrich_distance_squared(_judged(self.judge, images), judged),
+            "pixel": gelbrich_distance_squared(_squares(images), squares),
+        }
+
+    @functools.cached_property
+    def _original_statistics(self) -> tuple[GaussianStatistics, GaussianStatistics]:
+        return _judged(self.judge, self.originals), _squares(self.originals)
+
+
+def encoded(autoencoder: Autoencoder, images: Sequence[Pixels]) -> torch.Tensor:
+    """Latents (B, C, h, w) of images of one size; in bfloat16, several times as fast."""
+    pixels = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2) / np.float32(255))
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.cat([autoencoder.encode(autoencoder.pad(part)) for part in torch.split(pixels, 4)])
+
+
+def decode(autoencoder: Autoencoder, latents: torch.Tensor) -> list[NDArray[np.float32]]:
+    """Images (H, W, 3) in [0, 1]."""
+    with torch.autocast("cpu", torch.bfloat16):
+        decoded = torch.cat([autoencoder.decode(part) for part in torch.split(latents, 4)])
+    return list(decoded.permute(0, 2, 3, 1).numpy())
+
+
+def _judged(judge: Autoencoder, images: Sequence[Pixels]) -> GaussianStatistics:
+    latents = encoded(judge, images)
+    return GaussianStatistics.of(latents.transpose(0, 1).flatten(1).T.numpy())
+
+
+def _squares(images: Sequence[Pixels]) -> GaussianStatistics:
+    stack = np.stack(images) / 255
+    count, height, width, _ = stack.shape
+    squares = stack.reshape(count, height // 8, 8, width // 8, 8, 3).swapaxes(2, 3)
+    return GaussianStatistics.of(squares.reshape(-1, 192))
+
+
+def _crop(pixels: Pixels) -> Pixels:
+    top, left = (pixels.shape[0] - CROP) // 2, (pixels.shape[1] - CROP) // 2
+    return pixels[top : top + CROP, left : left + CROP]
+
+
+def main() -> None:
+    """Runs the study and writes its tables after every restorer."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--vae", help="autoencoder that transports; default the one that ships with the package")
+    parser.add_argument("--work", type=Path, default=Path("study-work"), help="folder for restorations")
+    parser.add_argument("--output", type=Path, required=True, help="name of the results, without extension")
+    parser.add_argument("--restorers", nargs="+", choices=RESTORERS, default=list(RESTORERS))
+    parser.add_argument("--test_images", type=int, default=12)
+    parser.add_argument("--render", action="store_true", help="only make the tables from the JSON of an earlier run")
+    args = parser.parse_args()
+    json_file, table_file = args.output.with_suffix(".json"), args.output.with_suffix(".md")
+    if args.render:
+        table_file.write_text(render(json.loads(json_file.read_text())))
+        return
+    study = Study(args.vae, args.work, args.test_images)
+    rows: list[dict[str, object]] = []
+    for restorer in args.restorers:
+        for setting in [None, *settings()]:
+            for alpha, images in study.results(restorer, setting):
+                kind = asdict(setting) if setting else {}
+                rows.append({"restorer": restorer, **kind, "alpha": alpha, **study.measure(images)})
+            print(rows[-1], flush=True)
+        found = {"vae": args.vae or "the default autoencoder", "test_images": args.test_images, "rows": rows}
+        json_file.write_text(json.dumps(found, indent=0))
+        table_file.write_text(render(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The study's figures as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+BASE: Row = {"n": 16, "patch_size": 3, "method": "pixels", "paired": False}
+VARIANTS: dict[str, Row] = {
+    "N = 16, p = 3": {},
+    "the paper's map": {"method": "paper"},
+    "paired": {"paired": True},
+    "N = 4": {"n": 4},
+    "N = 100": {"n": 100},
+    "N = 100, the paper's map": {"n": 100, "method": "paper"},
+    "p = 1": {"patch_size": 1},
+    "p = 5": {"patch_size": 5},
+}
+
+
+class Figures:
+    """Finds rows by what they were made with."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self.restorers = list(dict.fromkeys(row["restorer"] for row in rows))
+
+    def plain(self, restorer: str, alpha: float) -> Row:
+        """The restoration (alpha 1) or its round trip (alpha 0)."""
+        return next(r for r in self.rows if r["restorer"] == restorer and "n" not in r and r["alpha"] == alpha)
+
+    def curves(self, restorer: str, variant: Row) -> list[list[Row]]:
+        """For each draw, rows by rising alpha, the restoration among them."""
+        wanted = {**BASE, **variant, "restorer": restorer}
+        found = [row for row in self.rows if all(row.get(key) == value for key, value in wanted.items())]
+        return [
+            sorted(
+                [*(r for r in found if r["draw"] == draw), self.plain(restorer, 1.0)],
+                key=lambda row: float(row["alpha"]),
+            )
+            for draw in sorted({row["draw"] for row in found})
+        ]
+
+    def at(self, restorer: str, variant: Row, alpha: float) -> list[Row]:
+        """One row for each draw."""
+        return [row for curve in self.curves(restorer, variant) for row in curve if row["alpha"] == alpha]
+
+    def share(self, row: Row, measure: str = "judge") -> float:
+        """Of the restoration's distance, in percent."""
+        return 100 * float(row[measure]) / float(self.plain(row["restorer"], 1.0)[measure])
+
+
+def render(found: dict[str, Any]) -> str:
+    """All tables of a study."""
+    figures = Figures(found["rows"])
+    sections = [
+        "# Study",
+        f"Transported in the latent space of: {found['vae']}; measured on {found['test_images']} test images. "
+        "How: benchmarks/study.py. Distances are shares of the restorations' own distance to the originals, in the "
+        "latent space of FLUX.2's tiny autoencoder; mean over draws, ± half the range where there are several.",
+        "## Over alpha",
+        "PSNR in dB / distance. Unpaired, N = 16, p = 3.",
+        _over_alpha(figures),
+        "By 8 x 8 squares of pixels instead:",
+        _over_alpha(figures, "pixel"),
+        "## Each setting, at full transport",
+        "PSNR in dB / distance at alpha 0; one setting changed at a time.",
+        _variants(figures),
+        "## PSNR at equal distance",
+        "What a setting gains in PSNR, dB, over the paper's map (unpaired, N = 16, p = 3, same draw), where alpha is "
+        "chosen so that the distance is that of the paper's map at the alpha given.",
+        _at_equal_distance(figures),
+        "## Free lunch",
+        "Alphas at which PSNR is no lower than the restorer's and the distance is lower, in every draw.",
+        _free(figures),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _over_alpha(figures: Figures, measure: str = "judge") -> str:
+    alphas = [row["alpha"] for row in figures.curves(figures.restorers[0], {})[0]]
+
+    def line(restorer: str) -> list[str]:
+        cells = [_cell(figures, figures.at(restorer, {}, alpha), measure) for alpha in alphas]
+        return [restorer, _cell(figures, [figures.plain(restorer, 0.0)], measure), *cells]
+
+    header = ["restorer", "round trip", *(f"alpha {alpha:g}" for alpha in alphas)]
+    return _table(header, map(line, figures.restorers))
+
+
+def _variants(figures: Figures) -> str:
+    def line(restorer: str) -> list[str]:
+        return [restorer, *(_cell(figures, figures.at(restorer, v, 0.0)) for v in VARIANTS.values())]
+
+    return _table(["restorer", *VARIANTS], map(line, figures.restorers))
+
+
+def _cell(figures: Figures, rows: Sequence[Row], measure: str = "judge") -> str:
+    if not rows:
+        return ""
+    psnr, share = [row["psnr"] for row in rows], [figures.share(row, measure) for row in rows]
+    return f"{_mean(psnr, '.2f')} / {_mean(share, '.0f')}%"
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    spread = (max(values) - min(values)) / 2
+    return f"{np.mean(values):{form}}" + (f" ± {spread:{form}}" if len(values) > 1 else "")
+
+
+def _at_equal_distance(figures: Figures) -> str:
+    columns: list[tuple[str, Callable[[str], list[float]]]] = []
+    for name, variant in VARIANTS.items():
+        if "paper" in name:
+            continue
+        for alpha in (0.0, 0.5):
+            columns.append((f"{name}; alpha {alpha:g}", lambda r, v=variant, a=alpha: _gains(figures, r, v, a)))  # type: ignore[misc]
+
+    lines, totals = [], [list[float]() for _ in columns]
+    for restorer in figures.restorers:
+        gains = [gain(restorer) for _, gain in columns]
+        lines.append([restorer, *(_signed(values) for values in gains)])
+        for total, values in zip(totals, gains, strict=True):
+            total += [float(np.mean(values))] if values else []
+    lines.append(["mean", *(f"{np.mean(total):+.2f}" if total else "" for total in totals)])
+    return _table(["restorer", *(name for name, _ in columns)], lines)
+
+
+def _gains(figures: Figures, restorer: str, variant: Row, alpha: float) -> list[float]:
+    """PSNR at the paper's distance, less the paper's, for each draw; none where the distance isn't reached."""
+    gains = []
+    for ours, paper in zip(
+        figures.curves(restorer, variant), figures.curves(restorer, {"method": "paper"}), strict=False
+    ):
+        reference = next(row for row in paper if row["alpha"] == alpha)
+        found = psnr_at_distance(ours, reference["judge"])
+        if found is not None:
+            gains.append(found - reference["psnr"])
+    return gains
+
+
+def psnr_at_distance(curve: Sequence[Row], distance: float) -> float | None:
+    """PSNR where a curve has a distance, between the nearest alpha and the restoration; None if nowhere."""
+    nearest = min(range(len(curve)), key=lambda i: float(curve[i]["judge"]))
+    branch = [row for row in curve[nearest:] if row["alpha"] <= 1]
+    distances = [row["judge"] for row in branch]
+    if not branch or not distances[0] <= distance <= distances[-1]:
+        return None
+    return float(np.interp(distance, distances, [row["psnr"] for row in branch]))
+
+
+def _signed(values: Sequence[float]) -> str:
+    if not values:
+        return "not reached"
+    spread = (max(values) - min(values)) / 2
+    return f"{np.mean(values):+.2f}" + (f" ± {spread:.2f}" if len(values) > 1 else "")
+
+
+def _free(figures: Figures) -> str:
+    def alphas(restorer: str, variant: Row) -> str:
+        restoration = figures.plain(restorer, 1.0)
+        curves = figures.curves(restorer, variant)
+        free = [
+            row["alpha"]
+            for i, row in enumerate(curves[0])
+            if all(c[i]["psnr"] >= restoration["psnr"] and c[i]["judge"] < restoration["judge"] for c in curves)
+        ]
+        return ", ".join(f"{alpha:g}" for alpha in free) or "none"
+
+    names = ["N = 16, p = 3", "paired", "N = 100"]
+    lines = [[restorer, *(alphas(restorer, VARIANTS[name]) for name in names)] for restorer in figures.restorers]
+    return _table(["restorer", *names], lines)
