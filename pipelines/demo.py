@@ -33,21 +33,20 @@ def parser() -> options.ArgumentParser:
 
 
 def prepare(output: Path) -> None:
-    """Splits the photographs in three: a natural third and a restored third to fit with, a restored third to transport.
+    """Splits the photographs: a dozen and their restorations to fit with, the restorations of the others to transport.
 
-    No photograph is in two of them, as in real use, where the originals of the restored images are gone.
+    As in real use: take a dozen good photographs, degrade and restore them like the archive, and fit on the pairs.
     """
     for index, path in enumerate(tqdm(sorted(PHOTOS.glob("*.jpg")), desc="degrade and restore", unit=" images")):
         original = np.asarray(Image.open(path).convert("RGB"))
-        if index % 3 == 0:
-            _save(original, output / "natural" / path.stem)
-            continue
         noise = np.random.default_rng(index).normal(0, SIGMA, original.shape)
         noisy = np.clip(original + noise, 0, 255).round().astype(np.uint8)
-        folder = "restored-to-fit" if index % 3 == 1 else "restored"
-        _save(restore(noisy), output / folder / path.stem)
-        if index % 3 == 2:
+        if index % 3 == 0:
+            _save(original, output / "natural" / path.stem)
+            _save(restore(noisy), output / "natural-restored" / path.stem)
+        else:
             _save(noisy, output / "noisy" / path.stem)
+            _save(restore(noisy), output / "restored" / path.stem)
             _save(original, output / "original" / path.stem)
 
 
@@ -140,9 +139,8 @@ def run(args: argparse.Namespace) -> int:
     output: Path = args.output
     prepare(output)
     map_url = str(output / "map.safetensors")
-    code = fit.main(
-        ["--target", str(output / "natural"), "--source", str(output / "restored-to-fit"), "--map", map_url]
-    ) or transport.main(
+    sides = ["--target", str(output / "natural"), "--source", str(output / "natural-restored")]
+    code = fit.main([*sides, "--paired", "--map", map_url]) or transport.main(
         ["--input", str(output / "restored"), "--map", map_url, "--output", str(output / "enhanced"), "--alpha"]
         + [str(alpha) for alpha in ALPHAS]
     )
