@@ -1,4 +1,4 @@
-"""The study's figures as Markdown tables."""
+"""The study's figures as Markdown tables, and as curves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from pipelines import chart
 
 Row = dict[str, Any]
 BASE: Row = {"n": 16, "patch_size": 3, "method": "pixels", "paired": False}
@@ -19,6 +21,10 @@ VARIANTS: dict[str, Row] = {
     "p = 1": {"patch_size": 1},
     "p = 5": {"patch_size": 5},
 }
+
+
+#: What the curves show, in the order of the chart's colours.
+CURVES = ("N = 16, p = 3", "the paper's map", "paired")
 
 
 class Figures:
@@ -61,6 +67,7 @@ def render(found: dict[str, Any]) -> str:
         f"Transported in the latent space of: {found['vae']}; measured on {found['test_images']} test images. "
         "How: benchmarks/study.py. Distances are shares of the restorations' own distance to the originals, in the "
         "latent space of FLUX.2's tiny autoencoder; mean over draws, ± half the range where there are several.",
+        f"![distance against PSNR over alpha]({found['chart']})",
         "## Over alpha",
         "PSNR in dB / distance. Unpaired, N = 16, p = 3.",
         _over_alpha(figures),
@@ -78,6 +85,29 @@ def render(found: dict[str, Any]) -> str:
         _free(figures),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def curves(found: dict[str, Any]) -> str:
+    """Perception-distortion curves over alpha, one chart for each restorer, as an SVG file; first draws."""
+    figures, parts = Figures(found["rows"]), []
+    width, height, title = 520, 340, 30
+    for index, restorer in enumerate(figures.restorers):
+        points = []
+        for name in CURVES:
+            for row in figures.curves(restorer, VARIANTS[name])[0]:
+                label = {0.0: "0", 1.0: restorer}.get(row["alpha"], "") if name == CURVES[0] else ""
+                points.append(chart.Point(label, row["psnr"], row["judge"], name))
+        place = f'<svg x="{index % 2 * width}" y="{title + index // 2 * height}" width="{width}" height="{height}" '
+        parts.append(chart.draw(points, restorer).replace("<svg ", place, 1))
+    rows = -(-len(figures.restorers) // 2)
+    legend = [
+        f'<text x="{20 + 260 * i}" y="20" style="fill: {colour}; font-size: 14px">{name}</text>'
+        for i, (name, colour) in enumerate(zip(CURVES, chart.COLOURS, strict=False))
+    ]
+    style = "text { font: 12px sans-serif; fill: #57606a; } .grid { stroke: #e3e6ea; } .axis { font-size: 13px; }"
+    size = f'viewBox="0 0 {2 * width} {title + rows * height}" width="{2 * width}"'
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="background: white"><style>{style}</style>'
+    return "\n".join([opening, *legend, *parts, "</svg>\n"])
 
 
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

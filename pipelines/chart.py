@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 _WIDTH, _HEIGHT = 520, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 20, 56
-_COLOURS = ("#1f6feb", "#9a5bd0", "#0e8a7b", "#b4690e")
+COLOURS = ("#1f6feb", "#9a5bd0", "#0e8a7b", "#b4690e")
 
 
 class Point(NamedTuple):
@@ -60,11 +60,11 @@ def draw(points: Sequence[Point], y_label: str) -> str:
     series = list(dict.fromkeys(point.series for point in points if point.series))
     for index, name in enumerate(series):
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(p.x, p.y) for p in points if p.series == name))
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{_COLOURS[index % 4]}" stroke-width="2"/>')
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{COLOURS[index % 4]}" stroke-width="2"/>')
     places = _Places([at(point.x, point.y) for point in points])
     for point in points:
         x, y = at(point.x, point.y)
-        colour = _COLOURS[series.index(point.series) % 4] if point.series else "#444"
+        colour = COLOURS[series.index(point.series) % 4] if point.series else "#444"
         radius = 7 if point.highlight else 4.5
         circle = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}" stroke="#fff" stroke-width="1.5"/>'
         left, baseline = places.take(x, y, len(point.label))
