@@ -33,11 +33,12 @@ from benchmarks.restorers import RESTORERS, restored_folder, shared_data
 from benchmarks.study_tables import curves, render
 from ot_core import (
     Autoencoder,
+    DecoderGeometry,
     GaussianStatistics,
     LatentTransport,
     TransportMap,
     blend,
-    decoder_metric,
+    decoder_geometry,
     gelbrich_distance_squared,
     latent_statistics,
     load_autoencoder,
@@ -56,7 +57,7 @@ class Setting:
 
     n: int = 16
     patch_size: int = 3
-    method: str = "pixels"
+    method: str = "matched"
     paired: bool = False
     draw: int = 0
 
@@ -66,12 +67,13 @@ def settings(brief: bool) -> Iterator[Setting]:
     for draw in range(3):
         yield Setting(draw=draw)
         yield Setting(draw=draw, method="paper")
-        yield Setting(draw=draw, paired=True)
+        yield Setting(draw=draw, method="pixels", paired=True)
         if draw == 0 or not brief:
             yield Setting(draw=draw, n=4)
     yield Setting(n=POOL)
     if not brief:
         yield Setting(n=POOL, method="paper")
+        yield Setting(method="pixels")
         yield Setting(patch_size=1)
         yield Setting(patch_size=5)
 
@@ -101,12 +103,16 @@ class Study:
         p = setting.patch_size
         target = self._statistics(tuple(natural), p)
         source = self._statistics(tuple(self.restored(restorer, degraded)), p)
-        metric = self._metric(p) if setting.method == "pixels" else None
-        return TransportMap.fit(source, target, patch_size=p, metric=metric)
+        if setting.method == "paper":
+            return TransportMap.fit(source, target, patch_size=p)
+        geometry = self._geometry(p)
+        invariant = geometry.colour if setting.method == "matched" else None
+        return TransportMap.fit(source, target, patch_size=p, metric=geometry.metric, invariant=invariant)
 
     @functools.cache  # noqa: B019 - one study a process
-    def _metric(self, patch_size: int) -> NDArray[np.float64]:
-        return decoder_metric(self.autoencoder, self._statistics(tuple(self.natural), patch_size), patch_size)
+    def _geometry(self, patch_size: int) -> DecoderGeometry:
+        statistics = self._statistics(tuple(self.natural[:16]), patch_size)
+        return decoder_geometry(self.autoencoder, statistics, patch_size)
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - one study a process
     def _statistics(self, paths: tuple[Path, ...], patch_size: int) -> GaussianStatistics:

@@ -10,11 +10,12 @@ import numpy as np
 from pipelines import chart
 
 Row = dict[str, Any]
-BASE: Row = {"n": 16, "patch_size": 3, "method": "pixels", "paired": False}
+BASE: Row = {"n": 16, "patch_size": 3, "method": "matched", "paired": False}
 VARIANTS: dict[str, Row] = {
     "N = 16, p = 3": {},
     "the paper's map": {"method": "paper"},
-    "paired": {"paired": True},
+    "not matched": {"method": "pixels"},
+    "paired": {"paired": True, "method": "pixels"},
     "N = 4": {"n": 4},
     "N = 100": {"n": 100},
     "N = 100, the paper's map": {"n": 100, "method": "paper"},

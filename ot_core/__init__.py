@@ -4,10 +4,10 @@ numpy alone carries the statistics and the map; torch starts at patches and the 
 """
 
 from ot_core.autoencoder import Autoencoder, load_autoencoder
+from ot_core.decoder import DecoderGeometry, decoder_geometry
 from ot_core.errors import Cause, ImageError, MapFileError, OTError, UserError
 from ot_core.images import DecodedImage, decode_image, encode_image
 from ot_core.map_file import read_map, write_map
-from ot_core.metric import decoder_metric
 from ot_core.noise import noise_floor
 from ot_core.patches import fold, latent_statistics, unfold
 from ot_core.statistics import GaussianStatistics
@@ -20,6 +20,7 @@ __all__ = [
     "Autoencoder",
     "Cause",
     "DecodedImage",
+    "DecoderGeometry",
     "GaussianStatistics",
     "ImageError",
     "LatentTransport",
@@ -30,7 +31,7 @@ __all__ = [
     "ZeroShotTransport",
     "blend",
     "decode_image",
-    "decoder_metric",
+    "decoder_geometry",
     "encode_image",
     "fold",
     "gelbrich_distance_squared",

@@ -56,6 +56,8 @@ def to_bytes(transport_map: TransportMap) -> bytes:
         tensors["map.noise_covariance"] = transport_map.noise_covariance
     if transport_map.metric is not None:
         tensors["map.metric"] = transport_map.metric
+    if transport_map.invariant is not None:
+        tensors["map.invariant"] = transport_map.invariant
     for side, statistics in (("source", transport_map.source), ("target", transport_map.target)):
         tensors[f"{side}.count"] = np.array(statistics.count, dtype=np.int64)
         tensors[f"{side}.mean"] = statistics.mean
@@ -118,6 +120,9 @@ class _Checker:
             metric = self._tensor("map.metric", (dimension, dimension), symmetric=True)
             if np.linalg.eigvalsh(metric)[0] <= 0:
                 raise self._refusal("tensor map.metric isn't positive definite")
+        invariant = self.tensors.get("map.invariant")
+        if invariant is not None:
+            invariant = self._tensor("map.invariant", (len(invariant) if invariant.ndim else 0, dimension))
         matrix = self._tensor("map.matrix", (dimension, dimension), symmetric=noise is None and metric is None)
         if noise is None and metric is not None and not _is_symmetric(metric @ matrix):
             raise self._refusal("tensor map.matrix doesn't suit map.metric: their product isn't symmetric")
@@ -132,6 +137,7 @@ class _Checker:
             vae=self.metadata.get("vae", ""),
             vae_sha256=self.metadata.get("vae_sha256", ""),
             metric=metric,
+            invariant=invariant,
             noise_floor=self._number("noise_floor"),
         )
 

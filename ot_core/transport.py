@@ -103,7 +103,9 @@ class ZeroShotTransport:
             raise ImageError(
                 Cause.TOO_SMALL, f"its latent is {height}x{width}; expected two patches of {p}x{p} or more"
             )
-        own = TransportMap.fit(source, self._map.target, patch_size=p)
+        own = TransportMap.fit(
+            source, self._map.target, patch_size=p, metric=self._map.metric, invariant=self._map.invariant
+        )
         return LatentTransport(own, **self._options)(latent, key)
 
 

@@ -33,6 +33,8 @@ class TransportMap:
         vae_sha256: fingerprint of the autoencoder's weights and config, or "" if unknown.
         metric: (D, D) float64, symmetric positive definite: the cost of moving x to y is (y - x)^T metric (y - x); None
             is the identity, as in the paper.
+        invariant: (k, D) float64, directions whose distribution restoring keeps, so that a difference there is one
+            of content; the target is matched to the source there. None keeps the target as it is.
         noise_floor: squared distance between source and target that chance alone would give (`ot_core.noise_floor`),
             or None if unknown.
     """
@@ -47,6 +49,7 @@ class TransportMap:
     vae: str = ""
     vae_sha256: str = ""
     metric: Array | None = None
+    invariant: Array | None = None
     noise_floor: float | None = None
 
     @classmethod
@@ -59,6 +62,7 @@ class TransportMap:
         vae: str = "",
         vae_sha256: str = "",
         metric: Array | None = None,
+        invariant: Array | None = None,
         noise_floor: float | None = None,
     ) -> TransportMap:
         """Solves the map that carries N(source) to N(target) at the least cost.
@@ -75,7 +79,8 @@ class TransportMap:
             patch_size: p, odd, with D a multiple of p^2; what the statistics were gathered with.
             vae: name of the autoencoder whose latents these are.
             vae_sha256: its fingerprint.
-            metric: (D, D), see the class; `ot_core.decoder_metric` measures that of an autoencoder.
+            metric: (D, D), see the class; `ot_core.decoder_geometry` measures it.
+            invariant: (k, D), see the class and `matched`.
             noise_floor: kept with the map.
 
         Raises:
@@ -87,20 +92,26 @@ class TransportMap:
             raise ValueError(
                 f"patch_size {patch_size} doesn't suit dimension {source.dimension}: expected odd, its square a divisor"
             )
+        if invariant is not None and invariant.shape[1:] != (source.dimension,):
+            raise ValueError(f"invariant has shape {invariant.shape}, expected (k, {source.dimension})")
         if metric is not None and metric.shape != (source.dimension, source.dimension):
             raise ValueError(f"metric has shape {metric.shape}, expected ({source.dimension}, {source.dimension})")
-        matrix, noise_covariance = _optimal_matrix_in(metric, source.covariance(), target.covariance())
+        mean, covariance = target.mean, target.covariance()
+        if invariant is not None:
+            mean, covariance = matched(source, target, invariant)
+        matrix, noise_covariance = _optimal_matrix_in(metric, source.covariance(), covariance)
         return cls(
             source=source,
             target=target,
             matrix=matrix,
             source_mean=source.mean,
-            target_mean=target.mean,
+            target_mean=mean,
             noise_covariance=noise_covariance,
             patch_size=patch_size,
             vae=vae,
             vae_sha256=vae_sha256,
             metric=metric,
+            invariant=invariant,
             noise_floor=noise_floor,
         )
 
@@ -134,6 +145,21 @@ def gelbrich_distance_squared(a: GaussianStatistics, b: GaussianStatistics) -> f
     cross = np.linalg.eigvalsh(_symmetric(root @ ka @ root))
     covariance_term = np.trace(ka) + np.trace(kb) - 2 * np.sqrt(np.clip(cross, 0, None)).sum()
     return float(max(0.0, np.sum((a.mean - b.mean) ** 2) + covariance_term))
+
+
+def matched(source: GaussianStatistics, target: GaussianStatistics, invariant: Array) -> tuple[Array, Array]:
+    """Mean (D,) and covariance (D, D) of the target, had it the source's distribution of the invariants P x.
+
+    With A = Kt P^T (P Kt P^T)^-1, the regression of x on P x in the target, and Ks and Kt the covariances:
+        m = mt + A P (ms - mt),    K = Kt - A P Kt P^T A^T + A P Ks P^T A^T.
+    As if the target's vectors had been weighted until their invariants are distributed like the source's.
+    """
+    ks, kt = source.covariance(), target.covariance()
+    cross = kt @ invariant.T
+    regression = cross @ np.linalg.pinv(_symmetric(invariant @ cross), hermitian=True)
+    mean = target.mean + regression @ (invariant @ (source.mean - target.mean))
+    explained = regression @ cross.T
+    return mean, _symmetric(kt - explained + regression @ (invariant @ ks @ invariant.T) @ regression.T)
 
 
 def _optimal_matrix_in(metric: Array | None, ks: Array, kt: Array) -> tuple[Array, Array | None]:

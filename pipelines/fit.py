@@ -46,9 +46,8 @@ def parser() -> options.ArgumentParser:
     flags.add_argument(
         "--method",
         choices=METHODS,
-        default="pixels",
-        help="what the map moves as little as possible: the decoded pixels, or the latent as in the paper "
-        "(default %(default)s)",
+        help="matched (default): takes differences in the colour of patches, which restorers keep, for content; pixels "
+        "(default with --paired): doesn't; both change decoded pixels least. paper: changes latents least",
     )
     options.add_common(flags)
     return flags
@@ -65,6 +64,7 @@ def check(args: argparse.Namespace) -> None:
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
+    method = args.method or ("pixels" if args.paired else "matched")
     images, unlisted = pipeline | "ListImages" >> ListImages(
         {"source": args.source, "target": args.target}, args.max_images, args.paired
     )
@@ -74,7 +74,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         | "LatentStatistics"
         >> LatentStatistics.PerKey(args.vae, args.patch_size, args.max_pixels, args.max_batch_pixels)
     )
-    maps, unfitted = statistics | "FitTransportMap" >> FitTransportMap(args.vae, args.patch_size, args.method)
+    maps, unfitted = statistics | "FitTransportMap" >> FitTransportMap(args.vae, args.patch_size, method)
     _ = maps | "WriteTransportMap" >> WriteTransportMap(args.map)
 
     failures = (unlisted, unread, unfitted) | "FlattenFailures" >> beam.Flatten()

@@ -14,7 +14,7 @@ from ot_core import (
     GaussianStatistics,
     TransportMap,
     UserError,
-    decoder_metric,
+    decoder_geometry,
     load_autoencoder,
     noise_floor,
     write_map,
@@ -23,8 +23,7 @@ from ot_core.autoencoder import vae_name
 from transforms import metrics
 from transforms.elements import Failure, failure_of_group
 
-#: What a map moves as little as possible: the decoded image, or the latent as the paper has it.
-METHODS = ("pixels", "paper")
+METHODS = ("matched", "pixels", "paper")
 
 
 class FitOutcome(NamedTuple):
@@ -44,13 +43,15 @@ class FitTransportMap(beam.PTransform):
     Args:
         vae: the autoencoder whose latents these are; the map remembers its name and fingerprint.
         patch_size: p, as in `LatentStatistics`.
-        method: "pixels" moves the decoded image as little as possible (`ot_core.decoder_metric`), "paper" the latent.
+        method: "matched" takes differences in the mean colour of patches for content (`ot_core.decoder`), which suits
+            sides that show different things; "pixels" doesn't, which suits pairs; both measure the map's cost in decoded
+            pixels. "paper" measures it in latents.
 
     Raises:
         UserError: if the method isn't known.
     """
 
-    def __init__(self, vae: str | None = None, patch_size: int = 3, method: str = "pixels") -> None:
+    def __init__(self, vae: str | None = None, patch_size: int = 3, method: str = "matched") -> None:
         super().__init__()
         if method not in METHODS:
             raise UserError(f"method {method}: expected one of {', '.join(METHODS)}")
@@ -85,7 +86,11 @@ class _FitDoFn(beam.DoFn):
         with metrics.timed("fit"):
             autoencoder = load_autoencoder(self._vae)
             source, target = (functools.reduce(operator.add, parts[side]) for side in ("source", "target"))
-            in_pixels = self._method == "pixels"
+            known: dict[str, Any] = {}
+            if self._method != "paper":
+                geometry = decoder_geometry(autoencoder, target, self._patch_size)
+                known["metric"] = geometry.metric
+                known["invariant"] = geometry.colour if self._method == "matched" else None
             floor = noise_floor(parts["source"], parts["target"])
             yield TransportMap.fit(
                 source,
@@ -93,7 +98,7 @@ class _FitDoFn(beam.DoFn):
                 patch_size=self._patch_size,
                 vae=vae_name(self._vae),
                 vae_sha256=autoencoder.fingerprint,
-                metric=decoder_metric(autoencoder, target, self._patch_size) if in_pixels else None,
+                **known,
                 noise_floor=floor if math.isfinite(floor) else None,
             )
 

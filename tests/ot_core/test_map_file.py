@@ -283,12 +283,14 @@ class TestMetricAndNoiseFloor:
 
     def whole(self) -> TransportMap:
         metric = np.diag(np.arange(1.0, 19.0))
-        return TransportMap.fit(REGULAR.source, REGULAR.target, patch_size=3, metric=metric, noise_floor=1 / 3)
+        known = {"metric": metric, "invariant": np.eye(18)[:2], "noise_floor": 1 / 3}
+        return TransportMap.fit(REGULAR.source, REGULAR.target, patch_size=3, **known)
 
     def test_come_back_exactly(self, tmp_path: Path):
         write_map(self.whole(), str(tmp_path / "m.safetensors"))
         read = read_map(str(tmp_path / "m.safetensors"))
         np.testing.assert_array_equal(read.metric, self.whole().metric)
+        np.testing.assert_array_equal(read.invariant, self.whole().invariant)
         np.testing.assert_array_equal(read.matrix, self.whole().matrix)
         assert read.noise_floor == 1 / 3
 
@@ -298,6 +300,8 @@ class TestMetricAndNoiseFloor:
             ({"map.metric": -np.eye(18)}, {}, "map.metric isn't positive definite"),
             ({"map.metric": np.eye(17)}, {}, "map.metric is float64"),
             ({"map.matrix": np.triu(np.ones((18, 18)))}, {}, "map.matrix doesn't suit map.metric"),
+            ({"map.invariant": np.eye(17)}, {}, "map.invariant is float64"),
+            ({"map.invariant": np.array(1.0)}, {}, "map.invariant is float64"),
             ({}, {"noise_floor": "much"}, "noise_floor is 'much'"),
         ],
     )

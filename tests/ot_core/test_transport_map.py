@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ot_core import GaussianStatistics, TransportMap, gelbrich_distance_squared
+from ot_core.transport_map import matched
 
 COUNT = 1001
 seeds = st.integers(0, 2**32 - 1)
@@ -251,3 +252,76 @@ class TestMetric:
     def test_of_another_dimension_is_refused(self):
         with pytest.raises(ValueError, match="metric has shape"):
             TransportMap.fit(random_gaussian(0, 3), random_gaussian(1, 3), metric=np.eye(4))
+
+
+class TestInvariant:
+    """Directions that the restorer keeps: differences there are content."""
+
+    @staticmethod
+    def marginal(statistics_or_moments, invariant):
+        if isinstance(statistics_or_moments, GaussianStatistics):
+            statistics_or_moments = statistics_or_moments.mean, statistics_or_moments.covariance()
+        mean, covariance = statistics_or_moments
+        return invariant @ mean, invariant @ covariance @ invariant.T
+
+    @given(seeds, st.integers(3, 12), st.integers(1, 2))
+    def test_the_matched_target_has_the_sources_distribution_there(self, seed, dimension, k):
+        source, target = random_gaussian([seed, 0], dimension), random_gaussian([seed, 1], dimension)
+        invariant = np.random.default_rng(seed).standard_normal((k, dimension))
+        for actual, expected in zip(
+            self.marginal(matched(source, target, invariant), invariant), self.marginal(source, invariant), strict=True
+        ):
+            np.testing.assert_allclose(actual, expected, rtol=1e-7, atol=1e-7)
+
+    @given(seeds, st.integers(3, 12))
+    def test_the_rest_given_the_invariants_stays_the_targets(self, seed, dimension):
+        source, target = random_gaussian([seed, 0], dimension), random_gaussian([seed, 1], dimension)
+        invariant = np.random.default_rng(seed).standard_normal((2, dimension))
+
+        def conditional(covariance):
+            cross = covariance @ invariant.T
+            return covariance - cross @ np.linalg.solve(invariant @ cross, cross.T)
+
+        _, covariance = matched(source, target, invariant)
+        np.testing.assert_allclose(conditional(covariance), conditional(target.covariance()), rtol=1e-6, atol=1e-6)
+
+    @given(seeds, st.integers(3, 12))
+    def test_a_target_that_agrees_there_is_left_as_it_is(self, seed, dimension):
+        source = random_gaussian([seed, 0], dimension)
+        invariant = np.eye(dimension)[:1]
+        target = random_gaussian([seed, 1], dimension)
+        mean, covariance = target.mean.copy(), target.covariance().copy()
+        mean[0], scale = source.mean[0], np.sqrt(source.covariance()[0, 0] / covariance[0, 0])
+        covariance[0] *= scale
+        covariance[:, 0] *= scale
+        target = gaussian(mean, covariance)
+        found_mean, found_covariance = matched(source, target, invariant)
+        np.testing.assert_allclose(found_mean, mean, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(found_covariance, covariance, rtol=1e-9, atol=1e-9)
+
+    def test_the_map_reaches_the_matched_target(self):
+        source, target = random_gaussian(0, 6), random_gaussian(1, 6)
+        fitted = TransportMap.fit(source, target, invariant=np.eye(6)[:2])
+        mean, covariance = matched(source, target, np.eye(6)[:2])
+        np.testing.assert_array_equal(fitted.target_mean, mean)
+        assert relative(fitted.matrix @ source.covariance() @ fitted.matrix.T, covariance) < 1e-9
+
+    def test_content_is_not_learnt(self):
+        """Two sides of the same kind that show differently bright things: nothing to do."""
+        rng = np.random.default_rng(0)
+        mixing = rng.standard_normal((4, 4))
+
+        def side(brightness: float, contrast: float) -> GaussianStatistics:
+            hidden = rng.standard_normal((200_000, 4))
+            hidden[:, 0] = brightness + contrast * hidden[:, 0]
+            return GaussianStatistics.of(hidden @ mixing.T)
+
+        source, target = side(0, 1), side(3, 2)
+        invariant = np.linalg.inv(mixing)[:1]
+        change = np.eye(4) - TransportMap.fit(source, target, invariant=invariant).matrix
+        assert np.abs(change).max() < 0.02
+        assert np.abs(np.eye(4) - fit(source, target).matrix).max() > 0.2
+
+    def test_of_another_dimension_is_refused(self):
+        with pytest.raises(ValueError, match="invariant has shape"):
+            TransportMap.fit(random_gaussian(0, 3), random_gaussian(1, 3), invariant=np.eye(4))

@@ -105,9 +105,12 @@ def test_the_papers_method_has_a_symmetric_matrix_and_no_metric(archive, map_url
     sides = ["--target", str(archive / "natural"), "--source", str(archive / "restored"), "--map", url, "--vae", vae]
     assert fit.main([*sides, "--method", "paper"]) == 0
     paper, ours = read_map(url), read_map(map_url)
-    assert paper.metric is None
+    assert paper.metric is paper.invariant is None
+    np.testing.assert_array_equal(paper.target_mean, paper.target.mean)
     np.testing.assert_allclose(paper.matrix, paper.matrix.T, atol=1e-9)
     assert ours.metric is not None
+    assert ours.invariant.shape == (3, ours.dimension)
+    np.testing.assert_allclose(ours.invariant @ ours.target_mean, ours.invariant @ ours.source.mean, atol=1e-6)
     np.testing.assert_array_equal(ours.source.scatter, paper.source.scatter)
     assert np.abs(ours.matrix - ours.matrix.T).max() > 1e-3
 

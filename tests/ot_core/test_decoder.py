@@ -1,11 +1,11 @@
-"""The decoder's metric, against decoders whose metric is known."""
+"""A decoder's geometry, against decoders whose geometry is known."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from ot_core import Autoencoder, GaussianStatistics, TransportMap, decoder_metric, load_autoencoder
+from ot_core import Autoencoder, GaussianStatistics, TransportMap, decoder_geometry, load_autoencoder
 
 
 class Linear(nn.Module):
@@ -29,33 +29,40 @@ def statistics(dimension: int, scale: float = 1.0) -> GaussianStatistics:
     return GaussianStatistics.of(scale * np.random.default_rng(0).standard_normal((400, dimension)))
 
 
-def test_of_a_linear_decoder_is_the_exact_quadratic_form_of_patches():
+def test_of_a_linear_decoder_is_exact():
     model = Linear()
-    metric = decoder_metric(Autoencoder(model, "linear"), statistics(18), patch_size=3)
+    geometry = decoder_geometry(Autoencoder(model, "linear"), statistics(18), patch_size=3)
+    metric = geometry.metric
     rng = np.random.default_rng(1)
     changes = rng.standard_normal((20, 18))
     fields = torch.zeros(20, 2, 11, 11)
     fields[:, :, 4:7, 4:7] = torch.from_numpy(changes.reshape(20, 2, 3, 3)).float()
     with torch.no_grad():
-        energies = model.decode(fields).double().square().sum((1, 2, 3)).numpy()
+        decoded = model.decode(fields).double()
+    energies, colours = decoded.square().sum((1, 2, 3)).numpy(), decoded.sum((2, 3)).numpy()
     isotropic = 0.05 / 1.05
     predicted = np.einsum("nd,de,ne->n", changes, metric - isotropic * np.eye(18), changes)
     np.testing.assert_allclose(predicted / predicted.mean(), energies / energies.mean(), rtol=1e-3)
+    linear = changes @ geometry.colour.T
+    np.testing.assert_allclose(linear / np.abs(linear).mean(), colours / np.abs(colours).mean(), atol=1e-3)
 
 
-def test_of_pixels_is_the_identity():
-    metric = decoder_metric(load_autoencoder("pixels"), statistics(27, scale=0.1), patch_size=3)
-    np.testing.assert_allclose(metric, np.eye(27), atol=1e-4)
+def test_of_pixels_is_the_identity_and_the_mean_colour():
+    geometry = decoder_geometry(load_autoencoder("pixels"), statistics(27, scale=0.1), patch_size=3)
+    np.testing.assert_allclose(geometry.metric, np.eye(27), atol=1e-4)
+    means = np.repeat(np.eye(3), 9, axis=1)
+    np.testing.assert_allclose(geometry.colour / geometry.colour.max(), means, atol=1e-4)
 
 
 @pytest.mark.parametrize("patch_size", [1, 3])
 def test_of_the_default_autoencoder_is_positive_definite_and_the_same_in_every_run(patch_size):
     autoencoder = load_autoencoder()
-    first, second = (decoder_metric(autoencoder, statistics(32 * patch_size**2), patch_size) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(first, first.T)
-    assert np.linalg.eigvalsh(first)[0] > 0.01
-    assert np.trace(first) == pytest.approx(len(first))
+    first, second = (decoder_geometry(autoencoder, statistics(32 * patch_size**2), patch_size) for _ in range(2))
+    np.testing.assert_array_equal(first.metric, second.metric)
+    np.testing.assert_array_equal(first.colour, second.colour)
+    np.testing.assert_array_equal(first.metric, first.metric.T)
+    assert np.linalg.eigvalsh(first.metric)[0] > 0.01
+    assert np.trace(first.metric) == pytest.approx(len(first.metric))
 
 
 def test_a_map_in_the_metric_changes_pixels_less_for_the_same_result():
@@ -64,7 +71,7 @@ def test_a_map_in_the_metric_changes_pixels_less_for_the_same_result():
     source, target = (
         GaussianStatistics.of(rng.standard_normal((500, 32)) @ rng.standard_normal((32, 32))) for _ in "st"
     )
-    metric = decoder_metric(autoencoder, target, patch_size=1)
+    metric = decoder_geometry(autoencoder, target, patch_size=1).metric
     costs = []
     for choice in (metric, None):
         fitted = TransportMap.fit(source, target, metric=choice)

@@ -1,12 +1,14 @@
-"""How far apart two latents are in pixels: the quadratic form by which the transport map measures its cost.
+"""What a change of the latent does to the decoded image: what the default method knows beyond the paper's.
 
-The paper's map moves latents as little as possible in latent space. Decoders weigh latents very unevenly (a change of
-the mean colour is a large change of the image, most others are not), so the least move of a latent isn't the least
-change of the image. Measured by the decoder's own metric, the map carries the source's Gaussian to the same target
-while it changes pixels less.
+Decoders weigh latents very unevenly: a few directions change the colour of a patch, most others only its detail. That
+matters twice. The least move of a latent isn't the least change of the image, so the map measures its cost in pixels.
+And restorers keep the mean colour of a patch, so where the two sides differ in it, they differ in what they show; the
+map need not, and should not, carry that over.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,20 +26,30 @@ _STEP = 0.1
 _ISOTROPIC = 0.05
 
 
-def decoder_metric(autoencoder: Autoencoder, statistics: GaussianStatistics, patch_size: int) -> Array:
-    """Metric G of latent patches with |decode(z + d) - decode(z)|^2 ~ d^T G d, for a change d of one patch.
+@dataclass(frozen=True, eq=False)
+class DecoderGeometry:
+    """First-order effect of changing one latent patch, dimension D = C p^2.
 
-    The decoder's responses to a small change of each channel at one position are averaged over a few random fields,
-    white noise with the given statistics; their inner products, shifted by the patch's offsets, make up G. Nothing
-    random differs from run to run.
+    Attributes:
+        metric: (D, D) float64, symmetric positive definite, mean diagonal 1: |decode(z + d) - decode(z)|^2 is
+            proportional to d^T metric d, but for a small isotropic part.
+        colour: (3, D) float64: what the change adds to the mean colour of the decoded patch, up to a factor.
+    """
+
+    metric: Array
+    colour: Array
+
+
+def decoder_geometry(autoencoder: Autoencoder, statistics: GaussianStatistics, patch_size: int) -> DecoderGeometry:
+    """Measures a decoder by small changes of each channel at one position.
+
+    The responses are averaged over a few random fields, white noise with the given statistics; their inner products,
+    shifted by the patch's offsets, make up the metric. Nothing random differs from run to run.
 
     Args:
         autoencoder: f pixels per latent position, C channels.
         statistics: of patches of natural latents, dimension D = C p^2.
         patch_size: p, odd.
-
-    Returns:
-        (D, D) float64, symmetric positive definite, with a mean diagonal of 1.
     """
     channels, p = autoencoder.latent_channels, patch_size
     centre = np.arange(channels) * p * p + p * p // 2
@@ -46,17 +58,23 @@ def decoder_metric(autoencoder: Autoencoder, statistics: GaussianStatistics, pat
     root = vectors * np.sqrt(np.clip(values, 0, None))
     steps = _STEP * np.sqrt(np.diagonal(covariance)) + 1e-12
     rng = np.random.default_rng(0)
-    blocks = np.zeros((2 * p - 1, 2 * p - 1, channels, channels))
+    products = np.zeros((2 * p - 1, 2 * p - 1, channels, channels))
+    colour = np.zeros((3, channels))
     for _ in range(_FIELDS):
         field = mean[:, None] + root @ rng.standard_normal((channels, _EXTENT**2))
-        blocks += _correlations(
-            _responses(autoencoder, field.reshape(channels, _EXTENT, _EXTENT), steps), autoencoder, p
-        )
-    offsets = np.arange(p)
-    rows = offsets[:, None] - offsets[None, :] + p - 1
-    # (i, j, i', j', c, c') -> (c, i, j, c', i', j')
-    metric = blocks[rows[:, None, :, None], rows[None, :, None, :]].transpose(4, 0, 1, 5, 2, 3)
-    metric = metric.reshape(channels * p * p, -1)
+        responses = _responses(autoencoder, field.reshape(channels, _EXTENT, _EXTENT), steps)
+        products += _inner_products(responses, autoencoder.downsampling_factor, p)
+        colour += responses.sum((2, 3)).T.numpy()
+    return DecoderGeometry(_metric_of(products), np.repeat(colour, p * p, axis=1))
+
+
+def _metric_of(products: Array) -> Array:
+    """Metric of patches from the inner products of responses, (2p - 1, 2p - 1, C, C)."""
+    p, channels = (len(products) + 1) // 2, products.shape[-1]
+    shift = np.arange(p)[:, None] - np.arange(p)[None, :] + p - 1
+    # (i, i', j, j', c, c') -> (c, i, j, c', i', j')
+    blocks = products[shift[:, :, None, None], shift[None, None]].transpose(4, 0, 2, 5, 1, 3)
+    metric = blocks.reshape(channels * p * p, -1)
     metric = (metric + metric.T) / 2
     scale = np.trace(metric) / len(metric)
     if scale <= 0:
@@ -77,9 +95,9 @@ def _responses(autoencoder: Autoencoder, field: Array, steps: Array) -> Tensor:
     return torch.cat(responses)
 
 
-def _correlations(responses: Tensor, autoencoder: Autoencoder, p: int) -> Array:
+def _inner_products(responses: Tensor, factor: int, p: int) -> Array:
     """Inner products of responses shifted against each other, (2p - 1, 2p - 1, C, C)."""
-    factor, (height, width) = autoencoder.downsampling_factor, responses.shape[-2:]
+    height, width = responses.shape[-2:]
     result = np.zeros((2 * p - 1, 2 * p - 1, len(responses), len(responses)))
     for row in range(1 - p, p):
         for column in range(1 - p, p):
