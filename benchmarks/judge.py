@@ -8,8 +8,11 @@ transported, by maps fitted on photographs of its training set in two ways:
 - paired: the same 16 natural photographs and the restorations of those very 16. Then the two sets show the same
   things, and all that differs between them is what the restorer did.
 
-    python -m benchmarks.judge --work judge-work --output benchmarks/results/judge-default.md
-    python -m benchmarks.judge --vae benchmarks.flux2_tiny:autoencoder --output benchmarks/results/judge-flux2-tiny.md
+    python -m benchmarks.judge --method paper --output benchmarks/results/judge-default.md
+    python -m benchmarks.judge --method paper --vae benchmarks.flux2_tiny:autoencoder \
+        --output benchmarks/results/judge-flux2-tiny.md
+
+benchmarks/study.py compares methods, and more, on smaller images.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from benchmarks.restorers import RESTORERS, restored_folder, shared_data
 from ot_core import GaussianStatistics, gelbrich_distance_squared
 from pipelines import fit, transport
 from pipelines.demo import latents_of, load, psnr
+from transforms.maps import METHODS
 
 ALPHAS = (0.75, 0.5, 0.25, 0.0)
 FITTINGS = ("unpaired", "paired")
@@ -44,7 +48,7 @@ def judged(paths: tuple[Path, ...]) -> GaussianStatistics:
     return latents_of(paths, JUDGE)
 
 
-def row(restorer: str, fitting: str, vae: str | None, work: Path, test_images: int) -> str:
+def row(restorer: str, fitting: str, method: str, vae: str | None, work: Path, test_images: int) -> str:
     """A row of the table: a fit, a transport, and a measurement for each alpha."""
     train = sample(shared_data() / "photos" / "train", 32, seed=0)
     tests = sample(shared_data() / "photos" / "val", test_images, seed=1)
@@ -64,7 +68,7 @@ def row(restorer: str, fitting: str, vae: str | None, work: Path, test_images: i
     chosen = ["--vae", vae] if vae else []
     map_url, output = str(run / "map.safetensors"), run / "out"
     sides = ["--target", listed("natural.txt", natural), "--source", listed("source.txt", restored(fitted))]
-    assert fit.main([*sides, "--map", map_url, *chosen]) == 0
+    assert fit.main([*sides, "--map", map_url, "--method", method, *chosen]) == 0
     arguments = ["--input", listed("input.txt", restored(tests)), "--map", map_url, "--output", str(output), *chosen]
     assert transport.main([*arguments, "--alpha", *map(str, ALPHAS)]) == 0
 
@@ -87,6 +91,7 @@ def main() -> None:
     """Runs all restorers and writes the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vae", help="autoencoder that transports; default the one that ships with the package")
+    parser.add_argument("--method", choices=METHODS, default="pixels", help="of dot-fit (default %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("judge-work"), help="folder for restorations and results")
     parser.add_argument("--output", type=Path, help="Markdown file to write; default: print only")
     parser.add_argument("--restorers", nargs="+", choices=RESTORERS, default=["nlm50", "dncnn50", "jpeg10"])
@@ -94,7 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     table = [
         f"Transported in the latent space of: {args.vae or 'the default autoencoder'}. Fitted on 16 + 16 images, "
-        f"p = 3; {args.test_images} test images.",
+        f"p = 3, method {args.method}; {args.test_images} test images.",
         "",
         "In each cell: PSNR in dB / the judge's distance to the originals (its share of the restorations' own).",
         "",
@@ -103,7 +108,7 @@ def main() -> None:
     ]
     for restorer in args.restorers:
         for fitting in FITTINGS:
-            table.append(row(restorer, fitting, args.vae, args.work, args.test_images))
+            table.append(row(restorer, fitting, args.method, args.vae, args.work, args.test_images))
     print("\n".join(table))
     if args.output:
         args.output.write_text("\n".join(["# Independent judge", "", *table, ""]))

@@ -9,11 +9,13 @@ from itertools import combinations
 
 import numpy as np
 
-from ot_core.statistics import GaussianStatistics
-from ot_core.transport_map import gelbrich_distance_squared
+from ot_core.statistics import Array, GaussianStatistics
+from ot_core.transport_map import gelbrich_distance_squared, matched
 
 
-def noise_floor(source: Sequence[GaussianStatistics], target: Sequence[GaussianStatistics]) -> float:
+def noise_floor(
+    source: Sequence[GaussianStatistics], target: Sequence[GaussianStatistics], invariant: Array | None = None
+) -> float:
     """The squared distance expected between two sets as large as these, drawn from one distribution.
 
     To first order the squared distance between samples of n and m images is v (1/n + 1/m), with v a property of
@@ -22,14 +24,15 @@ def noise_floor(source: Sequence[GaussianStatistics], target: Sequence[GaussianS
     Args:
         source: statistics of a random split of the source's images into two parts or more.
         target: the same of the target's.
+        invariant: what distances are matched in, as in `TransportMap`.
 
     Returns:
         v_source / n_source + v_target / n_target, in squared units of the latents; NaN where a side has one part only.
     """
-    return _variance_of_mean(source) + _variance_of_mean(target)
+    return _variance_of_mean(source, invariant) + _variance_of_mean(target, invariant)
 
 
-def _variance_of_mean(parts: Sequence[GaussianStatistics]) -> float:
+def _variance_of_mean(parts: Sequence[GaussianStatistics], invariant: Array | None) -> float:
     """One side's v / n, averaged over the ways to halve its parts."""
     if len(parts) < 2:
         return float("nan")
@@ -40,5 +43,7 @@ def _variance_of_mean(parts: Sequence[GaussianStatistics]) -> float:
         first = functools.reduce(operator.add, (parts[i] for i in chosen))
         second = functools.reduce(operator.add, (part for i, part in enumerate(parts) if i not in chosen))
         share = first.count / (first.count + second.count)
+        if invariant is not None:
+            second = matched(first, second, invariant)
         estimates.append(share * (1 - share) * gelbrich_distance_squared(first, second))
     return float(np.mean(estimates))

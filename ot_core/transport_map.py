@@ -96,16 +96,14 @@ class TransportMap:
             raise ValueError(f"invariant has shape {invariant.shape}, expected (k, {source.dimension})")
         if metric is not None and metric.shape != (source.dimension, source.dimension):
             raise ValueError(f"metric has shape {metric.shape}, expected ({source.dimension}, {source.dimension})")
-        mean, covariance = target.mean, target.covariance()
-        if invariant is not None:
-            mean, covariance = matched(source, target, invariant)
-        matrix, noise_covariance = _optimal_matrix_in(metric, source.covariance(), covariance)
+        goal = target if invariant is None else matched(source, target, invariant)
+        matrix, noise_covariance = _optimal_matrix_in(metric, source.covariance(), goal.covariance())
         return cls(
             source=source,
             target=target,
             matrix=matrix,
             source_mean=source.mean,
-            target_mean=mean,
+            target_mean=goal.mean,
             noise_covariance=noise_covariance,
             patch_size=patch_size,
             vae=vae,
@@ -126,8 +124,10 @@ class TransportMap:
         return self.dimension // self.patch_size**2
 
     def distance_squared(self) -> float:
-        """Squared 2-Wasserstein distance between the fitted source and target."""
-        return gelbrich_distance_squared(self.source, self.target)
+        """Squared 2-Wasserstein distance between source and target, the latter matched where there are invariants."""
+        if self.invariant is None:
+            return gelbrich_distance_squared(self.source, self.target)
+        return gelbrich_distance_squared(self.source, matched(self.source, self.target, self.invariant))
 
     def __call__(self, samples: Array) -> Array:
         """Maps samples (n, D) to (n, D), without the noise term."""
@@ -147,19 +147,24 @@ def gelbrich_distance_squared(a: GaussianStatistics, b: GaussianStatistics) -> f
     return float(max(0.0, np.sum((a.mean - b.mean) ** 2) + covariance_term))
 
 
-def matched(source: GaussianStatistics, target: GaussianStatistics, invariant: Array) -> tuple[Array, Array]:
-    """Mean (D,) and covariance (D, D) of the target, had it the source's distribution of the invariants P x.
+def matched(source: GaussianStatistics, target: GaussianStatistics, invariant: Array) -> GaussianStatistics:
+    """The target's statistics, had it the source's distribution of the invariants P x.
 
     With A = Kt P^T (P Kt P^T)^-1, the regression of x on P x in the target, and Ks and Kt the covariances:
         m = mt + A P (ms - mt),    K = Kt - A P Kt P^T A^T + A P Ks P^T A^T.
     As if the target's vectors had been weighted until their invariants are distributed like the source's.
+
+    Args:
+        source: of dimension D.
+        target: of dimension D.
+        invariant: P, (k, D).
     """
     ks, kt = source.covariance(), target.covariance()
     cross = kt @ invariant.T
     regression = cross @ np.linalg.pinv(_symmetric(invariant @ cross), hermitian=True)
     mean = target.mean + regression @ (invariant @ (source.mean - target.mean))
-    explained = regression @ cross.T
-    return mean, _symmetric(kt - explained + regression @ (invariant @ ks @ invariant.T) @ regression.T)
+    covariance = kt - regression @ cross.T + regression @ (invariant @ ks @ invariant.T) @ regression.T
+    return GaussianStatistics(target.count, mean, _symmetric(covariance) * (target.count - 1))
 
 
 def _optimal_matrix_in(metric: Array | None, ks: Array, kt: Array) -> tuple[Array, Array | None]:

@@ -44,8 +44,8 @@ class FitTransportMap(beam.PTransform):
         vae: the autoencoder whose latents these are; the map remembers its name and fingerprint.
         patch_size: p, as in `LatentStatistics`.
         method: "matched" takes differences in the mean colour of patches for content (`ot_core.decoder`), which suits
-            sides that show different things; "pixels" doesn't, which suits pairs; both measure the map's cost in decoded
-            pixels. "paper" measures it in latents.
+            sides that show different things; "pixels" doesn't, which suits pairs. Both measure the map's cost in
+            decoded pixels, "paper" in latents.
 
     Raises:
         UserError: if the method isn't known.
@@ -91,7 +91,7 @@ class _FitDoFn(beam.DoFn):
                 geometry = decoder_geometry(autoencoder, target, self._patch_size)
                 known["metric"] = geometry.metric
                 known["invariant"] = geometry.colour if self._method == "matched" else None
-            floor = noise_floor(parts["source"], parts["target"])
+            floor = noise_floor(parts["source"], parts["target"], known.get("invariant"))
             yield TransportMap.fit(
                 source,
                 target,

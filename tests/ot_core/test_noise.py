@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ot_core import GaussianStatistics, gelbrich_distance_squared, noise_floor
+from ot_core.transport_map import matched
 
 
 def images(count: int, rng: np.random.Generator) -> list[GaussianStatistics]:
@@ -33,6 +34,19 @@ def test_is_the_mean_distance_of_equal_distributions(sizes):
         whole = (functools.reduce(operator.add, side) for side in (source, target))
         distances.append(gelbrich_distance_squared(*whole))
     assert np.mean(floors) == pytest.approx(np.mean(distances), rel=0.15)
+
+
+def test_is_the_mean_distance_of_equal_distributions_matched_in_their_invariants():
+    rng, invariant = np.random.default_rng(1), np.eye(4)[:1]
+    floors, distances, unmatched = [], [], []
+    for _ in range(300):
+        source, target = images(32, rng), images(32, rng)
+        floors.append(noise_floor(parts(source, (16, 16)), parts(target, (16, 16)), invariant))
+        unmatched.append(noise_floor(parts(source, (16, 16)), parts(target, (16, 16))))
+        first, second = (functools.reduce(operator.add, side) for side in (source, target))
+        distances.append(gelbrich_distance_squared(first, matched(first, second, invariant)))
+    assert np.mean(floors) == pytest.approx(np.mean(distances), rel=0.15)
+    assert np.mean(floors) < 0.85 * np.mean(unmatched)
 
 
 def test_is_unknown_of_a_side_in_one_part():
