@@ -8,7 +8,7 @@ transported, by maps fitted on photographs of its training set in two ways:
 - paired: the same 16 natural photographs and the restorations of those very 16. Then the two sets show the same
   things, and all that differs between them is what the restorer did.
 
-    python -m benchmarks.judge --method paper --output benchmarks/results/judge-default.md
+    python -m benchmarks.judge --output benchmarks/results/judge-default.md
     python -m benchmarks.judge --method paper --vae benchmarks.flux2_tiny:autoencoder \
         --output benchmarks/results/judge-flux2-tiny.md
 
@@ -32,7 +32,8 @@ from pipelines.demo import latents_of, load, psnr
 from transforms.maps import METHODS
 
 ALPHAS = (0.75, 0.5, 0.25, 0.0)
-FITTINGS = ("unpaired", "paired")
+#: What dot-fit does for unpaired images, and with --paired.
+DEFAULT_METHODS = {"unpaired": "matched", "paired": "pixels"}
 JUDGE = "benchmarks.flux2_tiny:autoencoder"
 
 
@@ -48,7 +49,7 @@ def judged(paths: tuple[Path, ...]) -> GaussianStatistics:
     return latents_of(paths, JUDGE)
 
 
-def row(restorer: str, fitting: str, method: str, vae: str | None, work: Path, test_images: int) -> str:
+def row(restorer: str, fitting: str, method: str | None, vae: str | None, work: Path, test_images: int) -> str:
     """A row of the table: a fit, a transport, and a measurement for each alpha."""
     train = sample(shared_data() / "photos" / "train", 32, seed=0)
     tests = sample(shared_data() / "photos" / "val", test_images, seed=1)
@@ -66,6 +67,7 @@ def row(restorer: str, fitting: str, method: str, vae: str | None, work: Path, t
         return [cache / f"{photo.stem}.png" for photo in photos]
 
     chosen = ["--vae", vae] if vae else []
+    method = method or DEFAULT_METHODS[fitting]
     map_url, output = str(run / "map.safetensors"), run / "out"
     sides = ["--target", listed("natural.txt", natural), "--source", listed("source.txt", restored(fitted))]
     assert fit.main([*sides, "--map", map_url, "--method", method, *chosen]) == 0
@@ -91,7 +93,7 @@ def main() -> None:
     """Runs all restorers and writes the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vae", help="autoencoder that transports; default the one that ships with the package")
-    parser.add_argument("--method", choices=METHODS, default="pixels", help="of dot-fit (default %(default)s)")
+    parser.add_argument("--method", choices=METHODS, help="of dot-fit; default matched, and pixels where paired")
     parser.add_argument("--work", type=Path, default=Path("judge-work"), help="folder for restorations and results")
     parser.add_argument("--output", type=Path, help="Markdown file to write; default: print only")
     parser.add_argument("--restorers", nargs="+", choices=RESTORERS, default=["nlm50", "dncnn50", "jpeg10"])
@@ -99,7 +101,7 @@ def main() -> None:
     args = parser.parse_args()
     table = [
         f"Transported in the latent space of: {args.vae or 'the default autoencoder'}. Fitted on 16 + 16 images, "
-        f"p = 3, method {args.method}; {args.test_images} test images.",
+        f"p = 3, method {args.method or 'matched, and pixels where paired'}; {args.test_images} test images.",
         "",
         "In each cell: PSNR in dB / the judge's distance to the originals (its share of the restorations' own).",
         "",
@@ -107,7 +109,7 @@ def main() -> None:
         "|---|---|---|" + "---|" * len(ALPHAS),
     ]
     for restorer in args.restorers:
-        for fitting in FITTINGS:
+        for fitting in DEFAULT_METHODS:
             table.append(row(restorer, fitting, args.method, args.vae, args.work, args.test_images))
     print("\n".join(table))
     if args.output:

@@ -51,6 +51,10 @@ class Figures:
             for draw in sorted({row["draw"] for row in found})
         ]
 
+    def variants(self) -> list[str]:
+        """Names of those that were studied."""
+        return [name for name, variant in VARIANTS.items() if self.curves(self.restorers[0], variant)]
+
     def at(self, restorer: str, variant: Row, alpha: float) -> list[Row]:
         """One row for each draw."""
         return [row for curve in self.curves(restorer, variant) for row in curve if row["alpha"] == alpha]
@@ -129,9 +133,9 @@ def _over_alpha(figures: Figures, measure: str = "judge") -> str:
 
 def _variants(figures: Figures) -> str:
     def line(restorer: str) -> list[str]:
-        return [restorer, *(_cell(figures, figures.at(restorer, v, 0.0)) for v in VARIANTS.values())]
+        return [restorer, *(_cell(figures, figures.at(restorer, VARIANTS[name], 0.0)) for name in figures.variants())]
 
-    return _table(["restorer", *VARIANTS], map(line, figures.restorers))
+    return _table(["restorer", *figures.variants()], map(line, figures.restorers))
 
 
 def _cell(figures: Figures, rows: Sequence[Row], measure: str = "judge") -> str:
@@ -148,7 +152,8 @@ def _mean(values: Sequence[float], form: str) -> str:
 
 def _at_equal_distance(figures: Figures) -> str:
     columns: list[tuple[str, Callable[[str], list[float]]]] = []
-    for name, variant in VARIANTS.items():
+    for name in figures.variants():
+        variant = VARIANTS[name]
         if "paper" in name:
             continue
         for alpha in (0.0, 0.5):
