@@ -99,7 +99,7 @@ def curves(found: dict[str, Any]) -> str:
     for index, restorer in enumerate(figures.restorers):
         points = []
         for name in CURVES:
-            for row in figures.curves(restorer, VARIANTS[name])[0]:
+            for row in (figures.curves(restorer, VARIANTS[name]) or [[]])[0]:
                 label = {0.0: "0", 1.0: restorer}.get(row["alpha"], "") if name == CURVES[0] else ""
                 points.append(chart.Point(label, row["psnr"], row["judge"], name))
         place = f'<svg x="{index % 2 * width}" y="{title + index // 2 * height}" width="{width}" height="{height}" '
@@ -210,6 +210,6 @@ def _free(figures: Figures) -> str:
         ]
         return ", ".join(f"{alpha:g}" for alpha in free) or "none"
 
-    names = ["N = 16, p = 3", "paired", "N = 100"]
+    names = [name for name in ("N = 16, p = 3", "paired", "N = 100") if name in figures.variants()]
     lines = [[restorer, *(alphas(restorer, VARIANTS[name]) for name in names)] for restorer in figures.restorers]
     return _table(["restorer", *names], lines)
