@@ -112,10 +112,11 @@ def _advice(fitted: TransportMap, shared: int) -> list[str]:
             f"  of which the choice of images explains about {floor:.4g} (noise floor, from random halves of each side)"
         )
         if floor > distance / 2:
-            more = math.ceil(4 * floor / max(distance - floor, floor / 25))
+            times = math.ceil(4 * floor / (distance - floor)) if distance > 1.1 * floor else 0
+            more = f"about {times} times as many" if times else "many more"
             lines.append(
                 "  WARNING: the map is mostly noise: it carries what the two sides happen to show. "
-                f"Fit on about {more} times as many images, or on pairs (--paired)"
+                f"Fit on {more} images, or on pairs (--paired)"
             )
     if shared:
         lines.append(f"  {shared} keys are on both sides; --paired fits on these alone, which is usually much better")
