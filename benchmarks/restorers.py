@@ -44,19 +44,21 @@ def _nlm(original: Pixels, seed: int, sigma: int) -> Pixels:
 
 def _dncnn(original: Pixels, seed: int, sigma: int) -> Pixels:
     channels = torch.from_numpy(_noisy(original, seed, sigma)).float().permute(2, 0, 1)[:, None]
-    # A third of float32's time, for a PSNR that differs in the third decimal.
+    # Some three times as fast as float32; costs 0.007 dB of PSNR (36 photographs, sigma 50; 0.025 at worst).
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         noise = _dncnn_network(sigma)(channels.contiguous(memory_format=torch.channels_last))
     return _to_uint8((channels - noise.float())[:, 0].permute(1, 2, 0).numpy())
 
 
-def _jpeg(original: Pixels, seed: int, quality: int) -> Pixels:
+def jpeg(original: Pixels, seed: object, quality: int) -> Pixels:
+    """Compression, whose decoder is the restorer; nothing random in it."""
     buffer = io.BytesIO()
     Image.fromarray(original).save(buffer, "JPEG", quality=quality)
     return np.asarray(Image.open(buffer).convert("RGB"))
 
 
-def _bicubic(original: Pixels, seed: int, factor: int) -> Pixels:
+def bicubic(original: Pixels, seed: object, factor: int) -> Pixels:
+    """Bicubic enlargement of the image shrunk by ``factor``; nothing random in it."""
     height, width = original.shape[:2]
     small = Image.fromarray(original).resize((width // factor, height // factor), Image.Resampling.BICUBIC)
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
@@ -70,8 +72,8 @@ RESTORERS: dict[str, Callable[[Pixels, int], Pixels]] = {
     "nlm50": functools.partial(_nlm, sigma=50),
     "dncnn25": functools.partial(_dncnn, sigma=25),
     "dncnn50": functools.partial(_dncnn, sigma=50),
-    "jpeg10": functools.partial(_jpeg, quality=10),
-    "bicubic4": functools.partial(_bicubic, factor=4),
+    "jpeg10": functools.partial(jpeg, quality=10),
+    "bicubic4": functools.partial(bicubic, factor=4),
 }
 
 

@@ -81,12 +81,12 @@ def settings(brief: bool) -> Iterator[Setting]:
 class Study:
     """Everything that is read or encoded once."""
 
-    def __init__(self, vae: str | None, work: Path, test_images: int) -> None:
+    def __init__(self, vae: str | None, work: Path, test_images: int, first_test: int = 0) -> None:
         self.autoencoder, self.judge = load_autoencoder(vae), load_autoencoder(JUDGE)
         self.restorations = work / "restored"
         train = sample(shared_data() / "photos" / "train", 2 * POOL, seed=0)
         self.degraded, self.natural = train[:POOL], train[POOL:]
-        self.tests = sample(shared_data() / "photos" / "val", test_images, seed=1)
+        self.tests = sample(shared_data() / "photos" / "val", first_test + test_images, seed=1)[first_test:]
         self.originals = [_crop(load(path)) for path in self.tests]
         self._latents: dict[Path, torch.Tensor] = {}
 
@@ -198,7 +198,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("study-work"), help="folder for restorations")
     parser.add_argument("--output", type=Path, required=True, help="name of the results, without extension")
     parser.add_argument("--restorers", nargs="+", choices=RESTORERS, default=list(RESTORERS))
-    parser.add_argument("--test_images", type=int, default=12)
+    parser.add_argument("--test_images", type=int, default=10)
+    parser.add_argument("--first_test", type=int, default=0, help="leave out so many of the validation images")
     parser.add_argument("--brief", action="store_true", help="leave out patch sizes and most of N = 4 and N = 100")
     parser.add_argument("--render", action="store_true", help="only make the tables from the JSON of an earlier run")
     args = parser.parse_args()
@@ -206,7 +207,7 @@ def main() -> None:
     if args.render:
         write(json.loads(json_file.read_text()), args.output)
         return
-    study = Study(args.vae, args.work, args.test_images)
+    study = Study(args.vae, args.work, args.test_images, args.first_test)
     rows: list[dict[str, object]] = []
     for restorer in args.restorers:
         for setting in [None, *settings(args.brief)]:

@@ -72,6 +72,8 @@ def render(found: dict[str, Any]) -> str:
         f"Transported in the latent space of: {found['vae']}; measured on {found['test_images']} test images. "
         "How: benchmarks/study.py. Distances are shares of the restorations' own distance to the originals, in the "
         "latent space of FLUX.2's tiny autoencoder; mean over draws, ± half the range where there are several.",
+        "The default method was chosen on 30 validation images, of which the first test images are a part, with the "
+        "latents of FLUX.2's tiny autoencoder; what it does on others is in [held-out.md](held-out.md).",
         f"![distance against PSNR over alpha]({found['chart']})",
         "## Over alpha",
         "PSNR in dB / distance. Unpaired, N = 16, p = 3.",

@@ -25,7 +25,7 @@ How it was run for the shipped weights: ot_core/vae/README.md.
 from __future__ import annotations
 
 import argparse
-import io
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -35,7 +35,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC
-from PIL import Image
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 from torch import Tensor, nn
 
@@ -50,6 +49,7 @@ from benchmarks.pca_baseline import (
     start_as_pca,
     to_tensor,
 )
+from benchmarks.restorers import bicubic, jpeg
 
 PATCH = 3
 REFIT_STEPS = 150
@@ -60,17 +60,6 @@ Restorer = Callable[[Pixels, np.random.Generator], Pixels]
 
 
 # --- Restored photographs ------------------------------------------------------------------------
-
-
-def jpeg(quality: int) -> Restorer:
-    """Compression, whose decoder is the restorer."""
-
-    def apply(image: Pixels, rng: np.random.Generator) -> Pixels:
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "JPEG", quality=quality)
-        return np.asarray(Image.open(buffer).convert("RGB"))
-
-    return apply
 
 
 def denoised(level: float, method: str) -> Restorer:
@@ -90,25 +79,13 @@ def denoised(level: float, method: str) -> Restorer:
     return apply
 
 
-def enlarged(factor: int) -> Restorer:
-    """Bicubic enlargement of the image shrunk by ``factor``."""
-
-    def apply(image: Pixels, rng: np.random.Generator) -> Pixels:
-        height, width = image.shape[:2]
-        bicubic = Image.Resampling.BICUBIC
-        small = Image.fromarray(image).resize((width // factor, height // factor), bicubic)
-        return np.asarray(small.resize((width, height), bicubic))
-
-    return apply
-
-
 RESTORERS: dict[str, Restorer] = {
-    "jpeg 8": jpeg(8),
-    "jpeg 14": jpeg(14),
+    "jpeg 8": functools.partial(jpeg, quality=8),
+    "jpeg 14": functools.partial(jpeg, quality=14),
     "nlm 35": denoised(35, "nlm"),
     "nlm 50": denoised(50, "nlm"),
     "tv 40": denoised(40, "tv"),
-    "bicubic 2": enlarged(2),
+    "bicubic 2": functools.partial(bicubic, factor=2),
 }
 
 

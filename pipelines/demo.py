@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from ot_core import GaussianStatistics, UserError, gelbrich_distance_squared, latent_statistics, load_autoencoder
+from ot_core.quality import mean_squared_error, psnr_of
 from pipelines import fit, options, transport
 
 PHOTOS = Path(__file__).parent / "demo_photos"
@@ -99,7 +100,7 @@ def latents_of(paths: Iterable[Path], vae: str | None = None) -> GaussianStatist
 
 def psnr(a: Pixels, b: Pixels) -> float:
     """Peak signal-to-noise ratio in dB."""
-    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
+    return psnr_of(mean_squared_error(a, b))
 
 
 def load(path: Path) -> Pixels:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import apache_beam as beam
 
-from ot_core import TransportMap, UserError, load_autoencoder, read_map, storage
+from ot_core import UserError, load_autoencoder, read_map, storage
 from pipelines import options
 from pipelines.launch import Counters, check_inputs, launch
 from transforms import (
@@ -91,22 +91,22 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
         where = storage.join(storage.parent(args.map), _failures_name(args.map))
         raise UserError(f"no map was written: no image of one side or both could be used; see {where}-*.parquet")
     fitted = read_map(args.map)
+    distance = fitted.distance_squared()
     lines = [
         f"map {args.map}",
         f"  source {fitted.source.count} and target {fitted.target.count} patches of dimension {fitted.dimension}",
-        f"  squared Wasserstein distance between them {fitted.distance_squared():.4g}",
+        f"  squared Wasserstein distance between them {distance:.4g}",
     ]
     if args.paired:
         lines.append(f"  {counters.get(metrics.IMAGES_UNPAIRED, 0)} images without a partner left out")
     else:
-        lines += _advice(fitted, counters.get(metrics.KEYS_SHARED, 0))
+        lines += _advice(distance, fitted.noise_floor, counters.get(metrics.KEYS_SHARED, 0))
     return "\n".join(lines)
 
 
-def _advice(fitted: TransportMap, shared: int) -> list[str]:
+def _advice(distance: float, floor: float | None, shared: int) -> list[str]:
     """What the user should know about how far to trust a map of unpaired images."""
     lines = []
-    distance, floor = fitted.distance_squared(), fitted.noise_floor
     if floor is not None:
         lines.append(
             f"  of which the choice of images explains about {floor:.4g} (noise floor, from random halves of each side)"
