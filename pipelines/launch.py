@@ -18,7 +18,7 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from tqdm import tqdm
 
-from ot_core import UserError, storage
+from ot_core import UserError, listing
 from pipelines.options import LOCAL_RUNNER, ArgumentParser, parse
 from transforms import metrics
 
@@ -75,7 +75,7 @@ def check_inputs(*flags: tuple[str, Sequence[str]]) -> None:
     """
     for flag, specs in flags:
         for spec in specs:
-            first = next(storage.list_images(spec), None)
+            first = next(listing.list_images(spec), None)
             if first is None:
                 raise UserError(f"{flag} {spec}: no image matched; expected a folder, glob, image or list of images")
             if first.problem:

@@ -21,13 +21,19 @@ class ImageRef(NamedTuple):
 
     Attributes:
         key: path below the input's root, without extension; names the result.
-        uri: where to read it.
+        uri: the file that holds it.
         group: "source", "target", a candidate's name, or "" where there is only one group.
+        part: which part of the file it is, or "" where it is the whole file.
+        version: what changes whenever the image does, as the store tells it (an etag, or size and time); "" if unknown.
+        modified: when it was last changed, in seconds since 1970; None if unknown.
     """
 
     key: str
     uri: str
     group: str = ""
+    part: str = ""
+    version: str = ""
+    modified: float | None = None
 
 
 class Failure(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core import Cause, ImageError, decode_image, storage
+from ot_core import Cause, ImageError, decode_image, listing, storage
 from ot_core.images import DEFAULT_MAX_PIXELS
 from transforms import metrics
 from transforms.elements import Failure, ImageRef, LoadedImage
@@ -28,7 +28,7 @@ class ListImages(beam.PTransform):
 
     Args:
         inputs: one spec, several, or a mapping from group name to one or several; a spec is a folder, a glob, one
-            image, or a list of URLs (see `ot_core.storage.list_images`).
+            image, or a list of URLs (see `ot_core.listing.list_images`).
         max_images: take at most so many of each group, the same ones in every run. Default all.
         paired: take only keys that every group has; the counter `images_unpaired` says how many others there were.
     """
@@ -72,14 +72,14 @@ class ListImages(beam.PTransform):
         return ListedImages(images, failures)
 
 
-def _by_key(ref: ImageRef) -> tuple[str, tuple[str, str]]:
-    return ref.key, (ref.group, ref.uri)
+def _by_key(ref: ImageRef) -> tuple[str, tuple[Any, ...]]:
+    return ref.key, tuple(ref)
 
 
 class _MatchInputDoFn(beam.DoFn):
     def process(self, element: tuple[str, str]) -> Iterator[Any]:
         group, spec = element
-        for listed in storage.list_images(spec):
+        for listed in listing.list_images(spec):
             metrics.count(metrics.IMAGES_LISTED)
             ref = ImageRef(listed.key, listed.uri, group)
             try:
@@ -96,23 +96,27 @@ class _FirstByUriDoFn(beam.DoFn):
     def __init__(self, groups: int, paired: bool) -> None:
         self._groups, self._paired = groups, paired
 
-    def process(self, element: tuple[str, Iterable[tuple[str, str]]]) -> Iterator[Any]:
-        key, images = element
-        first: dict[str, str] = {}
-        for group, uri in sorted(images):
-            if group in first:
-                error = ImageError(Cause.DUPLICATE_KEY, f"its key is also that of {first[group]}, which was done")
-                yield beam.pvalue.TaggedOutput("failures", Failure.of(ImageRef(key, uri, group), "list", error))
+    def process(self, element: tuple[str, Iterable[tuple[Any, ...]]]) -> Iterator[Any]:
+        first: dict[str, ImageRef] = {}
+        for ref in sorted((ImageRef(*fields) for fields in element[1]), key=_by_group_and_uri):
+            if ref.group in first:
+                error = ImageError(
+                    Cause.DUPLICATE_KEY, f"its key is also that of {first[ref.group].uri}, which was done"
+                )
+                yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "list", error))
             else:
-                first[group] = uri
+                first[ref.group] = ref
         shared = len(first) == self._groups
         if self._groups > 1 and shared:
             metrics.count(metrics.KEYS_SHARED)
         if self._paired and not shared:
             metrics.count(metrics.IMAGES_UNPAIRED, len(first))
             return
-        for group, uri in first.items():
-            yield ImageRef(key, uri, group)
+        yield from first.values()
+
+
+def _by_group_and_uri(ref: ImageRef) -> tuple[str, str, str]:
+    return ref.group, ref.uri, ref.part
 
 
 class _LimitImages(beam.PTransform):
@@ -132,14 +136,13 @@ class _LimitImages(beam.PTransform):
         )
 
 
-def _by_group_with_hash(ref: ImageRef) -> tuple[str, tuple[str, str, str]]:
-    return ref.group, (hashlib.sha256(ref.key.encode()).hexdigest(), ref.key, ref.uri)
+def _by_group_with_hash(ref: ImageRef) -> tuple[str, tuple[str, tuple[Any, ...]]]:
+    return ref.group, (hashlib.sha256(ref.key.encode()).hexdigest(), tuple(ref))
 
 
-def _refs_of_group(element: tuple[str, list[tuple[str, str, str]]]) -> Iterator[ImageRef]:
-    group, refs = element
-    for _, key, uri in refs:
-        yield ImageRef(key, uri, group)
+def _refs_of_group(element: tuple[str, list[tuple[str, tuple[Any, ...]]]]) -> Iterator[ImageRef]:
+    for _, fields in element[1]:
+        yield ImageRef(*fields)
 
 
 @beam.typehints.with_input_types(ImageRef)

@@ -72,8 +72,8 @@ class CompareImages(beam.PTransform):
         return CompareOutcome(compared.images, compared.quality, compared.changes, compared.failures)
 
 
-def _by_key(ref: ImageRef) -> tuple[str, tuple[str, str]]:
-    return ref.key, (ref.group, ref.uri)
+def _by_key(ref: ImageRef) -> tuple[str, tuple[Any, ...]]:
+    return ref.key, tuple(ref)
 
 
 class _CompareDoFn(beam.DoFn):
@@ -86,12 +86,12 @@ class _CompareDoFn(beam.DoFn):
     def setup(self) -> None:
         self._lpips = load_lpips(self._lpips_weights) if self._lpips_weights else None
 
-    def process(self, element: tuple[str, Iterable[tuple[str, str]]]) -> Iterator[Any]:
+    def process(self, element: tuple[str, Iterable[tuple[Any, ...]]]) -> Iterator[Any]:
         key, found = element
         # The reference and the baseline come first, because the others are compared with them.
         order = (REFERENCE, self._baseline)
-        refs = [ImageRef(key, uri, group) for group, uri in sorted(found)]
-        refs.sort(key=lambda ref: order.index(ref.group) if ref.group in order else len(order))
+        refs = [ImageRef(*fields) for fields in found]
+        refs.sort(key=lambda ref: (order.index(ref.group) if ref.group in order else len(order), ref.group))
         has_reference = refs[0].group == REFERENCE
         if has_reference and len(refs) == 1:
             metrics.count(metrics.REFERENCES_WITHOUT_CANDIDATE)

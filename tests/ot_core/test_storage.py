@@ -18,7 +18,7 @@ from fsspec.core import url_to_fs
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from ot_core import Cause, ImageError, UserError, storage
+from ot_core import Cause, ImageError, UserError, listing, storage
 
 
 def put(*urls: str, data: bytes = b"x") -> None:
@@ -27,12 +27,12 @@ def put(*urls: str, data: bytes = b"x") -> None:
 
 
 def keys(spec: str) -> list[str]:
-    return sorted(listed.key for listed in storage.list_images(spec))
+    return sorted(listed.key for listed in listing.list_images(spec))
 
 
 def listed(spec: str) -> dict[str, bytes]:
     """Key and content of all that a spec names, read by the URLs that it gave."""
-    images = list(storage.list_images(spec))
+    images = list(listing.list_images(spec))
     assert not [image.problem for image in images if image.problem]
     return {image.key: storage.read_bytes(image.uri) for image in images}
 
@@ -62,7 +62,7 @@ class TestFolders:
     def test_a_folder_named_like_an_image_is_listed_so_that_reading_it_fails_by_name(self, tmp_path: Path):
         put(f"{tmp_path}/a.png", f"{tmp_path}/odd.png/inner.png")
         assert keys(str(tmp_path)) == ["a", "odd", "odd.png/inner"]
-        uri = next(image.uri for image in storage.list_images(str(tmp_path)) if image.key == "odd")
+        uri = next(image.uri for image in listing.list_images(str(tmp_path)) if image.key == "odd")
         with pytest.raises(IsADirectoryError):
             storage.read_bytes(uri)
 
@@ -185,13 +185,13 @@ class TestLists:
     def test_a_row_without_uri_is_given_with_its_problem(self, memory: str, extension: str):
         spec = f"{memory}/list.{extension}"
         put(spec, data=list_file(extension, [{"file": "a.png"}]))
-        (row,) = storage.list_images(spec)
+        (row,) = listing.list_images(spec)
         assert row.problem == f"row 1 of {spec}: expected a text column 'uri', found ['file']"
 
     def test_a_bad_row_costs_only_itself(self, memory: str):
         spec = f"{memory}/list.jsonl"
         put(spec, data=b'{"uri": "a.png"}\nno json\n3\n"uri"\n[]\n{"uri": 5}\n{"uri": " "}\n{"uri": "b.png"}\n')
-        rows = list(storage.list_images(spec))
+        rows = list(listing.list_images(spec))
         assert [row.key for row in rows if not row.problem] == ["a", "b"]
         assert [row.problem.partition(" of ")[0] for row in rows if row.problem] == [f"row {i}" for i in range(2, 8)]
 
