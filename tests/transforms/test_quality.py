@@ -44,7 +44,9 @@ def test_pairs_are_measured_and_every_image_is_handed_on(refs):
 
 
 def test_an_unreadable_reference_is_one_failure_and_its_candidates_still_count_as_a_set(refs):
-    refs = [ref._replace(uri=ref.uri + ".gone") if (ref.key, ref.group) == ("a", "reference") else ref for ref in refs[:3]]
+    refs = [
+        ref._replace(uri=ref.uri + ".gone") if (ref.key, ref.group) == ("a", "reference") else ref for ref in refs[:3]
+    ]
     with TestPipeline(runner="FnApiRunner") as pipeline:
         images, quality, _, failures = pipeline | beam.Create(refs) | CompareImages()
         assert_that(images | beam.Map(lambda loaded: loaded.ref.group), equal_to(["restored", "enhanced"]))
