@@ -10,7 +10,7 @@ ones of the unpaired, and each draw takes N of each; a paired fit takes the orig
 instead. Results are measured on the central 256 x 256 pixels of validation images, against their originals: PSNR
 (mean over images), and two squared Gelbrich distances, of single latent pixels of FLUX.2's tiny autoencoder (the
 judge) and of 8 x 8 squares of pixels. The output is `<output>.json` with every figure and `<output>.md` with the
-tables; `--render` makes the tables again.
+tables; `--render` makes the tables again. What the JSON already holds isn't measured again.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def settings(brief: bool) -> Iterator[Setting]:
         yield Setting(draw=draw)
         yield Setting(draw=draw, method="paper")
         yield Setting(draw=draw, method="pixels", paired=True)
-        if draw == 0 or not brief:
-            yield Setting(draw=draw, n=4)
+        yield Setting(draw=draw, n=4)
+        yield Setting(draw=draw, n=4, method="pixels", paired=True)
     yield Setting(n=POOL)
     if not brief:
         yield Setting(n=POOL, method="paper")
@@ -191,6 +191,21 @@ def write(found: dict[str, Any], output: Path) -> None:
     output.with_suffix(".md").write_text(render({**found, "chart": chart.name}))
 
 
+def _earlier_rows(json_file: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of an earlier run, if it was one of the same study."""
+    if not json_file.exists():
+        return []
+    earlier = json.loads(json_file.read_text())
+    if any(earlier[key] != value for key, value in found.items()):
+        raise SystemExit(f"{json_file} is of another study; choose another --output or remove it")
+    return list(earlier["rows"])
+
+
+def _identity(row: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """What a row was made with, but for alpha."""
+    return tuple((name, row[name]) for name in ("restorer", *Setting.__dataclass_fields__) if name in row)
+
+
 def main() -> None:
     """Runs the study and writes its tables after every restorer."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -200,7 +215,7 @@ def main() -> None:
     parser.add_argument("--restorers", nargs="+", choices=RESTORERS, default=list(RESTORERS))
     parser.add_argument("--test_images", type=int, default=10)
     parser.add_argument("--first_test", type=int, default=0, help="leave out so many of the validation images")
-    parser.add_argument("--brief", action="store_true", help="leave out patch sizes and most of N = 4 and N = 100")
+    parser.add_argument("--brief", action="store_true", help="leave out patch sizes and most of N = 100")
     parser.add_argument("--render", action="store_true", help="only make the tables from the JSON of an earlier run")
     args = parser.parse_args()
     json_file = args.output.with_suffix(".json")
@@ -208,14 +223,18 @@ def main() -> None:
         write(json.loads(json_file.read_text()), args.output)
         return
     study = Study(args.vae, args.work, args.test_images, args.first_test)
-    rows: list[dict[str, object]] = []
+    found = {"vae": args.vae or "the default autoencoder", "test_images": args.test_images}
+    rows = _earlier_rows(json_file, found)
+    done = {_identity(row) for row in rows}
     for restorer in args.restorers:
         for setting in [None, *settings(args.brief)]:
+            kind = {"restorer": restorer, **(asdict(setting) if setting else {})}
+            if _identity(kind) in done:
+                continue
             for alpha, images in study.results(restorer, setting):
-                kind = asdict(setting) if setting else {}
-                rows.append({"restorer": restorer, **kind, "alpha": alpha, **study.measure(images)})
+                rows.append({**kind, "alpha": alpha, **study.measure(images)})
             print(rows[-1], flush=True)
-        found = {"vae": args.vae or "the default autoencoder", "test_images": args.test_images, "rows": rows}
+        found["rows"] = rows
         json_file.write_text(json.dumps(found, indent=0))
         write(found, args.output)
 

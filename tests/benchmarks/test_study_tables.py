@@ -54,3 +54,14 @@ def test_curves_are_one_chart_for_each_restorer():
     found = {**FOUND, "rows": [*FOUND["rows"], *({**row, "restorer": "jpeg"} for row in FOUND["rows"])]}
     assert Figures(found["rows"]).restorers == ["blur", "jpeg"]
     assert curves(found).count("<svg") == 3
+
+
+def test_four_images_are_compared_with_a_hundred_at_the_distance_that_they_reach():
+    def with_n(n, psnr, distances):
+        kind = {"restorer": "blur", "n": n, "patch_size": 3, "method": "matched", "paired": False, "draw": 0}
+        for alpha, distance in zip((0.0, 0.5), distances, strict=True):
+            yield {**kind, "alpha": alpha, "psnr": psnr + 2 * alpha, "judge": distance, "pixel": distance}
+
+    rows = [*FOUND["rows"], *with_n(4, 22.0, (2.0, 5.0)), *with_n(100, 24.0, (1.0, 2.0))]
+    table = render({**FOUND, "rows": rows}).split("## Four images")[1].split("##")[0]
+    assert "| blur | -3.00 | not reached | not reached | not reached |" in table
