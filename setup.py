@@ -40,6 +40,7 @@ setup(
         "pillow>=12.1.1,<13",
         "pyarrow>=14.0.1,<26",
         "fsspec>=2025.9",
+        "tenacity>=9",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -40,11 +40,16 @@ class Cause(StrEnum):
     OUT_OF_RANGE = "out_of_range"
     UNSUPPORTED = "unsupported"
     OUT_OF_MEMORY = "out_of_memory"
+    UNAVAILABLE = "unavailable"
     NO_STATISTICS = "no_statistics"
     NO_REFERENCE = "no_reference"
     SIZE_MISMATCH = "size_mismatch"
     IO_ERROR = "io_error"
     INTERNAL_ERROR = "internal_error"
+
+
+class UnavailableError(OTError, OSError):
+    """A store went on failing, in a way that often passes, for as long as we tried."""
 
 
 class ImageError(OTError):
@@ -70,6 +75,7 @@ _CAUSE_OF_TYPE: tuple[tuple[type[BaseException], Cause], ...] = (
     (PermissionError, Cause.PERMISSION_DENIED),
     (IsADirectoryError, Cause.IS_A_DIRECTORY),
     (MemoryError, Cause.OUT_OF_MEMORY),
+    (UnavailableError, Cause.UNAVAILABLE),
     (OSError, Cause.IO_ERROR),
 )
 

@@ -10,6 +10,7 @@
 | 16-bit grey | read in full precision, transparency dropped; the output has 8 bits |
 | other 16-bit | read as 8 bits |
 | float grey (TIFF) | expected in [0, 1] and finite, else a failure |
+| EXIF | kept, without what no longer holds (orientation, thumbnail); damaged or too long, it is dropped |
 | ICC profile | kept where it still describes the written pixels |
 | several frames or pages | a failure, except an MPO file, whose first picture is taken |
 """
@@ -18,12 +19,12 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from ot_core.errors import Cause, ImageError
 
@@ -36,6 +37,16 @@ OUTPUT_FORMATS: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 #: Pillow refuses more than this by itself, so a larger limit would be a promise we can't keep.
 HIGHEST_PIXEL_LIMIT: Final = 178_956_970
 DEFAULT_MAX_PIXELS: Final = 150_000_000
+#: A JPEG segment has two bytes for its length.
+_LONGEST_JPEG_EXIF: Final = 65_533
+#: Tags of the first directory that say how the pixels were stored; in a TIFF file it is the file's own.
+_LAYOUT_TAGS: Final = (
+    set(range(0xFE, 0x10E))
+    | {0x111, 0x112, 0x115, 0x116, 0x117, 0x11C, 0x11D, 0x124, 0x125, 0x13D, 0x140}
+    | set(range(0x141, 0x15C))
+    | set(range(0x200, 0x215))
+    | {0x2BC, 0x83BB, 0x8649, 0x8769, 0x8773, 0x8825, 0xA005}
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +58,14 @@ class DecodedImage:
         alpha: (H, W) uint8 transparency, or None.
         grey: whether the input had a single channel.
         icc_profile: profile that describes the pixels, or None.
+        exif: EXIF block that still holds, beginning with "Exif", or None.
     """
 
     pixels: NDArray[np.generic]
     alpha: NDArray[np.uint8] | None = None
     grey: bool = False
     icc_profile: bytes | None = None
+    exif: bytes | None = None
 
     @property
     def nbytes(self) -> int:
@@ -75,8 +88,10 @@ def decode_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedIm
         raise ImageError(Cause.EMPTY_FILE, "the file has no bytes")
     image = _open(data, max_pixels)
     try:
+        # A TIFF file is closed once it is loaded; a PNG file's EXIF may come after its pixels.
+        exif = _exif(image) if image.format == "TIFF" else None
         image.load()
-        return _to_rgb(_upright(image))
+        return replace(_to_rgb(_upright(image)), exif=exif or _exif(image))
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise many types on damaged data
@@ -89,6 +104,21 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # Pillow's EXIF reader raises many types on damaged data
         return image
+
+
+def _exif(image: Image.Image) -> bytes | None:
+    """The EXIF block without what the result contradicts; a damaged one is none."""
+    try:
+        found, kept = image.getexif(), Image.Exif()
+        for tag in set(found) - _LAYOUT_TAGS:
+            kept[tag] = found[tag]
+        for directory in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+            if entries := found.get_ifd(directory):
+                kept.get_ifd(directory).update(entries)
+                kept[directory] = entries
+        return kept.tobytes() if len(kept) else None
+    except Exception:  # Pillow's EXIF reader and writer raise many types on damaged data
+        return None
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -167,7 +197,7 @@ def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
 def encode_image(
     pixels: NDArray[np.uint8], like: DecodedImage, image_format: str, quality: int = 95, compress_level: int = 6
 ) -> bytes:
-    """Encodes pixels with the transparency, greyness and ICC profile of the image that they came from.
+    """Encodes pixels with the transparency, greyness, EXIF and ICC profile of the image that they came from.
 
     Args:
         pixels: (H, W, 3) uint8.
@@ -192,6 +222,8 @@ def encode_image(
     options = choices[image_format]
     if like.icc_profile and (image.mode in ("L", "LA")) == like.grey:
         options["icc_profile"] = like.icc_profile
+    if like.exif and (image_format != "jpeg" or len(like.exif) <= _LONGEST_JPEG_EXIF):
+        options["exif"] = like.exif
     buffer = io.BytesIO()
     try:
         image.save(buffer, format=image_format.upper(), **options)

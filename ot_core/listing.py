@@ -8,7 +8,7 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
@@ -16,7 +16,7 @@ from fsspec.core import url_to_fs
 
 from ot_core.errors import UserError
 from ot_core.images import EXTENSIONS
-from ot_core.storage import join, one_line, parent, to_url
+from ot_core.storage import FileDetails, join, one_line, parent, to_url
 
 _LISTS = (".txt", ".csv", ".jsonl", ".parquet")
 
@@ -28,11 +28,13 @@ class Listed(NamedTuple):
         key: path below the input's root, without extension.
         uri: where it is.
         problem: what is wrong with the row of a list that should have named it, or "".
+        details: its version and time, as far as listing tells them.
     """
 
     key: str
     uri: str
     problem: str = ""
+    details: FileDetails = FileDetails()
 
 
 def list_images(spec: str) -> Iterator[Listed]:
@@ -61,21 +63,29 @@ def list_images(spec: str) -> Iterator[Listed]:
         raise UserError(f"input {spec}: can't be listed ({one_line(error)})") from None
 
 
+def list_folder(url: str) -> Iterator[Listed]:
+    """The images below a folder; none where there is no such folder."""
+    fs, path = url_to_fs(url)
+    if fs.isdir(path):
+        yield from _list_folder(fs, path, path)
+
+
 def _list_folder(fs: Any, root: str, folder: str) -> Iterator[Listed]:
     """Walks a folder. A folder named like an image is given too, so that reading it accounts for it."""
-    for current, folders, files in fs.walk(folder):
-        folders_like_images = [name for name in folders if _like_image(name)]
-        for name in sorted([*files, *folders_like_images]):
+    fs.invalidate_cache(folder)
+    for current, folders, files in fs.walk(folder, detail=True):
+        for name, info in sorted([*files.items(), *folders.items()]):
             if name and _like_image(name):
-                yield _listed(fs, root, posixpath.join(current, name))
+                yield _listed(fs, root, posixpath.join(current, name), info)
 
 
 def _list_glob(fs: Any, path: str) -> Iterator[Listed]:
     fixed = re.split(r"[*?\[]", path, maxsplit=1)[0]
     root = fixed.rpartition("/")[0] or ("/" if fixed.startswith("/") else "")
-    for match in sorted(fs.glob(path)):
+    fs.invalidate_cache(root)
+    for match, info in sorted(fs.glob(path, detail=True).items()):
         if _like_image(match):
-            yield _listed(fs, root, match)
+            yield _listed(fs, root, match, info)
 
 
 def _list_list(spec: str, fs: Any, path: str) -> Iterator[Listed]:
@@ -127,9 +137,9 @@ def _columns(row: Any) -> tuple[str, str | None] | str:
     return row["uri"].strip(), key if isinstance(key, str) and key else None
 
 
-def _listed(fs: Any, root: str, path: str) -> Listed:
+def _listed(fs: Any, root: str, path: str, info: Mapping[str, Any]) -> Listed:
     relative = path[len(root) :].lstrip("/") if path.startswith(root) else path
-    return Listed(_without_extension(relative), to_url(fs, path))
+    return Listed(_without_extension(relative), to_url(fs, path), details=FileDetails.of(info))
 
 
 def _key_below(root: str, uri: str) -> str:

@@ -6,27 +6,80 @@ A URL is anything fsspec understands (`gs://`, `s3://`, `file://`, `memory://`, 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import posixpath
+import re
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from ot_core.errors import Cause, ImageError, UserError
+from ot_core.retry import retried
 
 #: Stores whose single PUT appears under its final name whole or not at all.
 _ATOMIC_STORES = {"gs", "gcs", "s3", "s3a", "az", "abfs", "abfss", "adl", "oss", "memory"}
+#: File systems allow 255 bytes for a name and stores 1024 for a path; the rest is for the folder and the extension.
+_LONGEST_PART, _LONGEST_KEY = 240, 800
+#: Where stores tell when a file was written: local, s3fs, gcsfs, adlfs, memory.
+_TIMES = ("mtime", "LastModified", "updated", "last_modified", "created")
+#: Names that a killed job may leave behind on stores without an atomic PUT.
+_TEMPORARY = re.compile(r"\.([0-9a-f]{32}\.tmp|write-check-[0-9a-f]{32})")
 
 
+class FileDetails(NamedTuple):
+    """What a store tells of a file without reading it.
+
+    Attributes:
+        version: changes whenever the file does: its etag, else size and time; "" if the store tells neither.
+        modified: when it was last written, in seconds since 1970 by the store's clock; None if unknown.
+    """
+
+    version: str = ""
+    modified: float | None = None
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> FileDetails:
+        """From fsspec's description of a file, whose names differ between stores."""
+        found = next((info[name] for name in _TIMES if info.get(name)), None)
+        if isinstance(found, str):
+            found = datetime.datetime.fromisoformat(found)
+        modified = found.timestamp() if isinstance(found, datetime.datetime) else found
+        etag = next((info[name] for name in ("etag", "ETag") if info.get(name)), None)
+        if etag is None and modified is not None:
+            etag = f"{info.get('size')}-{modified!r}"
+        return cls(str(etag or "").strip('"'), modified)
+
+
+@retried
+def details(url: str) -> FileDetails | None:
+    """Details of a file; None where there is none."""
+    fs, path = url_to_fs(url)
+    try:
+        return FileDetails.of(fs.info(path, refresh=True) if "s3" in _protocols(fs) else fs.info(path))
+    except FileNotFoundError:
+        return None
+
+
+def remove(url: str) -> None:
+    """Removes a file, if it is there."""
+    fs, path = url_to_fs(url)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
+@retried
 def read_bytes(url: str, max_bytes: int | None = None) -> bytes:
-    """The whole content of a file.
+    """The whole content of a file; errors that may pass are tried again, here and in all that writes.
 
     Raises:
+        UnavailableError: if they don't pass (`ot_core.retry`).
         OSError: as fsspec does; FileNotFoundError, PermissionError, IsADirectoryError among them.
         ValueError: if it is larger than max_bytes.
     """
@@ -37,12 +90,14 @@ def read_bytes(url: str, max_bytes: int | None = None) -> bytes:
     return data
 
 
+@retried
 def write_bytes(url: str, data: bytes) -> None:
     """Writes a file so that its final name never shows a part of it."""
     with _whole_or_not_at_all(url) as (fs, path):
         fs.pipe_file(path, data)
 
 
+@retried
 def upload(local_path: str, url: str) -> None:
     """Copies a local file to a URL with the same guarantee as `write_bytes`."""
     with _whole_or_not_at_all(url) as (fs, path):
@@ -78,6 +133,34 @@ def match(pattern: str) -> list[str]:
         return []
     except (ImportError, ValueError, OSError) as error:
         raise UserError(f"input {pattern}: can't be listed ({one_line(error)})") from None
+
+
+def remove_temporary(folder: str) -> None:
+    """Removes what killed jobs left half written below a folder; no job may be writing there."""
+    fs, path = url_to_fs(folder)
+    if _is_atomic(fs) or not fs.isdir(path):
+        return
+    for current, _, files in fs.walk(path):
+        for name in files:
+            if _TEMPORARY.fullmatch(name):
+                fs.rm_file(posixpath.join(current, name))
+
+
+def check_columns(url: str, expected: pa.Schema) -> None:
+    """Checks that a Parquet file has columns of these names and types.
+
+    Raises:
+        UserError: naming the first that it hasn't.
+    """
+    try:
+        with fsspec.open(url, "rb") as file:
+            found = pq.read_schema(file)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{url}: can't be read ({one_line(error)})") from None
+    for field in expected:
+        kind = found.field(field.name).type if field.name in found.names else "no such column"
+        if kind != field.type:
+            raise UserError(f"{url}: column {field.name}: expected {field.type}, found {kind}")
 
 
 def first_row(url: str, columns: list[str]) -> dict[str, Any] | None:
@@ -118,6 +201,10 @@ def check_key(key: str) -> None:
     odd = odd or "::" in key  # fsspec would read what follows as another store
     if odd or any(part in ("", ".", "..") for part in parts):
         raise ImageError(Cause.BAD_KEY, f"key {key[:200]!r} can't be a path below the output")
+    longest = max(len(part.encode()) for part in parts)
+    if longest > _LONGEST_PART or len(key.encode()) > _LONGEST_KEY:
+        limits = f"at most {_LONGEST_KEY} bytes, {_LONGEST_PART} between slashes"
+        raise ImageError(Cause.BAD_KEY, f"key {key[:200]!r} has {len(key.encode())} bytes; expected {limits}")
 
 
 def to_url(fs: Any, path: str) -> str:

@@ -23,7 +23,7 @@ from pipelines.options import LOCAL_RUNNER, ArgumentParser, parse
 from transforms import metrics
 
 Counters = Mapping[str, int]
-_DONE = (metrics.IMAGES_ENCODED, metrics.IMAGES_WRITTEN, metrics.FAILURES)
+_DONE = (metrics.IMAGES_ENCODED, metrics.IMAGES_WRITTEN, metrics.IMAGES_SKIPPED, metrics.FAILURES)
 
 
 def launch(

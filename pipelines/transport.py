@@ -1,9 +1,11 @@
 """Transports an archive of restored images with a fitted map.
 
-ListImages -> TransportImages -> WriteManifest ; failures -> WriteFailures
+ListImages (-> SkipDone) -> TransportImages -> WriteManifest ; failures -> WriteFailures
 """
 
 import argparse
+import datetime
+import hashlib
 import math
 import sys
 from collections.abc import Sequence
@@ -14,8 +16,9 @@ from ot_core import UserError, read_map, storage
 from ot_core.images import OUTPUT_FORMATS
 from pipelines import options
 from pipelines.launch import Counters, check_inputs, launch
-from transforms import ListImages, TransportImages, WriteFailures, WriteManifest, metrics
+from transforms import ListImages, SkipDone, TransportImages, WriteFailures, WriteManifest, metrics
 from transforms.model_handlers import INTERPOLATIONS, autoencoder_of_map
+from transforms.resume import start_job
 
 
 def parser() -> options.ArgumentParser:
@@ -65,8 +68,28 @@ def parser() -> options.ArgumentParser:
         metavar="N",
         help="files that manifest and failures are spread over (default 1)",
     )
+    flags.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out what the output already holds, unless its source has changed since; default: do everything",
+    )
+    flags.add_argument(
+        "--since",
+        type=_time,
+        metavar="TIME",
+        help="take only images modified at this time or later: a date or time such as 2025-12-31T23:00, in UTC",
+    )
     options.add_common(flags)
     return flags
+
+
+def _time(text: str) -> float:
+    """Seconds since 1970."""
+    try:
+        time = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected a date or time like 2025-12-31T23:00") from None
+    return (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 def check(args: argparse.Namespace) -> None:
@@ -79,12 +102,26 @@ def check(args: argparse.Namespace) -> None:
     if args.kernel_size and args.kernel_size > transport_map.patch_size:
         raise UserError(f"--kernel_size {args.kernel_size}: the map's patch size is {transport_map.patch_size}")
     storage.check_writable(args.output)
-    autoencoder_of_map(transport_map, args.map, args.vae)
+    autoencoder = autoencoder_of_map(transport_map, args.map, args.vae)
+    start_job(args.output, _settings(args, autoencoder.fingerprint), args.resume)
+
+
+def _settings(args: argparse.Namespace, vae_sha256: str) -> dict[str, object]:
+    """What decides the bytes of the images."""
+    names = ("alpha", "format", "quality", "interpolation", "kernel_size", "zero_shot")
+    return {
+        "map_sha256": hashlib.sha256(storage.read_bytes(args.map)).hexdigest(),
+        "vae_sha256": vae_sha256,
+        "sigma": str(args.sigma),
+        **{name: getattr(args, name) for name in names},
+    }
 
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
-    images, unlisted = pipeline | "ListImages" >> ListImages(args.input)
+    images, unlisted = pipeline | "ListImages" >> ListImages(args.input, versions=True, since=args.since)
+    if args.resume:
+        images, done = images | "SkipDone" >> SkipDone(args.output, args.alpha, args.format)
     records, untransported = images | "TransportImages" >> TransportImages(
         map=args.map,
         output=args.output,
@@ -99,6 +136,8 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         sigma=args.sigma,
         zero_shot=args.zero_shot,
     )
+    if args.resume:
+        records = (records, done) | "FlattenRecords" >> beam.Flatten()
     _ = records | "WriteManifest" >> WriteManifest(args.output, args.manifest_shards)
 
     failures = (unlisted, untransported) | "FlattenFailures" >> beam.Flatten()
@@ -108,7 +147,13 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace, counters: Counters) -> str:
     """Where the results are."""
     written, size = counters.get(metrics.IMAGES_WRITTEN, 0), counters.get(metrics.BYTES_WRITTEN, 0)
-    return f"output {args.output}\n  {written} images transported, {size / 1e6:.1f} MB written"
+    lines = [f"output {args.output}", f"  {written} images transported, {size / 1e6:.1f} MB written"]
+    if args.resume:
+        skipped, recovered = counters.get(metrics.IMAGES_SKIPPED, 0), counters.get(metrics.IMAGES_RECOVERED, 0)
+        lines.append(f"  {skipped} images were there already, {recovered} of them not yet in the manifest")
+    if args.since is not None:
+        lines.append(f"  {counters.get(metrics.IMAGES_OLDER, 0)} older images left out")
+    return "\n".join(lines)
 
 
 def _is_below(output: str, spec: str) -> bool:

@@ -12,6 +12,7 @@ from transforms.maps import FitTransportMap, WriteTransportMap
 from transforms.model_handlers import FeatureStatisticsModelHandler, LatentStatisticsModelHandler, TransportModelHandler
 from transforms.quality import CompareImages, GelbrichDistances, TotalQuality
 from transforms.records import WriteFailures, WriteManifest, WriteQuality
+from transforms.resume import SkipDone
 from transforms.statistics import FeatureStatistics, GaussianStatisticsCombineFn, LatentStatistics
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "LatentStatisticsModelHandler",
     "ListImages",
     "ReadImages",
+    "SkipDone",
     "TotalQuality",
     "TransportImages",
     "TransportModelHandler",

@@ -74,7 +74,8 @@ class ImageRecord(NamedTuple):
         alpha: weight of the restored image in it.
         width, height: in pixels.
         bytes, sha256: of the written file.
-        seconds: reading, decoding, this image's share of the model, and writing.
+        seconds: reading, decoding, this image's share of the model, and writing; 0 where another run did that.
+        source_version: of the image that it was made from, as in ImageRef.
     """
 
     key: str
@@ -86,6 +87,7 @@ class ImageRecord(NamedTuple):
     bytes: int
     sha256: str
     seconds: float
+    source_version: str = ""
 
 
 class ImageQuality(NamedTuple):

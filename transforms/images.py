@@ -88,7 +88,7 @@ class _WriteImageDoFn(beam.DoFn):
     def __init__(self, output: str, alphas: Sequence[float], image_format: str, quality: int) -> None:
         if image_format not in OUTPUT_FORMATS:
             raise UserError(f"format {image_format}: expected one of {', '.join(OUTPUT_FORMATS)}")
-        self._folders = {alpha: _folder(alpha, alphas) for alpha in alphas}
+        self._folders = {alpha: folder_of(alpha, alphas) for alpha in alphas}
         if not alphas or len(set(self._folders.values())) != len(alphas):
             raise UserError(f"alphas {list(alphas)}: expected at least one, all different to two decimals")
         self._output, self._format, self._quality = output, image_format, quality
@@ -119,8 +119,9 @@ class _WriteImageDoFn(beam.DoFn):
         height, width = result.pixels[index].shape[:2]
         seconds = result.seconds / len(self._folders) + time.perf_counter() - start
         digest = hashlib.sha256(data).hexdigest()
-        return ImageRecord(ref.key, ref.uri, url, alpha, width, height, len(data), digest, seconds)
+        return ImageRecord(ref.key, ref.uri, url, alpha, width, height, len(data), digest, seconds, ref.version)
 
 
-def _folder(alpha: float, alphas: Sequence[float]) -> str:
+def folder_of(alpha: float, alphas: Sequence[float]) -> str:
+    """Where the images of an alpha are written, below the output."""
     return "images" if len(alphas) == 1 else f"images/alpha={alpha:.2f}"

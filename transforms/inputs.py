@@ -3,10 +3,13 @@
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+from apache_beam.transforms.window import GlobalWindow
 from apache_beam.typehints.decorators import no_annotations
+from apache_beam.utils.windowed_value import WindowedValue
 
 from ot_core import Cause, ImageError, decode_image, listing, storage
 from ot_core.images import DEFAULT_MAX_PIXELS
@@ -31,6 +34,9 @@ class ListImages(beam.PTransform):
             image, or a list of URLs (see `ot_core.listing.list_images`).
         max_images: take at most so many of each group, the same ones in every run. Default all.
         paired: take only keys that every group has; the counter `images_unpaired` says how many others there were.
+        versions: ask the store for the version and time of the images of lists too; folders and globs tell them anyway.
+        since: take only images modified at this time or later, in seconds since 1970, and those whose time isn't known;
+            the counter `images_older` says how many others there were.
     """
 
     def __init__(
@@ -38,6 +44,8 @@ class ListImages(beam.PTransform):
         inputs: str | Sequence[str] | Mapping[str, str | Sequence[str]],
         max_images: int | None = None,
         paired: bool = False,
+        versions: bool = False,
+        since: float | None = None,
     ) -> None:
         super().__init__()
         groups = inputs if isinstance(inputs, Mapping) else {"": inputs}
@@ -45,6 +53,7 @@ class ListImages(beam.PTransform):
             (group, spec) for group, specs in groups.items() for spec in ([specs] if isinstance(specs, str) else specs)
         ]
         self._max_images, self._groups, self._paired = max_images, len(groups), paired
+        self._versions, self._since = versions or since is not None, since
 
     def display_data(self) -> dict[str, Any]:
         """Shown by runners' user interfaces."""
@@ -67,6 +76,10 @@ class ListImages(beam.PTransform):
         )
         failures = (matched.failures, unique.failures) | "FlattenFailures" >> beam.Flatten()
         images = unique.images
+        if self._versions:
+            images = images | "AskVersions" >> beam.ParDo(_AskVersionDoFn()).with_output_types(ImageRef)
+        if self._since is not None:
+            images = images | "Since" >> beam.Filter(_is_since, self._since)
         if self._max_images is not None:
             images = images | "LimitImages" >> _LimitImages(self._max_images)
         return ListedImages(images, failures)
@@ -81,7 +94,7 @@ class _MatchInputDoFn(beam.DoFn):
         group, spec = element
         for listed in listing.list_images(spec):
             metrics.count(metrics.IMAGES_LISTED)
-            ref = ImageRef(listed.key, listed.uri, group)
+            ref = ImageRef(listed.key, listed.uri, group, "", *listed.details)
             try:
                 if listed.problem:
                     raise ImageError(Cause.BAD_LIST, listed.problem)
@@ -117,6 +130,50 @@ class _FirstByUriDoFn(beam.DoFn):
 
 def _by_group_and_uri(ref: ImageRef) -> tuple[str, str, str]:
     return ref.group, ref.uri, ref.part
+
+
+def _is_since(ref: ImageRef, since: float) -> bool:
+    if ref.modified is None or ref.modified >= since:
+        return True
+    metrics.count(metrics.IMAGES_OLDER)
+    return False
+
+
+class _AskVersionDoFn(beam.DoFn):
+    """Fills in version and time where listing didn't tell them, many requests at once."""
+
+    _AT_ONCE = 16
+
+    def start_bundle(self) -> None:
+        self._waiting: list[ImageRef] = []
+
+    def process(self, element: ImageRef) -> Iterator[Any]:
+        if element.version or element.modified is not None:
+            yield element
+            return
+        self._waiting.append(element)
+        if len(self._waiting) == 8 * self._AT_ONCE:
+            yield from self._take()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        window = GlobalWindow()
+        for ref in self._take():
+            yield WindowedValue(ref, window.max_timestamp(), [window])
+
+    def _take(self) -> list[ImageRef]:
+        refs, self._waiting = self._waiting, []
+        if not refs:
+            return []
+        with ThreadPoolExecutor(self._AT_ONCE) as pool:
+            return list(pool.map(_with_version, refs))
+
+
+def _with_version(ref: ImageRef) -> ImageRef:
+    try:
+        details = storage.details(ref.uri)
+    except Exception:  # reading it will tell what is wrong with it
+        return ref
+    return ref if details is None else ref._replace(version=details.version, modified=details.modified)
 
 
 class _LimitImages(beam.PTransform):

@@ -16,6 +16,9 @@ from apache_beam.metrics import Metrics
 METRICS_NAMESPACE = "dot"
 
 IMAGES_LISTED = "images_listed"
+IMAGES_OLDER = "images_older"
+IMAGES_SKIPPED = "images_skipped"
+IMAGES_RECOVERED = "images_recovered"
 IMAGES_UNPAIRED = "images_unpaired"
 KEYS_SHARED = "keys_shared"
 IMAGES_READ = "images_read"

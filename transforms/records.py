@@ -1,5 +1,7 @@
 """Rows of results as Parquet files, whose names don't depend on how the work was bundled."""
 
+import glob
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -39,13 +41,28 @@ class _WriteRows(beam.PTransform):
     def expand(self, rows: beam.PCollection[Any]) -> beam.PCollection[str]:
         every_shard = rows.pipeline | "EveryShard" >> beam.Create([(i, None) for i in range(self._num_shards)])
         sharded = rows | "AssignShard" >> beam.Map(_with_shard, self._num_shards)
-        return (
+        urls = (
             (every_shard, sharded)
             | "FlattenShards" >> beam.Flatten()
             | "GroupByShard" >> beam.GroupByKey()
             | "WriteParquet"
             >> beam.ParDo(_WriteParquetDoFn(self._output, self._name, self._row_type, self._num_shards))
         )
+        _ = (
+            urls
+            | "AllWritten" >> beam.combiners.Count.Globally()
+            | "RemoveOthers" >> beam.Map(_remove_others, self._output, self._name, self._num_shards)
+        )
+        return urls
+
+
+def _remove_others(written: int, output: str, name: str, num_shards: int) -> None:
+    """Removes the files of an earlier run that spread its rows over another number of them."""
+    pattern = re.compile(rf"{re.escape(name)}-\d{{5}}-of-(\d{{5}})\.parquet")
+    for url in storage.match(storage.join(output, f"{glob.escape(name)}-*-of-*.parquet")):
+        found = pattern.fullmatch(url.rpartition("/")[2])
+        if found and int(found[1]) != num_shards:
+            storage.remove(url)
 
 
 def _with_shard(row: Any, num_shards: int) -> tuple[int, tuple[Any, ...]]:

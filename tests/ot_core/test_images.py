@@ -509,3 +509,45 @@ class TestMutations:
     @given(st.binary(min_size=1, max_size=64), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0"]))
     def test_any_bytes_give_an_image_error(self, data: bytes, magic: bytes):
         refused(magic + data)
+
+
+def _with_exif(mode: str, image_format: str, **more: object) -> bytes:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110], exif[0x0112] = "Maker", "Model 1", 6
+    exif.get_ifd(0x8769)[0x9003] = "2024:05:06 07:08:09"
+    exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 30.0, 0.0)})
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 4)).save(buffer, image_format, exif=exif, **more)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("target", ["png", "jpeg", "webp"])
+def test_exif_is_kept_without_the_orientation_that_was_applied(source: str, target: str):
+    decoded = decode_image(_with_exif("RGB", source))
+    assert decoded.pixels.shape == (8, 4, 3)
+    written = Image.open(io.BytesIO(encode_image(decoded.pixels, decoded, target)))
+    found = written.getexif()
+    assert (found[0x010F], found[0x0110]) == ("Maker", "Model 1")
+    if source != "TIFF":  # Pillow writes no directories into TIFF files
+        assert found.get_ifd(0x8769)[0x9003] == "2024:05:06 07:08:09"
+        assert found.get_ifd(0x8825)[2] == (52.0, 30.0, 0.0)
+    assert 0x0112 not in found
+    assert not set(found) & {0x0100, 0x0101, 0x0111, 0x0117}
+    assert written.size == (4, 8)
+
+
+def test_exif_that_a_jpeg_cannot_hold_is_dropped():
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 100_000
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG", exif=exif)
+    decoded = decode_image(buffer.getvalue())
+    assert not Image.open(io.BytesIO(encode_image(decoded.pixels, decoded, "jpeg"))).getexif()
+    assert len(Image.open(io.BytesIO(encode_image(decoded.pixels, decoded, "png"))).getexif()[0x010E]) == 100_000
+
+
+def test_an_image_without_exif_gets_none():
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "TIFF")
+    assert decode_image(buffer.getvalue()).exif is None

@@ -416,3 +416,16 @@ class TestKeys:
     def test_odd_keys_can_be_written_listed_and_read_on_every_store(self, store: str, key: str):
         storage.write_bytes(f"{store}/{key}.png", b"1")
         assert listed(store) == {key: b"1"}
+
+    @pytest.mark.parametrize(
+        "key", ["x" * 100_000, "x/" * 50_000 + "x", "é" * 130, "a" * 241, "/".join(["a" * 99] * 9)]
+    )
+    def test_keys_too_long_for_a_file_name_are_refused_before_any_work(self, key: str):
+        with pytest.raises(ImageError, match="expected at most 800 bytes, 240 between slashes") as raised:
+            storage.check_key(key)
+        assert raised.value.cause == Cause.BAD_KEY
+        assert len(str(raised.value)) < 1000
+
+    @pytest.mark.parametrize("key", ["a" * 240, "é" * 120, "/".join(["a" * 99] * 8)])
+    def test_keys_just_short_enough_are_not(self, key: str):
+        storage.check_key(key)
