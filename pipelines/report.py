@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipelines.chart import Point, draw
 from pipelines.verdict import MEASURES, Result, Verdict
-from transforms.elements import Change, ImageRef
+from transforms.elements import Change
 from transforms.inputs import read_image
 from transforms.quality import REFERENCE
 
@@ -131,12 +131,10 @@ def picture(change: Change, names: Sequence[str], max_pixels: int) -> Picture | 
     Returns:
         None where the image can't be read any more: a page lacks a row rather than the job fail.
     """
-    uris = dict(change.uris)
-    names = [name for name in names if name in uris]
+    refs = {ref.group: ref for ref in change.refs}
+    names = [name for name in names if name in refs]
     try:
-        arrays = {
-            name: _as_uint8(read_image(ImageRef(change.key, uris[name]), max_pixels).image.pixels) for name in names
-        }
+        arrays = {name: _as_uint8(read_image(refs[name], max_pixels).image.pixels) for name in names}
     except Exception:  # whatever the store raised
         return None
     first = arrays[names[0]]

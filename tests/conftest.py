@@ -10,8 +10,10 @@
 - `gcs`: a running fake Google Cloud Storage server; the value is the URL of an empty bucket of the session,
   `gs://bucket-name`. fsspec (through gcsfs) finds the server by itself, in child processes too.
 - `memory`: the URL of an empty folder of the test in the memory of this process, `memory://...`.
-- `store`: the URL of an empty folder of the test, on each kind of store in turn: a local path, `file://`, `memory://`
-  and `gs://`.
+- `s3`: a running fake of Amazon's S3; the value is the URL of an empty bucket of the session, `s3://bucket-name`, which
+  s3fs finds likewise.
+- `store`: the URL of an empty folder of the test, on each kind of store in turn: a local path, `file://`, `memory://`,
+  `gs://` and `s3://`.
 
 Tests never reach the network. Hypothesis draws the same examples in every run.
 """
@@ -113,6 +115,26 @@ def gcs() -> Iterator[str]:
         yield f"gs://{bucket}"
 
 
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    os.environ.update(settings)
+    bucket = f"bucket-{uuid.uuid4().hex[:8]}"
+    fsspec.filesystem("s3").mkdir(bucket)
+    yield f"s3://{bucket}"
+    for name in settings:
+        del os.environ[name]
+    server.stop()
+
+
 @pytest.fixture
 def memory() -> Iterator[str]:
     folder = f"/test-{uuid.uuid4().hex[:8]}"
@@ -122,7 +144,7 @@ def memory() -> Iterator[str]:
         fs.rm(folder, recursive=True)
 
 
-@pytest.fixture(params=["path", "file", "memory", "gs"])
+@pytest.fixture(params=["path", "file", "memory", "gs", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     match request.param:
         case "path":
@@ -132,4 +154,5 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         case "memory":
             return str(request.getfixturevalue("memory"))
         case _:
-            return f"{request.getfixturevalue('gcs')}/{uuid.uuid4().hex[:8]}"
+            bucket = request.getfixturevalue({"gs": "gcs", "s3": "s3"}[request.param])
+            return f"{bucket}/{uuid.uuid4().hex[:8]}"

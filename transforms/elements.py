@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ot_core import Cause, DecodedImage
 from ot_core.errors import as_image_error
+from ot_core.shards import name_of
 
 
 class ImageRef(NamedTuple):
@@ -34,6 +35,11 @@ class ImageRef(NamedTuple):
     part: str = ""
     version: str = ""
     modified: float | None = None
+
+    @property
+    def source_uri(self) -> str:
+        """What people are told: the file, and which part of it."""
+        return f"{self.uri}#{name_of(self.part)}" if self.part else self.uri
 
 
 class Failure(NamedTuple):
@@ -57,7 +63,7 @@ class Failure(NamedTuple):
     def of(cls, ref: ImageRef, stage: str, error: Exception) -> "Failure":
         """The row for an exception that was raised while working on an image."""
         known = as_image_error(error)
-        return cls(_printable(ref.key), _printable(ref.uri), stage, str(known.cause), _printable(known.message))
+        return cls(_printable(ref.key), _printable(ref.source_uri), stage, str(known.cause), _printable(known.message))
 
 
 def _printable(text: str) -> str:
@@ -121,12 +127,12 @@ class Change(NamedTuple):
     Attributes:
         change: the largest among the candidates; see `ImageQuality`.
         key: which image.
-        uris: (group, URL) of the reference and of every candidate that was compared.
+        refs: the reference's image and those of every candidate that was compared.
     """
 
     change: float
     key: str
-    uris: tuple[tuple[str, str], ...]
+    refs: tuple[ImageRef, ...]
 
 
 class LoadedImage(NamedTuple):

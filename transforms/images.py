@@ -119,7 +119,7 @@ class _WriteImageDoFn(beam.DoFn):
         height, width = result.pixels[index].shape[:2]
         seconds = result.seconds / len(self._folders) + time.perf_counter() - start
         digest = hashlib.sha256(data).hexdigest()
-        return ImageRecord(ref.key, ref.uri, url, alpha, width, height, len(data), digest, seconds, ref.version)
+        return ImageRecord(ref.key, ref.source_uri, url, alpha, width, height, len(data), digest, seconds, ref.version)
 
 
 def folder_of(alpha: float, alphas: Sequence[float]) -> str:

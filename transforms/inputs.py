@@ -11,7 +11,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.typehints.decorators import no_annotations
 from apache_beam.utils.windowed_value import WindowedValue
 
-from ot_core import Cause, ImageError, decode_image, listing, storage
+from ot_core import Cause, ImageError, decode_image, listing, shards, storage
 from ot_core.images import DEFAULT_MAX_PIXELS
 from transforms import metrics
 from transforms.elements import Failure, ImageRef, LoadedImage
@@ -82,6 +82,7 @@ class ListImages(beam.PTransform):
             images = images | "Since" >> beam.Filter(_is_since, self._since)
         if self._max_images is not None:
             images = images | "LimitImages" >> _LimitImages(self._max_images)
+        images = images | "RowGroupsTogether" >> _RowGroupsTogether()
         return ListedImages(images, failures)
 
 
@@ -94,7 +95,7 @@ class _MatchInputDoFn(beam.DoFn):
         group, spec = element
         for listed in listing.list_images(spec):
             metrics.count(metrics.IMAGES_LISTED)
-            ref = ImageRef(listed.key, listed.uri, group, "", *listed.details)
+            ref = ImageRef(listed.key, listed.uri, group, listed.part, *listed.details)
             try:
                 if listed.problem:
                     raise ImageError(Cause.BAD_LIST, listed.problem)
@@ -114,7 +115,7 @@ class _FirstByUriDoFn(beam.DoFn):
         for ref in sorted((ImageRef(*fields) for fields in element[1]), key=_by_group_and_uri):
             if ref.group in first:
                 error = ImageError(
-                    Cause.DUPLICATE_KEY, f"its key is also that of {first[ref.group].uri}, which was done"
+                    Cause.DUPLICATE_KEY, f"its key is also that of {first[ref.group].source_uri}, which was done"
                 )
                 yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "list", error))
             else:
@@ -174,6 +175,34 @@ def _with_version(ref: ImageRef) -> ImageRef:
     except Exception:  # reading it will tell what is wrong with it
         return ref
     return ref if details is None else ref._replace(version=details.version, modified=details.modified)
+
+
+class _RowGroupsTogether(beam.PTransform):
+    """Brings the rows of a Parquet row group together again, so that it is read once and not once for each."""
+
+    @no_annotations
+    def expand(self, images: beam.PCollection[ImageRef]) -> beam.PCollection[ImageRef]:
+        rows, others = images | "IsRow" >> beam.Partition(_is_no_row, 2)
+        together = (
+            rows
+            | "KeyByRowGroup" >> beam.Map(_by_row_group)
+            | "GroupByRowGroup" >> beam.GroupByKey()
+            | "Rows" >> beam.FlatMap(_refs_of_row_group)
+        )
+        return (others, together) | "Flatten" >> beam.Flatten()
+
+
+def _is_no_row(ref: ImageRef, partitions: int) -> int:
+    return 0 if ref.part.startswith("row:") else 1
+
+
+def _by_row_group(ref: ImageRef) -> tuple[str, tuple[Any, ...]]:
+    return f"{ref.part.split(':')[1]}:{ref.uri}", tuple(ref)
+
+
+def _refs_of_row_group(element: tuple[str, Iterable[tuple[Any, ...]]]) -> Iterator[ImageRef]:
+    for fields in element[1]:
+        yield ImageRef(*fields)
 
 
 class _LimitImages(beam.PTransform):
@@ -245,7 +274,7 @@ def read_image(ref: ImageRef, max_pixels: int) -> LoadedImage:
     """Reads and decodes one image; raises what storage and `decode_image` raise."""
     start = time.perf_counter()
     with metrics.timed("read"):
-        data = storage.read_bytes(ref.uri)
+        data = shards.read_part(ref.uri, ref.part)
     metrics.count(metrics.IMAGES_READ)
     metrics.count(metrics.BYTES_READ, len(data))
     with metrics.timed("decode_image"):

@@ -118,8 +118,9 @@ class _CompareDoFn(beam.DoFn):
                 rows.append(row)
         changes = [row.change for row in rows if row.change is not None and self._is_enhanced(row.candidate)]
         if changes:
-            uris = ((REFERENCE, refs[0].uri), *((row.candidate, row.candidate_uri) for row in rows))
-            yield beam.pvalue.TaggedOutput("changes", Change(max(changes), key, uris))
+            compared = {REFERENCE, *(row.candidate for row in rows)}
+            found_in = tuple(ref for ref in refs if ref.group in compared)
+            yield beam.pvalue.TaggedOutput("changes", Change(max(changes), key, found_in))
 
     def _is_enhanced(self, candidate: str) -> bool:
         return candidate != self._baseline if self._enhanced is None else candidate in self._enhanced
@@ -145,8 +146,8 @@ class _CompareDoFn(beam.DoFn):
         return ImageQuality(
             ref.key,
             ref.group,
-            reference.ref.uri,
-            ref.uri,
+            reference.ref.source_uri,
+            ref.source_uri,
             quality.mse,
             quality.psnr,
             quality.ssim,

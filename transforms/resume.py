@@ -168,7 +168,8 @@ class _DecideDoFn(beam.DoFn):
                 yield from (beam.pvalue.TaggedOutput("records", record) for record in kept)
                 return
             latest = max([ref.modified or 0.0, *(written for _, written in rows.values())])
-            if all(file[2] >= latest for file in files.values()) and (ref.modified is not None or not rows):
+            # Some stores tell whole seconds: on a tie it is safer to do the image again.
+            if all(file[2] > latest for file in files.values()) and (ref.modified is not None or not rows):
                 recovered = [_record_of(ref, *files[alpha][:2]) for alpha in self._alphas]
                 metrics.count(metrics.IMAGES_SKIPPED)
                 metrics.count(metrics.IMAGES_RECOVERED)
@@ -187,4 +188,4 @@ def _record_of(ref: ImageRef, alpha: float, url: str) -> ImageRecord:
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
     digest = hashlib.sha256(data).hexdigest()
-    return ImageRecord(ref.key, ref.uri, url, alpha, width, height, len(data), digest, 0.0, ref.version)
+    return ImageRecord(ref.key, ref.source_uri, url, alpha, width, height, len(data), digest, 0.0, ref.version)

@@ -28,10 +28,10 @@ def refs(tmp_path, photo):
 
 def test_pairs_are_measured_and_every_image_is_handed_on(refs):
     def one_change(changes):
-        ((change, key, uris),) = changes
+        ((change, key, found),) = changes
         assert key == "a"
         assert change == pytest.approx(3, rel=0.02)
-        assert [group for group, _ in uris] == ["reference", "restored", "enhanced"]
+        assert [ref.group for ref in found] == ["reference", "restored", "enhanced"]
 
     with TestPipeline(runner="FnApiRunner") as pipeline:
         images, quality, changes, failures = pipeline | beam.Create(refs) | CompareImages(baseline="restored")
