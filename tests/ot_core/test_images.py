@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import resource
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -551,3 +553,65 @@ def test_an_image_without_exif_gets_none():
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "TIFF")
     assert decode_image(buffer.getvalue()).exif is None
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _png_with(chunk: bytes, size: tuple[int, int] = (8, 8)) -> bytes:
+    """A PNG file with a chunk of ours after its header, which may lie about the size."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    data = buffer.getvalue()
+    header = _chunk(b"IHDR", struct.pack(">II", *size) + data[24:29])
+    return data[:8] + header + chunk + data[33:]
+
+
+def _zeros() -> bytes:
+    """300 MB, compressed."""
+    compressor = zlib.compressobj(9)
+    return b"".join(compressor.compress(bytes(1_000_000)) for _ in range(300)) + compressor.flush()
+
+
+@pytest.mark.parametrize("appended", [b"PK\x03\x04 a zip file", b"<script>alert(1)</script>", b"%PDF-1.4", b"GIF89a"])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_what_is_appended_to_an_image_is_ignored(appended: bytes, image_format: str):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (9, 99, 199)).save(buffer, image_format)
+    plain = decode_image(buffer.getvalue())
+    np.testing.assert_array_equal(decode_image(buffer.getvalue() + appended).pixels, plain.pixels)
+
+
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"GIF89a", b"%PDF-1.4\n", b"<html>"])
+def test_an_image_behind_something_else_is_none(start: bytes):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
+    with pytest.raises(ImageError) as raised:
+        decode_image(start + buffer.getvalue())
+    assert raised.value.cause == Cause.NOT_AN_IMAGE
+
+
+@pytest.mark.parametrize(
+    ("kind", "start"), [(b"zTXt", b"Comment\0\0"), (b"iTXt", b"Comment\0\1\0\0\0"), (b"iCCP", b"profile\0\0")]
+)
+def test_compressed_metadata_of_300_mb_is_never_held(kind: bytes, start: bytes):
+    zeros = _zeros()
+    data = _png_with(_chunk(kind, start + zeros))
+    assert len(data) < 1_000_000
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ImageError):
+            assert decode_image(data).pixels.shape == (8, 8, 3)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+        zlib.decompress(zeros)
+        assert tracemalloc.get_traced_memory()[1] > 250_000_000  # so that the measure means something
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [(100_000, 100_000), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1)])
+def test_a_header_that_promises_too_much_is_refused_before_any_pixel(size: tuple[int, int]):
+    with pytest.raises(ImageError) as raised:
+        decode_image(_png_with(b"", size))
+    assert raised.value.cause == Cause.TOO_LARGE

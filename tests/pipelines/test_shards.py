@@ -1,8 +1,11 @@
 """Images inside tar and Parquet files go through the jobs like files."""
 
+import functools
+import http.server
 import io
 import os
 import tarfile
+import threading
 
 import fsspec
 import numpy as np
@@ -172,3 +175,26 @@ def test_compressed_tars_are_refused_in_one_line(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(b"x")
     with pytest.raises(UserError, match="expected an uncompressed"):
         list(listing.list_images(str(tmp_path / "a.tar.gz")))
+
+
+def test_images_on_a_web_server_are_named_one_by_one_or_in_a_list(tmp_path, images, expected, map_url):
+    for index, data in enumerate(images):
+        storage.write_bytes(str(tmp_path / f"www/{index}.png"), data)
+    handler = functools.partial(_QuietHandler, directory=str(tmp_path / "www"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        site = f"http://127.0.0.1:{server.server_address[1]}"
+        (tmp_path / "list.txt").write_text(
+            "".join(f"{site}/{index}.png\n" for index in range(1, 5)) + f"{site}/no.png\n"
+        )
+        found, failures = _transported(tmp_path, f"{site}/0.png", str(tmp_path / "one"), map_url)
+        assert found == {"0": expected[0]}
+        found, failures = _transported(tmp_path, str(tmp_path / "list.txt"), str(tmp_path / "many"), map_url)
+        server.shutdown()
+    assert [found[key] for key in sorted(found)] == expected[1:]
+    assert [row["error_type"] for row in failures] == ["not_found"]
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
