@@ -90,7 +90,7 @@ def render(found: dict[str, Any]) -> str:
         _at_equal_distance(figures),
         "## Four images a side",
         "PSNR of N = 4 less that of N = 100 (unpaired, one draw), dB, at the distance that N = 4 has at the alpha "
-        'given; "not reached" where that is larger than the restorations\' own.',
+        'given, over the draws where N = 100 has that distance at some alpha; "not reached" where in none.',
         _four_images(figures),
         "## Free lunch",
         "Alphas at which PSNR is no lower than the restorer's and the distance is lower, in every draw.",
