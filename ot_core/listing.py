@@ -54,8 +54,9 @@ def list_images(spec: str) -> Iterator[Listed]:
     lists and single URLs give what they name. Relative URLs of a list are relative to the list.
 
     Shards are named one by one or by a glob that ends in their extension: `.tar` (uncompressed; the members named like
-    images, their keys below the shard's own) or `.parquet` without a column `uri` (the only column of bytes, or of
-    structs with bytes; its column `key`, or numbers below the shard's key). A folder gives no shards.
+    images, their keys below the shard's own unless that ends like `-00003-of-00016`) or `.parquet` without a column
+    `uri` (the only column of bytes, or of structs with bytes; its column `key`, or numbers below the shard's key).
+    A folder gives no shards.
 
     Raises:
         UserError: if the spec's protocol isn't known, its root can't be listed, or a list can't be opened.
@@ -122,6 +123,11 @@ def _matches(fs: Any, path: str, fixed: str) -> Iterator[tuple[str, Mapping[str,
         yield from sorted(fs.glob(path, detail=True).items())
 
 
+def is_flat(url: str) -> bool:
+    """Whether a URL is on a store without folders, of which a listing holds one page in memory."""
+    return _is_flat(url_to_fs(url)[0])
+
+
 def _is_flat(fs: Any) -> bool:
     """Whether the store lists all objects of a prefix page by page, and we know how to ask for that."""
     return bool({"gs", "gcs", "s3", "s3a"} & {fs.protocol, *fs.protocol})
@@ -166,9 +172,10 @@ def _list_shard(fs: Any, path: str, key: str, info: Mapping[str, Any], spec: str
 def _images_of_shard(fs: Any, path: str, url: str, key: str) -> Iterator[Listed]:
     with fs.open(path, "rb") as file:
         if path.lower().endswith(".tar"):
+            prefix = "" if shards.is_one_of_many(posixpath.basename(key)) else f"{key}/"
             for member in shards.members_of_tar(file):
                 if _like_image(member.name):
-                    yield Listed(f"{key}/{_without_extension(member.name)}", url, member.problem, part=member.part)
+                    yield Listed(prefix + _without_extension(member.name), url, member.problem, part=member.part)
             return
         parquet = pq.ParquetFile(file)
         names = parquet.schema_arrow.names

@@ -1,4 +1,4 @@
-"""Images inside larger files: members of WebDataset tar files, and cells of Parquet files.
+"""Images inside larger files: members of WebDataset tar files, and cells of Parquet files; reading and writing them.
 
 A *part* is a text that says where in its file an image is: `tar:<offset>:<size>:<name>` is a range of bytes, and
 `row:<row group>:<row>:<column>` a cell; rows are counted from the start of their row group.
@@ -7,9 +7,13 @@ A *part* is a text that says where in its file an image is: `tar:<offset>:<size>
 from __future__ import annotations
 
 import functools
+import io
+import json
+import posixpath
+import re
 import tarfile
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -18,6 +22,17 @@ import pyarrow.parquet as pq
 from ot_core.errors import Cause, ImageError
 from ot_core.retry import retried
 from ot_core.storage import read_bytes
+
+#: Extensions of the kinds of shards that we write.
+EXTENSIONS: Final = {"webdataset": ".tar", "parquet": ".parquet"}
+#: Names of shards that together hold one set of images, whose names are unique among all of them.
+_ONE_OF_MANY = re.compile(r"(.+-)?\d{5}-of-\d{5}")
+#: Bytes of encoded images in a row group, which readers hold in memory; one image may be larger.
+_ROW_GROUP_BYTES = 32 << 20
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_SCHEMA = pa.schema([("key", pa.string()), ("image", _IMAGE)])
+#: With this, Hugging Face's datasets decodes the images.
+_FEATURES = {"key": {"dtype": "string", "_type": "Value"}, "image": {"_type": "Image"}}
 
 
 class Member(NamedTuple):
@@ -121,3 +136,66 @@ def name_of(part: str) -> str:
     """How a part is called where people read it: a member's name, or a row's place."""
     kind, first, second, name = part.split(":", 3)
     return name if kind == "tar" else f"row group {first}, row {second}"
+
+
+def is_one_of_many(stem: str) -> bool:
+    """Whether a shard's name without extension says that it is one of many of one set: `x-00003-of-00016`."""
+    return _ONE_OF_MANY.fullmatch(stem) is not None
+
+
+def write_shard(local_path: str, images: Iterable[tuple[str, bytes]]) -> None:
+    """Writes encoded images to a local file, whose kind its extension tells; the same images give the same bytes.
+
+    Args:
+        local_path: ends in `.tar` or `.parquet`.
+        images: (name, encoded image) one by one; a name is a key with the image's extension.
+    """
+    if local_path.endswith(EXTENSIONS["webdataset"]):
+        _write_tar(local_path, images)
+    else:
+        _write_parquet(local_path, images)
+
+
+def _write_tar(local_path: str, images: Iterable[tuple[str, bytes]]) -> None:
+    with tarfile.open(local_path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in images:
+            member = tarfile.TarInfo(name)  # owner and time stay 0
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+            tar.members = []  # type: ignore[attr-defined]  # tarfile remembers all it has written
+
+
+def _write_parquet(local_path: str, images: Iterable[tuple[str, bytes]]) -> None:
+    schema = _SCHEMA.with_metadata({"huggingface": json.dumps({"info": {"features": _FEATURES}})})
+    rows: list[dict[str, Any]] = []
+    size = 0
+    with pq.ParquetWriter(local_path, schema, compression="none") as writer:
+        for name, data in images:
+            if rows and size + len(data) > _ROW_GROUP_BYTES:
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+                rows, size = [], 0
+            rows.append({"key": posixpath.splitext(name)[0], "image": {"bytes": data, "path": name}})
+            size += len(data)
+        writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def read_shard(url: str) -> Iterator[tuple[str, bytes]]:
+    """What `write_shard` was given, in order; one image or row group in memory.
+
+    Raises:
+        OSError: as fsspec does.
+        tarfile.TarError, pyarrow.ArrowException: where the file isn't such a shard, or ends early.
+    """
+    with fsspec.open(url, "rb") as file:
+        if url.endswith(EXTENSIONS["webdataset"]):
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]
+                    content = tar.extractfile(member)
+                    if content is not None:
+                        yield member.name, content.read()
+            return
+        parquet = pq.ParquetFile(file)
+        for group in range(parquet.num_row_groups):
+            for image in parquet.read_row_group(group, columns=["image"])["image"]:
+                yield image["path"].as_py(), image["bytes"].as_py()

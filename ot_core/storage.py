@@ -67,11 +67,20 @@ def details(url: str) -> FileDetails | None:
         return None
 
 
+@retried
 def remove(url: str) -> None:
     """Removes a file, if it is there."""
     fs, path = url_to_fs(url)
     with contextlib.suppress(FileNotFoundError):
         fs.rm_file(path)
+
+
+def remove_folder(url: str) -> None:
+    """Removes a folder and all that is in it, if it is there."""
+    fs, path = url_to_fs(url)
+    with contextlib.suppress(FileNotFoundError):
+        if fs.isdir(path):
+            fs.rm(path, recursive=True)
 
 
 @retried
@@ -121,17 +130,19 @@ def check_writable(url: str) -> None:
         fs.rm_file(path)
 
 
-def match(pattern: str) -> list[str]:
-    """URLs of the files and folders that match a glob, sorted; none where there is nothing.
+def match(pattern: str) -> dict[str, FileDetails]:
+    """URLs of the files and folders that match a glob, sorted, with their details; none where there is nothing.
 
     Raises:
         UserError: if the protocol isn't known or the store can't be asked.
     """
     try:
         fs, path = url_to_fs(pattern)
-        return [to_url(fs, found) for found in sorted(fs.glob(path))]
+        fs.invalidate_cache()
+        found = retried(fs.glob)(path, detail=True)
+        return {to_url(fs, name): FileDetails.of(info) for name, info in sorted(found.items())}
     except FileNotFoundError:
-        return []
+        return {}
     except (ImportError, ValueError, OSError) as error:
         raise UserError(f"input {pattern}: can't be listed ({one_line(error)})") from None
 

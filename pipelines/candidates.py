@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ot_core import UserError, storage
+from ot_core import UserError, shards, storage
 from transforms.quality import REFERENCE
 
 _ALPHA_FOLDER = re.compile(r"alpha=(-?\d+(?:\.\d+)?)")
@@ -62,11 +62,20 @@ def _expand(name: str, url: str) -> Iterator[Candidate]:
     alphas = {float(found[1]): folder for folder in folders if (found := _ALPHA_FOLDER.search(folder, len(url) - 1))}
     if alphas:
         for alpha in sorted(alphas, reverse=True):
-            yield Candidate(f"{name} alpha={alpha:.2f}", alphas[alpha], alpha, name)
+            yield Candidate(f"{name} alpha={alpha:.2f}", _images_in(alphas[alpha]), alpha, name)
         return
     rows = (storage.first_row(found, ["alpha"]) for found in storage.match(storage.join(url, "manifest-*.parquet")))
     row = next(filter(None, rows), None)
     if row is None:
         yield Candidate(name, url, None, name)
     else:
-        yield Candidate(name, storage.join(url, "images"), float(row["alpha"]), name)
+        yield Candidate(name, _images_in(storage.join(url, "images")), float(row["alpha"]), name)
+
+
+def _images_in(folder: str) -> str:
+    """The input that the images of an alpha are: the folder, or the shards in it."""
+    for extension in shards.EXTENSIONS.values():
+        pattern = storage.join(folder, f"shard-*-of-*{extension}")
+        if storage.match(pattern):
+            return pattern
+    return folder

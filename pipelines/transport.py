@@ -1,6 +1,7 @@
 """Transports an archive of restored images with a fitted map.
 
-ListImages (-> SkipDone) -> TransportImages -> WriteManifest ; failures -> WriteFailures
+ListImages (-> SkipDone) -> TransportImages (-> PackShards) -> WriteManifest (-> RemoveStaging)
+failures -> WriteFailures
 """
 
 import argparse
@@ -12,12 +13,23 @@ from collections.abc import Sequence
 
 import apache_beam as beam
 
-from ot_core import UserError, read_map, storage
+from ot_core import UserError, read_map, shards, storage
 from ot_core.images import OUTPUT_FORMATS
 from pipelines import options
 from pipelines.launch import Counters, check_inputs, launch
-from transforms import ListImages, SkipDone, TransportImages, WriteFailures, WriteManifest, metrics
+from transforms import (
+    ListImages,
+    PackShards,
+    RemoveStaging,
+    SkipDone,
+    TransportImages,
+    WriteFailures,
+    WriteManifest,
+    metrics,
+)
+from transforms.images import IMAGES
 from transforms.model_handlers import INTERPOLATIONS, autoencoder_of_map
+from transforms.packing import STAGING
 from transforms.resume import start_job
 
 
@@ -60,6 +72,19 @@ def parser() -> options.ArgumentParser:
     flags.add_argument("--format", choices=sorted(OUTPUT_FORMATS), default="png", help="of the results (default png)")
     flags.add_argument(
         "--quality", type=options.number(int, 1, 100), default=95, help="of jpeg and webp (default %(default)s)"
+    )
+    flags.add_argument(
+        "--output_format",
+        choices=("files", *shards.EXTENSIONS),
+        default="files",
+        help="a file for each result, or shards of many: WebDataset's tar files, or Parquet (default %(default)s)",
+    )
+    flags.add_argument(
+        "--output_shards",
+        type=options.number(int, 1),
+        default=16,
+        metavar="N",
+        help="shards that the results are spread over, for each alpha; one should be some 100 MB (default %(default)s)",
     )
     flags.add_argument(
         "--manifest_shards",
@@ -108,8 +133,9 @@ def check(args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace, vae_sha256: str) -> dict[str, object]:
     """What decides the bytes of the images."""
-    names = ("alpha", "format", "quality", "interpolation", "kernel_size", "zero_shot")
+    names = ("alpha", "format", "quality", "interpolation", "kernel_size", "zero_shot", "output_format")
     return {
+        "output_shards": None if args.output_format == "files" else args.output_shards,
         "map_sha256": hashlib.sha256(storage.read_bytes(args.map)).hexdigest(),
         "vae_sha256": vae_sha256,
         "sigma": str(args.sigma),
@@ -119,9 +145,13 @@ def _settings(args: argparse.Namespace, vae_sha256: str) -> dict[str, object]:
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
+    packed = args.output_format != "files"
+    folder = STAGING if packed else IMAGES
+    shards_of_output = (args.output, args.output_format, args.output_shards, args.alpha)
+
     images, unlisted = pipeline | "ListImages" >> ListImages(args.input, versions=True, since=args.since)
     if args.resume:
-        images, done = images | "SkipDone" >> SkipDone(args.output, args.alpha, args.format)
+        images, done = images | "SkipDone" >> SkipDone(args.output, args.alpha, args.format, folder)
     records, untransported = images | "TransportImages" >> TransportImages(
         map=args.map,
         output=args.output,
@@ -135,19 +165,27 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         kernel_size=args.kernel_size,
         sigma=args.sigma,
         zero_shot=args.zero_shot,
+        folder=folder,
     )
+    failures = [unlisted, untransported]
     if args.resume:
         records = (records, done) | "FlattenRecords" >> beam.Flatten()
-    _ = records | "WriteManifest" >> WriteManifest(args.output, args.manifest_shards)
-
-    failures = (unlisted, untransported) | "FlattenFailures" >> beam.Flatten()
-    _ = failures | "WriteFailures" >> WriteFailures(args.output, args.manifest_shards)
+    if packed:
+        records, unpacked = records | "PackShards" >> PackShards(*shards_of_output)
+        failures.append(unpacked)
+    manifest = records | "WriteManifest" >> WriteManifest(args.output, args.manifest_shards)
+    if packed:
+        _ = manifest | "RemoveStaging" >> RemoveStaging(*shards_of_output)
+    all_failures = failures | "FlattenFailures" >> beam.Flatten()
+    _ = all_failures | "WriteFailures" >> WriteFailures(args.output, args.manifest_shards)
 
 
 def report(args: argparse.Namespace, counters: Counters) -> str:
     """Where the results are."""
     written, size = counters.get(metrics.IMAGES_WRITTEN, 0), counters.get(metrics.BYTES_WRITTEN, 0)
     lines = [f"output {args.output}", f"  {written} images transported, {size / 1e6:.1f} MB written"]
+    if args.output_format != "files":
+        lines.append(f"  {counters.get(metrics.SHARDS_WRITTEN, 0)} shards written")
     if args.resume:
         skipped, recovered = counters.get(metrics.IMAGES_SKIPPED, 0), counters.get(metrics.IMAGES_RECOVERED, 0)
         lines.append(f"  {skipped} images were there already, {recovered} of them not yet in the manifest")

@@ -10,6 +10,7 @@ from transforms.images import TransportImages
 from transforms.inputs import ListImages, ReadImages
 from transforms.maps import FitTransportMap, WriteTransportMap
 from transforms.model_handlers import FeatureStatisticsModelHandler, LatentStatisticsModelHandler, TransportModelHandler
+from transforms.packing import PackShards, RemoveStaging
 from transforms.quality import CompareImages, GelbrichDistances, TotalQuality
 from transforms.records import WriteFailures, WriteManifest, WriteQuality
 from transforms.resume import SkipDone
@@ -30,7 +31,9 @@ __all__ = [
     "LatentStatistics",
     "LatentStatisticsModelHandler",
     "ListImages",
+    "PackShards",
     "ReadImages",
+    "RemoveStaging",
     "SkipDone",
     "TotalQuality",
     "TransportImages",

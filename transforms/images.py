@@ -17,6 +17,9 @@ from transforms.elements import Failure, ImageRecord, ImageRef, TransportedImage
 from transforms.inputs import ReadImages
 from transforms.model_handlers import TransportModelHandler
 
+#: Folder of the images, below an output.
+IMAGES = "images"
+
 
 class TransportOutcome(NamedTuple):
     """Result of `TransportImages`: a row for each image written, and for each that could not be."""
@@ -30,7 +33,7 @@ class TransportImages(beam.PTransform):
     """Transports images with a fitted map and writes them: ImageRef -> ImageRecord, Failure.
 
     Files are named `images/<key>.<extension>` below the output, or `images/alpha=0.50/<key>.<extension>` with several
-    alphas.
+    alphas. For shards, let them be written to `packing.STAGING` and apply `PackShards` to the records.
 
     Args:
         map: URL of the transport map.
@@ -41,6 +44,7 @@ class TransportImages(beam.PTransform):
         vae: the autoencoder; default the one that the map names.
         max_pixels: larger images are failures.
         max_batch_pixels: see `BatchByPixels`.
+        folder: of the images, below the output.
         **options: interpolation, kernel_size, sigma and zero_shot of `TransportModelHandler`.
 
     Raises:
@@ -58,11 +62,12 @@ class TransportImages(beam.PTransform):
         vae: str | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         max_batch_pixels: int | None = None,
+        folder: str = IMAGES,
         **options: Any,
     ) -> None:
         super().__init__()
         self._handler = TransportModelHandler(map, alphas, vae, **options)
-        self._write = _WriteImageDoFn(output, alphas, format, quality)
+        self._write = _WriteImageDoFn(output, alphas, format, quality, folder)
         self._map, self._output, self._alphas = map, output, alphas
         self._max_pixels, self._max_batch_pixels = max_pixels, max_batch_pixels
 
@@ -85,10 +90,12 @@ class TransportImages(beam.PTransform):
 
 
 class _WriteImageDoFn(beam.DoFn):
-    def __init__(self, output: str, alphas: Sequence[float], image_format: str, quality: int) -> None:
+    def __init__(
+        self, output: str, alphas: Sequence[float], image_format: str, quality: int, folder: str = IMAGES
+    ) -> None:
         if image_format not in OUTPUT_FORMATS:
             raise UserError(f"format {image_format}: expected one of {', '.join(OUTPUT_FORMATS)}")
-        self._folders = {alpha: folder_of(alpha, alphas) for alpha in alphas}
+        self._folders = {alpha: folder_of(alpha, alphas, folder) for alpha in alphas}
         if not alphas or len(set(self._folders.values())) != len(alphas):
             raise UserError(f"alphas {list(alphas)}: expected at least one, all different to two decimals")
         self._output, self._format, self._quality = output, image_format, quality
@@ -122,6 +129,6 @@ class _WriteImageDoFn(beam.DoFn):
         return ImageRecord(ref.key, ref.source_uri, url, alpha, width, height, len(data), digest, seconds, ref.version)
 
 
-def folder_of(alpha: float, alphas: Sequence[float]) -> str:
+def folder_of(alpha: float, alphas: Sequence[float], folder: str = IMAGES) -> str:
     """Where the images of an alpha are written, below the output."""
-    return "images" if len(alphas) == 1 else f"images/alpha={alpha:.2f}"
+    return folder if len(alphas) == 1 else f"{folder}/alpha={alpha:.2f}"

@@ -30,6 +30,7 @@ IMAGES_TRANSPORTED = "images_transported"
 IMAGES_WRITTEN = "images_written"
 BYTES_WRITTEN = "bytes_written"
 FAILURES = "failures"
+SHARDS_WRITTEN = "shards_written"
 BATCH_SIZE = "batch_size"
 MAPS_WRITTEN = "maps_written"
 

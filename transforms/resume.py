@@ -4,6 +4,7 @@ What a run is about is written to `job.json` at the output's root before it star
 belongs to the same run or to one that resumed it; whatever is older is of another job and counts for nothing.
 """
 
+import glob
 import hashlib
 import io
 import json
@@ -20,12 +21,14 @@ from ot_core import UserError, listing, storage
 from ot_core.images import OUTPUT_FORMATS
 from transforms import metrics
 from transforms.elements import ImageRecord, ImageRef
-from transforms.images import folder_of
+from transforms.images import IMAGES, folder_of
+from transforms.packing import member_of
 from transforms.records import schema_of
 
 _JOB = "job.json"
-_Row = tuple[tuple[Any, ...], float]
+_Row = tuple[tuple[Any, ...], float, bool | None]
 _File = tuple[float, str, float]
+_Shard = tuple[float, str]
 
 
 def start_job(output: str, settings: Mapping[str, Any], resume: bool) -> None:
@@ -58,15 +61,20 @@ def start_job(output: str, settings: Mapping[str, Any], resume: bool) -> None:
     storage.write_bytes(url, json.dumps(settings, indent=1).encode())
 
 
-def _manifests(output: str) -> list[str]:
-    """URLs of the manifest of this job."""
-    started = _modified(storage.join(output, _JOB))
-    found = storage.match(storage.join(output, "manifest-*.parquet"))
-    return [url for url in found if _modified(url) >= started]
+def _manifests(output: str) -> dict[str, float]:
+    """URLs of the manifest of this job, and when they were written."""
+    return _of_this_job(output, "manifest-*.parquet")
 
 
-def _modified(url: str) -> float:
-    details = storage.details(url)
+def _of_this_job(output: str, pattern: str) -> dict[str, float]:
+    started = _started(output)
+    found = storage.match(storage.join(glob.escape(output), pattern))
+    times = {url: details.modified or 0.0 for url, details in found.items()}
+    return {url: modified for url, modified in times.items() if modified >= started}
+
+
+def _started(output: str) -> float:
+    details = storage.details(storage.join(output, _JOB))
     return 0.0 if details is None or details.modified is None else details.modified
 
 
@@ -81,20 +89,22 @@ class Remaining(NamedTuple):
 class SkipDone(beam.PTransform):
     """Leaves out the images that an output holds already: ImageRef -> ImageRef, ImageRecord.
 
-    An image is done if its files are there and
-    - the manifest has it, made from this version of its source (the counter `images_skipped`); or
-    - the files are younger than its source and the manifest, as a killed job leaves them. Their rows are then made
-      by reading them (the counters `images_skipped` and `images_recovered`).
+    An image is done if for each alpha
+    - its file or shard is there and the manifest has it, made from this version of its source (the counter
+      `images_skipped`); or
+    - its file is younger than its source and the manifest, as a killed job leaves it. Its row is then made by reading
+      it (the counters `images_skipped` and `images_recovered`).
     Rows of images that aren't among these inputs are kept while their files are there. The output is listed once; no
     request is made for an image that is in the manifest.
 
     Args:
         output, alphas, format: as in `TransportImages`; the output was started by `start_job`.
+        folder: of the images, as in `TransportImages`. Where it is a staging folder, images may also be in shards.
     """
 
-    def __init__(self, output: str, alphas: Sequence[float], format: str) -> None:
+    def __init__(self, output: str, alphas: Sequence[float], format: str, folder: str = IMAGES) -> None:
         super().__init__()
-        self._output, self._alphas, self._format = output, tuple(alphas), format
+        self._output, self._alphas, self._format, self._folder = output, tuple(alphas), format, folder
 
     @no_annotations
     def expand(self, refs: beam.PCollection[ImageRef]) -> Remaining:
@@ -102,15 +112,15 @@ class SkipDone(beam.PTransform):
         rows = (
             refs.pipeline
             | "Once" >> beam.Create([self._output])
-            | "Manifests" >> beam.FlatMap(_manifests)
+            | "Manifests" >> beam.FlatMap(_manifests_with_shards, self._alphas)
             | "SpreadManifests" >> beam.Reshuffle()
-            | "ReadManifests" >> beam.ParDo(_ReadManifestDoFn())
+            | "ReadManifests" >> beam.FlatMapTuple(_read_manifest)
         )
-        folders = [(alpha, folder_of(alpha, self._alphas)) for alpha in self._alphas]
+        folders = [(alpha, folder_of(alpha, self._alphas, self._folder)) for alpha in self._alphas]
         files = (
             refs.pipeline
             | "Folders" >> beam.Create(folders)
-            | "ListOutput" >> beam.ParDo(_ListOutputDoFn(self._output, OUTPUT_FORMATS[self._format]))
+            | "ListOutput" >> beam.FlatMapTuple(_list_output, self._output, OUTPUT_FORMATS[self._format])
         )
         sides = {"refs": refs | "KeyByKey" >> beam.Map(_by_key), "rows": rows, "files": files}
         decided = (
@@ -125,27 +135,41 @@ def _by_key(ref: ImageRef) -> tuple[str, tuple[Any, ...]]:
     return ref.key, tuple(ref)
 
 
-class _ReadManifestDoFn(beam.DoFn):
-    def process(self, element: str) -> Iterator[tuple[str, _Row]]:
-        written = _modified(element)
-        with fsspec.open(element, "rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=1000, columns=list(ImageRecord._fields)):
-                for row in batch.to_pylist():
-                    yield row["key"], (tuple(ImageRecord(**row)), written)
+def _manifests_with_shards(output: str, alphas: Sequence[float]) -> Iterator[tuple[str, float, dict[_Shard, str]]]:
+    """URL and time of each manifest, and the URL of each shard that is there."""
+    present: dict[_Shard, str] = {}
+    for alpha in alphas:
+        folder = folder_of(alpha, alphas)
+        for url in _of_this_job(output, f"{folder}/shard-*-of-*"):
+            name = url.rpartition("/")[2]
+            present[alpha, name] = storage.join(output, folder, name)
+    for url, written in _manifests(output).items():
+        yield url, written, present
 
 
-class _ListOutputDoFn(beam.DoFn):
-    def __init__(self, output: str, extension: str) -> None:
-        self._output, self._extension = output, extension
+def _read_manifest(url: str, written: float, present: Mapping[_Shard, str]) -> Iterator[tuple[str, _Row]]:
+    """Rows with the time of the manifest and, where their image is in a shard, whether that is there."""
+    with fsspec.open(url, "rb") as file:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=1000, columns=list(ImageRecord._fields)):
+            for row in batch.to_pylist():
+                record, packed = ImageRecord(**row), None
+                member = "#" + member_of(record)
+                if record.output_uri.endswith(member):
+                    shard = record.output_uri.removesuffix(member).rpartition("/")[2]
+                    # The output may be called by another name now: relative, or copied to another place.
+                    shard_url = present.get((record.alpha, shard))
+                    packed = shard_url is not None
+                    record = record._replace(output_uri=f"{shard_url}{member}")
+                yield record.key, (tuple(record), written, packed)
 
-    def process(self, element: tuple[float, str]) -> Iterator[tuple[str, _File]]:
-        alpha, folder = element
-        started = _modified(storage.join(self._output, _JOB))
-        for listed in listing.list_folder(storage.join(self._output, folder)):
-            modified = listed.details.modified
-            if listed.uri.endswith(self._extension) and modified is not None and modified >= started:
-                url = storage.join(self._output, folder, listed.key + self._extension)
-                yield listed.key, (alpha, url, modified)
+
+def _list_output(alpha: float, folder: str, output: str, extension: str) -> Iterator[tuple[str, _File]]:
+    started = _started(output)
+    for listed in listing.list_folder(storage.join(output, folder)):
+        modified = listed.details.modified
+        if listed.uri.endswith(extension) and modified is not None and modified >= started:
+            url = storage.join(output, folder, listed.key + extension)
+            yield listed.key, (alpha, url, modified)
 
 
 class _DecideDoFn(beam.DoFn):
@@ -155,27 +179,36 @@ class _DecideDoFn(beam.DoFn):
     def process(self, element: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
         _, found = element
         files: dict[float, _File] = {file[0]: file for file in found["files"]}
-        rows = {ImageRecord(*fields).alpha: (ImageRecord(*fields), written) for fields, written in found["rows"]}
+        kept: dict[float, ImageRecord] = {}
+        latest = 0.0
+        for fields, written, packed in found["rows"]:
+            record, latest = ImageRecord(*fields), max(latest, written)
+            if packed:
+                kept[record.alpha] = record
+            elif packed is None and record.alpha in files:
+                kept[record.alpha] = record._replace(output_uri=files[record.alpha][1])
         refs = [ImageRef(*fields) for fields in found["refs"]]
-        kept = [record for alpha, (record, _) in sorted(rows.items()) if alpha in files]
         if not refs:
-            yield from (beam.pvalue.TaggedOutput("records", record) for record in kept)
+            yield from (beam.pvalue.TaggedOutput("records", record) for record in kept.values())
             return
         ref = refs[0]
-        if set(files) >= set(self._alphas):
-            if len(kept) == len(self._alphas) and all(_same(record.source_version, ref.version) for record in kept):
-                metrics.count(metrics.IMAGES_SKIPPED)
-                yield from (beam.pvalue.TaggedOutput("records", record) for record in kept)
+        # Some stores tell whole seconds: on a tie it is safer to do the image again.
+        latest = max(latest, ref.modified or 0.0)
+        timed = ref.modified is not None or not latest
+        records: list[ImageRecord] = []
+        recovered = False
+        for alpha in self._alphas:
+            if alpha in kept and _same(kept[alpha].source_version, ref.version):
+                records.append(kept[alpha])
+            elif timed and alpha in files and files[alpha][2] > latest:
+                records.append(_record_of(ref, *files[alpha][:2]))
+                recovered = True
+            else:
+                yield ref
                 return
-            latest = max([ref.modified or 0.0, *(written for _, written in rows.values())])
-            # Some stores tell whole seconds: on a tie it is safer to do the image again.
-            if all(file[2] > latest for file in files.values()) and (ref.modified is not None or not rows):
-                recovered = [_record_of(ref, *files[alpha][:2]) for alpha in self._alphas]
-                metrics.count(metrics.IMAGES_SKIPPED)
-                metrics.count(metrics.IMAGES_RECOVERED)
-                yield from (beam.pvalue.TaggedOutput("records", record) for record in recovered)
-                return
-        yield ref
+        metrics.count(metrics.IMAGES_SKIPPED)
+        metrics.count(metrics.IMAGES_RECOVERED, int(recovered))
+        yield from (beam.pvalue.TaggedOutput("records", record) for record in records)
 
 
 def _same(version: str, other: str) -> bool:
