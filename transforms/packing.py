@@ -155,6 +155,7 @@ def _read_staged(record: ImageRecord) -> bytes:
     return storage.read_bytes(record.output_uri)
 
 
+@beam.typehints.with_input_types(str)
 class RemoveStaging(beam.PTransform):
     """Removes what a job with shards needed only until they were all written, and shards of another number.
 

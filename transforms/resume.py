@@ -114,13 +114,13 @@ class SkipDone(beam.PTransform):
             | "Once" >> beam.Create([self._output])
             | "Manifests" >> beam.FlatMap(_manifests_with_shards, self._alphas)
             | "SpreadManifests" >> beam.Reshuffle()
-            | "ReadManifests" >> beam.FlatMapTuple(_read_manifest)
+            | "ReadManifests" >> beam.FlatMap(_read_manifest)
         )
         folders = [(alpha, folder_of(alpha, self._alphas, self._folder)) for alpha in self._alphas]
         files = (
             refs.pipeline
             | "Folders" >> beam.Create(folders)
-            | "ListOutput" >> beam.FlatMapTuple(_list_output, self._output, OUTPUT_FORMATS[self._format])
+            | "ListOutput" >> beam.FlatMap(_list_output, self._output, OUTPUT_FORMATS[self._format])
         )
         sides = {"refs": refs | "KeyByKey" >> beam.Map(_by_key), "rows": rows, "files": files}
         decided = (
@@ -147,8 +147,9 @@ def _manifests_with_shards(output: str, alphas: Sequence[float]) -> Iterator[tup
         yield url, written, present
 
 
-def _read_manifest(url: str, written: float, present: Mapping[_Shard, str]) -> Iterator[tuple[str, _Row]]:
+def _read_manifest(manifest: tuple[str, float, Mapping[_Shard, str]]) -> Iterator[tuple[str, _Row]]:
     """Rows with the time of the manifest and, where their image is in a shard, whether that is there."""
+    url, written, present = manifest
     with fsspec.open(url, "rb") as file:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=1000, columns=list(ImageRecord._fields)):
             for row in batch.to_pylist():
@@ -163,7 +164,8 @@ def _read_manifest(url: str, written: float, present: Mapping[_Shard, str]) -> I
                 yield record.key, (tuple(record), written, packed)
 
 
-def _list_output(alpha: float, folder: str, output: str, extension: str) -> Iterator[tuple[str, _File]]:
+def _list_output(folder_of_alpha: tuple[float, str], output: str, extension: str) -> Iterator[tuple[str, _File]]:
+    alpha, folder = folder_of_alpha
     started = _started(output)
     for listed in listing.list_folder(storage.join(output, folder)):
         modified = listed.details.modified
