@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -63,23 +64,70 @@ def fold(patches: Tensor, patch_size: int, kernel_size: int | None = None, sigma
 
 
 def latent_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics | None:
-    """Statistics of all patches inside one latent, gathered band by band so that memory stays bounded.
+    """Statistics of all patches inside one latent: those of `unfold`, without ever holding a patch.
+
+    The products of two rows of a patch are products of two rows of the latent, which all patches above and below share.
+    So one product of matrices for each distance between rows does for the whole scatter; only the outer rows of the
+    latent, which not every row of a patch reaches, are accounted for apart. Computed on the CPU in float64, about the
+    mean of each channel, so that no digits are lost.
 
     Args:
-        latent: (C, H, W), any float dtype; products are float64.
+        latent: (C, H, W), any float dtype and device.
         patch_size: p.
 
     Returns:
         Statistics of dimension C p^2, or None where not even one patch fits.
+
+    Raises:
+        ValueError: if the latent isn't finite.
     """
     channels, height, width = latent.shape
     if height < patch_size or width < patch_size:
         return None
-    total: GaussianStatistics | None = None
-    rows_per_band = max(1, _BAND_VALUES // (channels * patch_size**2 * width))
     latent = latent.to("cpu", torch.float64)
+    centre = latent.mean((1, 2), keepdim=True)
+    if not centre.isfinite().all():
+        raise ValueError("latent: expected finite values, got NaN or infinity")
+    total: GaussianStatistics | None = None
+    rows_per_band = max(1, _BAND_VALUES // (channels * patch_size * width))
     for top in range(0, height - patch_size + 1, rows_per_band):
-        band = latent[None, :, top : top + rows_per_band + patch_size - 1]
-        part = GaussianStatistics.of(unfold(band, patch_size).flatten(2)[0].T.numpy())
+        part = _band_statistics(latent[:, top : top + rows_per_band + patch_size - 1] - centre, patch_size)
         total = part if total is None else total + part
-    return total
+    assert total is not None
+    return replace(total, mean=total.mean + centre.flatten().repeat_interleave(patch_size**2).numpy())
+
+
+def _band_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics:
+    """Of a latent whose mean is near zero; see `latent_statistics`."""
+    (channels, height, width), p = latent.shape, patch_size
+    rows, columns = height - p + 1, width - p + 1
+    # (row, column) x (channel, column of the patch): rows of the latent are contiguous.
+    strips = latent.unfold(2, p, 1).permute(1, 2, 0, 3).reshape(height * columns, channels * p)
+
+    def products(start: int, stop: int, distance: int) -> Tensor:
+        upper, lower = strips[start * columns : stop * columns], strips[(start + distance) * columns :]
+        return upper.T @ lower[: len(upper)]
+
+    outer = torch.empty(p, channels * p, p, channels * p, dtype=torch.float64)
+    for distance in range(p):
+        reach = p - 1 - distance  # patches' upper rows, by the row of the patch, begin at 0 to `reach`
+        if rows > reach:
+            common = products(reach, rows, distance)
+            above = [products(row, row + 1, distance) for row in range(reach)]
+            below = [products(row, row + 1, distance) for row in range(rows, rows + reach)]
+            each = [sum([*above[row:], *below[:row]], common) for row in range(reach + 1)]
+        else:
+            each = [products(row, row + rows, distance) for row in range(reach + 1)]
+        for row, found in enumerate(each):
+            outer[row, :, row + distance] = found
+            outer[row + distance, :, row] = found.T
+    of_rows = strips.view(height, columns, -1).sum(1)
+    sums = torch.stack([of_rows[row : row + rows].sum(0) for row in range(p)])
+
+    # Both are in the order (row of the patch, channel, column); patches are channel-major.
+    sums = sums.view(p, channels, p).transpose(0, 1).flatten()
+    outer = outer.view(p, channels, p, p, channels, p).permute(1, 0, 2, 4, 3, 5).reshape(len(sums), len(sums))
+    count = rows * columns
+    mean = sums / count
+    scatter = outer - count * torch.outer(mean, mean)
+    return GaussianStatistics(count, mean.numpy(), ((scatter + scatter.T) / 2).numpy())

@@ -67,6 +67,7 @@ class TestStatistics:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
     def test_are_those_of_all_patches_in_float64(self, patch_size, dtype):
         z = latent(2, 12, 9).to(dtype)
+        z[1] += 3 * z[0]
         everything = unfold(z[None].double(), patch_size).flatten(2)[0].T.numpy()
         expected, actual = GaussianStatistics.of(everything), latent_statistics(z, patch_size)
         assert actual.count == expected.count == (12 - patch_size + 1) * (9 - patch_size + 1)
@@ -89,7 +90,20 @@ class TestStatistics:
         z = latent(2, 3, 3)
         statistics = latent_statistics(z, 3)
         assert statistics.count == 1
-        np.testing.assert_array_equal(statistics.mean, z.flatten().numpy())
+        np.testing.assert_allclose(statistics.mean, z.flatten().numpy(), rtol=1e-15, atol=1e-15)
+        np.testing.assert_allclose(statistics.scatter, 0, atol=1e-14)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    def test_latent_that_is_not_finite_is_refused(self, value):
+        z = latent(2, 6, 6)
+        z[1, 5, 5] = value
+        with pytest.raises(ValueError, match="finite"):
+            latent_statistics(z, 3)
+
+    def test_no_digits_are_lost_far_from_zero(self):
+        z = latent(2, 12, 9)
+        near, far = latent_statistics(z, 3), latent_statistics(z + 2**20, 3)
+        np.testing.assert_allclose(far.scatter, near.scatter, rtol=1e-8, atol=1e-8)
 
     @pytest.mark.parametrize("shape", [(4, 2, 9), (4, 9, 2), (4, 1, 1)])
     def test_latent_smaller_than_a_patch_has_none(self, shape):
