@@ -133,7 +133,7 @@ class Study:
                 latents = LatentTransport(self.fit(restorer, setting))(latents)
         decoded = decode(self.autoencoder, latents)
         for alpha in ALPHAS if setting else (1.0, 0.0):
-            yield alpha, [blend(x, y, alpha) for x, y in zip(restored, decoded, strict=True)]
+            yield alpha, [_blended(x, y, alpha) for x, y in zip(restored, decoded, strict=True)]
 
     @functools.cache  # noqa: B019 - one study a process
     def _test_latents(self, restorer: str) -> torch.Tensor:
@@ -177,6 +177,11 @@ def _squares(images: Sequence[Pixels]) -> GaussianStatistics:
     count, height, width, _ = stack.shape
     squares = stack.reshape(count, height // 8, 8, width // 8, 8, 3).swapaxes(2, 3)
     return GaussianStatistics.of(squares.reshape(-1, 192))
+
+
+def _blended(restored: Pixels, decoded: NDArray[np.float32], alpha: float) -> Pixels:
+    unit = torch.from_numpy(restored / np.float32(255))
+    return blend(unit, torch.from_numpy(decoded), alpha).numpy()
 
 
 def _crop(pixels: Pixels) -> Pixels:

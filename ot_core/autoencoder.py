@@ -20,13 +20,16 @@ import logging
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fsspec.core import url_to_fs
 from huggingface_hub import snapshot_download
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ot_core.errors import UserError
@@ -35,6 +38,9 @@ from ot_core.errors import UserError
 DEFAULT_VAE: Final = "default"
 #: Name of the identity: latents are the pixels themselves.
 PIXELS: Final = "pixels"
+#: What an autoencoder may compute in.
+PRECISIONS: Final = ("float32", "bfloat16", "float16")
+Pixels = NDArray[np.generic]
 _DEFAULT_FOLDER: Final = Path(__file__).parent / "vae"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?P<subfolder>(/[\w.-]+)*)")
@@ -58,28 +64,35 @@ class Autoencoder:
         latent_channels: C.
         fingerprint: sha256 of its weights and config, hexadecimal.
         device: where it computes.
+        precision: in which it computes; float32 where it has no weights.
+
+    Args:
+        module: encodes and decodes; it becomes ours, on the device and in the precision.
+        name: see above.
+        device: see above.
+        precision: float32, bfloat16 or float16. What goes in and comes out is float32 all the same.
     """
 
-    def __init__(self, module: Any, name: str, device: torch.device | str = "cpu") -> None:
-        self._module: Any = module.to(device).eval().requires_grad_(False)
-        self.name, self.device = name, torch.device(device)
+    def __init__(self, module: Any, name: str, device: torch.device | str = "cpu", precision: str = "float32") -> None:
+        self.fingerprint = _fingerprint(module)
+        self.precision = precision if any(True for _ in module.parameters()) else "float32"
+        self.name, self.device, self._dtype = name, torch.device(device), getattr(torch, self.precision)
         declared = getattr(module, "downsampling_factor", None)
-        latent = self._encode(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE, device=self.device))
+        self._module: Any = module.to(self.device, self._dtype).eval().requires_grad_(False)
+        try:
+            latent = self._probe(torch.channels_last)
+        except RuntimeError:  # somebody's own module may take views that need the common order
+            latent = self._probe(torch.contiguous_format)
         self.latent_channels = int(latent.shape[1])
         self.downsampling_factor = int(declared or _PROBE_SIZE // latent.shape[-1])
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """sha256 of the config and of every weight in name order, hexadecimal."""
-        digest = hashlib.sha256()
-        config = dict(getattr(self._module, "config", {"class": type(self._module).__qualname__}))
-        config = {key: value for key, value in config.items() if key not in _CONFIG_KEYS_WITHOUT_EFFECT}
-        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-        for key, tensor in sorted(self._module.state_dict().items()):
-            tensor = tensor.detach().cpu().contiguous()
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+    def _probe(self, memory_format: torch.memory_format) -> Tensor:
+        """The latent of a black square, after a round trip in this order of channels."""
+        self._memory_format = memory_format
+        self._module.to(memory_format=memory_format)
+        latent = self.encode(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE))
+        self.decode(latent)
+        return latent
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """The size that an image is padded to: the next multiples of the downsampling factor."""
@@ -95,23 +108,52 @@ class Autoencoder:
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
         """Latents (B, C, H/f, W/f) float32 of padded pixels (B, 3, H, W) in [0, 1]."""
-        return self._encode(pixels.to(self.device, torch.float32) * 2 - 1)
-
-    @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) float32 in [0, 1], clamped, of latents (B, C, H/f, W/f)."""
-        decoded = self._module.decode(latents.to(self.device, torch.float32))
-        decoded = getattr(decoded, "sample", decoded)
-        return (decoded.float() / 2 + 0.5).clamp(0, 1)
-
-    @torch.inference_mode()
-    def _encode(self, x: Tensor) -> Tensor:
-        encoded = self._module.encode(x)
+        encoded = self._module.encode(self._input(pixels.to(self.device, torch.float32) * 2 - 1))
         if hasattr(encoded, "latent_dist"):
             encoded = encoded.latent_dist.mode()
         for attribute in ("latent", "latents"):
             encoded = getattr(encoded, attribute, encoded)
-        return encoded.float()
+        return encoded.float().contiguous()
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) float32 in [0, 1], clamped, of latents (B, C, H/f, W/f)."""
+        decoded = self._module.decode(self._input(latents.to(self.device)))
+        decoded = getattr(decoded, "sample", decoded)
+        return (decoded.float() / 2 + 0.5).clamp_(0, 1)
+
+    def _input(self, x: Tensor) -> Tensor:
+        return x.to(self._dtype).contiguous(memory_format=self._memory_format)
+
+
+def _fingerprint(module: Any) -> str:
+    """sha256 of the config and of every weight in name order, hexadecimal."""
+    digest = hashlib.sha256()
+    config = dict(getattr(module, "config", {"class": type(module).__qualname__}))
+    config = {key: value for key, value in config.items() if key not in _CONFIG_KEYS_WITHOUT_EFFECT}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for key, tensor in sorted(module.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def to_tensor(images: Sequence[Pixels], autoencoder: Autoencoder) -> Tensor:
+    """(B, 3, H, W) float32 in [0, 1] on the autoencoder's device, padded as it pads.
+
+    Args:
+        images: (H, W, 3), uint8 or float32 in [0, 1], of one padded size.
+        autoencoder: tells where and how large.
+    """
+    return torch.cat([autoencoder.pad(unit_pixels(pixels, autoencoder.device)) for pixels in images])
+
+
+def unit_pixels(pixels: Pixels, device: torch.device) -> Tensor:
+    """(1, 3, H, W) float32 in [0, 1] of (H, W, 3), which travels to the device as it is."""
+    tensor = torch.from_numpy(np.require(pixels, requirements="W")).to(device)  # torch wants it writable
+    x = tensor.permute(2, 0, 1)[None].float()
+    return x / 255 if tensor.dtype == torch.uint8 else x
 
 
 class _PixelSpace(nn.Module):
@@ -131,6 +173,19 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def default_precision(device: str | None = None) -> str:
+    """bfloat16 where the device computes in it by itself, else float32."""
+    if (device or default_device()).startswith("cuda"):
+        return "bfloat16" if torch.cuda.get_device_capability()[0] >= 8 else "float32"
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bfloat16" if native() else "float32"
+
+
+def default_tile_pixels() -> int:
+    """Pixels beyond which an image is done in tiles: what fits in 2 GB on a CPU, and in a few on a GPU."""
+    return 2**22 if torch.cuda.is_available() else 2**20
+
+
 def default_batch_pixels() -> int:
     """Pixels in a batch: single images on a CPU, where batching gains nothing and could change the last bit."""
     return 2**22 if torch.cuda.is_available() else 0
@@ -146,21 +201,32 @@ def is_factory(spec: str) -> bool:
     return _FACTORY.fullmatch(spec) is not None and not os.path.exists(spec)
 
 
-@functools.lru_cache(maxsize=2)
-def load_autoencoder(spec: str | None = None, device: str | None = None) -> Autoencoder:
-    """Loads an autoencoder once per process; see the module's docstring for the specs.
+def load_autoencoder(
+    spec: str | None = None, device: str | None = None, precision: str | None = "float32"
+) -> Autoencoder:
+    """Loads an autoencoder once per process.
+
+    Args:
+        spec: see the module's docstring.
+        device: torch device; default CUDA where there is one.
+        precision: one of PRECISIONS; None for `default_precision`.
 
     Raises:
         UserError: if there is none at that place, or it isn't one.
     """
-    name = vae_name(spec)
+    device = device or default_device()
+    return _load_once(vae_name(spec), device, precision or default_precision(device))
+
+
+@functools.lru_cache(maxsize=2)
+def _load_once(name: str, device: str, precision: str) -> Autoencoder:
     try:
-        return Autoencoder(_load_module(name), name, device or default_device())
+        return Autoencoder(_load_module(name), name, device, precision)
     except UserError:
         raise
     except Exception as error:  # diffusers, the hub, fsspec and user code each raise their own
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"vae {name}: can't be loaded ({type(error).__name__}: {reason})") from None
+        raise UserError(f"vae {name}: can't be loaded in {precision} ({type(error).__name__}: {reason})") from None
 
 
 def _load_module(name: str) -> nn.Module:

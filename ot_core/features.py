@@ -17,16 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ot_core import storage
-from ot_core.autoencoder import Autoencoder, default_device, load_autoencoder
+from ot_core.autoencoder import Autoencoder, Pixels, default_device, default_tile_pixels, load_autoencoder, to_tensor
 from ot_core.errors import Cause, ImageError, UserError
 from ot_core.patches import latent_statistics
 from ot_core.statistics import GaussianStatistics
+from ot_core.tiles import encode_in_tiles
 
-Pixels = NDArray[np.generic]
 #: How many values of pixel patches are held at a time: 32 MiB of float64.
 _BAND_VALUES = 2**22
 #: Side of a pixel patch. Patches don't overlap: that weighs every pixel once, at a 64th of the cost of stride 1.
@@ -65,14 +64,22 @@ class LatentFeatures(FeatureExtractor):
         vae: what `ot_core.load_autoencoder` takes; default the one that ships with the package.
         patch_size: p, odd.
         device: torch device; default CUDA where there is one.
+        precision: one of `ot_core.autoencoder.PRECISIONS`. Small eigenvalues of the covariance suffer from less than
+            float32; None means the device's fastest.
     """
 
-    def __init__(self, vae: str | None = None, patch_size: int = 3, device: str | None = None) -> None:
-        self._vae, self._patch_size, self._device = vae, patch_size, device
+    def __init__(
+        self,
+        vae: str | None = None,
+        patch_size: int = 3,
+        device: str | None = None,
+        precision: str | None = "float32",
+    ) -> None:
+        self._vae, self._patch_size, self._device, self._precision = vae, patch_size, device, precision
 
     def load(self) -> Autoencoder:
         """The autoencoder."""
-        return load_autoencoder(self._vae, self._device)
+        return load_autoencoder(self._vae, self._device, self._precision)
 
     def padded_size(self, model: Autoencoder, height: int, width: int) -> tuple[int, int]:
         """As the autoencoder pads."""
@@ -80,7 +87,12 @@ class LatentFeatures(FeatureExtractor):
 
     def statistics(self, images: Sequence[Pixels], model: Autoencoder) -> list[GaussianStatistics | ImageError]:
         """See the base class; images smaller than a patch have none."""
-        return [self._of_one(latent) for latent in model.encode(to_tensor(images, model))]
+        height, width = model.padded_size(*images[0].shape[:2])
+        if len(images) == 1 and height * width > default_tile_pixels():
+            latents = encode_in_tiles(model, images[0], default_tile_pixels())
+        else:
+            latents = model.encode(to_tensor(images, model))
+        return [self._of_one(latent) for latent in latents]
 
     def _of_one(self, latent: Tensor) -> GaussianStatistics | ImageError:
         statistics = latent_statistics(latent, self._patch_size)
@@ -167,16 +179,6 @@ def read_weights(url: str, flag: str) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{flag} {url}: expected a state dict, tensors by name")
     return weights
-
-
-def to_tensor(images: Sequence[Pixels], autoencoder: Autoencoder) -> Tensor:
-    """(B, 3, H, W) float32 in [0, 1], padded as the autoencoder pads, from images of one padded size."""
-    return torch.cat([autoencoder.pad(_one_to_tensor(pixels)) for pixels in images])
-
-
-def _one_to_tensor(pixels: Pixels) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32))[None]
-    return tensor / 255 if pixels.dtype == np.uint8 else tensor
 
 
 def _pixel_statistics(pixels: Pixels) -> GaussianStatistics | ImageError:

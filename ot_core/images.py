@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -37,8 +38,11 @@ OUTPUT_FORMATS: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 #: Pillow refuses more than this by itself, so a larger limit would be a promise we can't keep.
 HIGHEST_PIXEL_LIMIT: Final = 178_956_970
 DEFAULT_MAX_PIXELS: Final = 150_000_000
+#: Of PNG. Higher levels cost more than the model at its fastest, for a few per cent of the size.
+DEFAULT_COMPRESS_LEVEL: Final = 2
 #: A JPEG segment has two bytes for its length.
 _LONGEST_JPEG_EXIF: Final = 65_533
+_DEEP_GREY: Final = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")
 #: Tags of the first directory that say how the pixels were stored; in a TIFF file it is the file's own.
 _LAYOUT_TAGS: Final = (
     set(range(0xFE, 0x10E))
@@ -77,8 +81,15 @@ class DecodedImage:
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def decode_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
+def decode_image(
+    data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, reserve: Callable[[int], None] | None = None
+) -> DecodedImage:
     """Decodes one image; its header is checked against the pixel limit before any pixel is.
+
+    Args:
+        data: the encoded image.
+        max_pixels: the limit.
+        reserve: called with the bytes that the pixels will take, before any is decoded; may wait, or refuse by raising.
 
     Raises:
         ImageError: with one of the causes EMPTY_FILE, NOT_AN_IMAGE, TOO_LARGE, DAMAGED, UNSUPPORTED, NOT_FINITE,
@@ -87,6 +98,8 @@ def decode_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedIm
     if not data:
         raise ImageError(Cause.EMPTY_FILE, "the file has no bytes")
     image = _open(data, max_pixels)
+    if reserve is not None:
+        reserve(image.width * image.height * (12 if image.mode in _DEEP_GREY else 3))
     try:
         # A TIFF file is closed once it is loaded; a PNG file's EXIF may come after its pixels.
         exif = _exif(image) if image.format == "TIFF" else None
@@ -147,7 +160,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 def _to_rgb(image: Image.Image) -> DecodedImage:
     profile = image.info.get("icc_profile") or None
     alpha = None
-    if image.mode in ("F", "I", "I;16", "I;16B", "I;16L", "I;16N"):
+    if image.mode in _DEEP_GREY:
         return DecodedImage(_grey_to_rgb(_deep_grey(image)), grey=True, icc_profile=_of_space(b"GRAY", profile))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -195,7 +208,11 @@ def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def encode_image(
-    pixels: NDArray[np.uint8], like: DecodedImage, image_format: str, quality: int = 95, compress_level: int = 6
+    pixels: NDArray[np.uint8],
+    like: DecodedImage,
+    image_format: str,
+    quality: int = 95,
+    compress_level: int = DEFAULT_COMPRESS_LEVEL,
 ) -> bytes:
     """Encodes pixels with the transparency, greyness, EXIF and ICC profile of the image that they came from.
 

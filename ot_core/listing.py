@@ -10,6 +10,7 @@ import posixpath
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -25,6 +26,8 @@ from ot_core.storage import FileDetails, join, one_line, parent, to_url
 
 _LISTS = (".txt", ".csv", ".jsonl")
 _SHARDS = (".tar", ".parquet")
+#: Objects that we ask for at once: the most that Google Cloud Storage gives; S3 gives 1000.
+_PAGE = 5000
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -134,24 +137,42 @@ def _is_flat(fs: Any) -> bool:
 
 
 def _objects(fs: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Objects whose path begins so, in order, one page of them in memory; fsspec's own listings hold them all."""
+    """Objects whose path begins so, in order, two pages of them in memory; fsspec's own listings hold them all."""
     bucket, _, start = prefix.partition("/")
-    token = None
-    while True:
-        if "s3" in fs.protocol:
-            more: dict[str, str] = {"ContinuationToken": token} if token else {}
-            page = retried(fs.call_s3)("list_objects_v2", Bucket=bucket, Prefix=start, **more)
-            yield from ((f"{bucket}/{item['Key']}", item) for item in page.get("Contents", []))
-            token = page.get("NextContinuationToken")
-        else:
-            fields = "nextPageToken,items(name,size,etag,updated)"
-            page = retried(fs.call)(
-                "GET", "b/{}/o", bucket, prefix=start, pageToken=token, maxResults=1000, fields=fields, json_out=True
-            )
-            yield from ((f"{bucket}/{item['name']}", item) for item in page.get("items", []))
-            token = page.get("nextPageToken")
-        if not token:
-            return
+    page_of = _page_of_s3 if "s3" in fs.protocol else _page_of_gcs
+    with ThreadPoolExecutor(1) as ahead:
+        following: Future[_Page] | None = ahead.submit(page_of, fs, bucket, start, None)
+        while following:
+            page = following.result()
+            following = ahead.submit(page_of, fs, bucket, start, page.token) if page.token else None
+            yield from ((f"{bucket}/{name}", info) for name, info in page.objects)
+
+
+class _Page(NamedTuple):
+    """Some objects, by name, and how to ask for those that follow; None after the last."""
+
+    objects: list[tuple[str, dict[str, Any]]]
+    token: str | None
+
+
+def _page_of_gcs(fs: Any, bucket: str, prefix: str, token: str | None) -> _Page:
+    page = retried(fs.call)(
+        "GET",
+        "b/{}/o",
+        bucket,
+        prefix=prefix,
+        pageToken=token,
+        maxResults=_PAGE,
+        fields="nextPageToken,items(name,size,etag,updated)",
+        json_out=True,
+    )
+    return _Page([(item["name"], item) for item in page.get("items", [])], page.get("nextPageToken"))
+
+
+def _page_of_s3(fs: Any, bucket: str, prefix: str, token: str | None) -> _Page:
+    more = {"ContinuationToken": token} if token else {}
+    page = retried(fs.call_s3)("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=min(_PAGE, 1000), **more)
+    return _Page([(item["Key"], item) for item in page.get("Contents", [])], page.get("NextContinuationToken"))
 
 
 def _list_shard(fs: Any, path: str, key: str, info: Mapping[str, Any], spec: str = "") -> Iterator[Listed]:

@@ -83,7 +83,7 @@ class LatentTransport:
         return result.to(latents.dtype)
 
     def _covered_alike(self, size: int) -> list[tuple[range, range]]:
-        """Rows, or columns, and how far from them the patches lie that cover them: the middle alike, each outer one not."""
+        """Rows, or columns, with how far the patches that cover them lie: the middle ones alike, each outer one not."""
         radius = self._kernel_size // 2
         outer = {*range(min(radius, size)), *range(max(size - radius, 0), size)}
         starts = sorted({*outer, min(radius, size - 1), size})
@@ -157,20 +157,19 @@ class ZeroShotTransport:
         return LatentTransport(own, **self._options)(latent, key)
 
 
-def blend(restored: NDArray[Any], transported: NDArray[np.float32], alpha: float) -> NDArray[np.uint8]:
+def blend(restored: Tensor, transported: Tensor, alpha: float) -> Tensor:
     """x_alpha = alpha x_restored + (1 - alpha) x_transported (paper eq. 4), clamped and rounded to 8 bits.
 
     Args:
-        restored: (H, W, 3), uint8, or float32 in [0, 1].
-        transported: (H, W, 3) float32; nominally in [0, 1].
+        restored: of any shape, float32 in [0, 1].
+        transported: of the same shape and device, float32; nominally in [0, 1].
         alpha: 0 is full transport, 1 the restored image itself; other values extrapolate.
 
     Returns:
-        (H, W, 3) uint8.
+        uint8 of that shape.
     """
-    x = restored.astype(np.float32) * np.float32(1 / 255) if restored.dtype == np.uint8 else restored
-    mixed = np.clip(alpha * x + (1 - alpha) * transported, 0, 1)
-    return np.rint(mixed * 255).astype(np.uint8)
+    mixed = alpha * restored + (1 - alpha) * transported
+    return mixed.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
 
 
 def _root(covariance: NDArray[np.float64] | None) -> NDArray[np.float64] | None:

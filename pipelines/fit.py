@@ -59,7 +59,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--map {args.map}: expected a name ending in .safetensors")
     check_inputs(("--target", args.target), ("--source", args.source))
     storage.check_writable(storage.parent(args.map))
-    load_autoencoder(args.vae)
+    load_autoencoder(args.vae, precision=options.precision_of(args))
 
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
@@ -72,7 +72,9 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         images
         | "SplitSides" >> beam.Map(_in_random_part)
         | "LatentStatistics"
-        >> LatentStatistics.PerKey(args.vae, args.patch_size, args.max_pixels, args.max_batch_pixels)
+        >> LatentStatistics.PerKey(
+            args.vae, args.patch_size, args.max_pixels, args.max_batch_pixels, precision=options.precision_of(args)
+        )
     )
     maps, unfitted = statistics | "FitTransportMap" >> FitTransportMap(args.vae, args.patch_size, method)
     _ = maps | "WriteTransportMap" >> WriteTransportMap(args.map)

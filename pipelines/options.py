@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from ot_core import UserError
+from ot_core.autoencoder import PRECISIONS
 from ot_core.images import DEFAULT_MAX_PIXELS, HIGHEST_PIXEL_LIMIT
 
 #: Runs in this process and starts at once; Beam's default first looks for a Prism binary on the network.
@@ -36,8 +37,8 @@ def add_input(parser: ArgumentParser, flag: str, what: str) -> None:
     parser.add_argument(flag, required=True, nargs="+", action="extend", metavar="URL", help=f"{what}: {_INPUT_HELP}")
 
 
-def add_common(parser: ArgumentParser) -> None:
-    """Flags that every job has."""
+def add_common(parser: ArgumentParser, precision: str = "float32") -> None:
+    """Flags that every job has; precision is the default."""
     parser.add_argument(
         "--vae",
         metavar="SPEC",
@@ -53,7 +54,15 @@ def add_common(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--max_batch_pixels",
         type=number(int, 0),
-        help="pixels in one batch of the model (default: one image on a CPU, 4194304 on a GPU)",
+        help="pixels that the model works on at once; smaller images are batched, and larger ones done in overlapping "
+        "tiles of 262144 or more (default: 4194304 on a GPU; on a CPU one image, in tiles above 1048576)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", *PRECISIONS),
+        default=precision,
+        help="of the autoencoder; auto: bfloat16 where the device computes in it natively, else float32 "
+        "(default %(default)s)",
     )
     parser.add_argument(
         "--max_failure_fraction",
@@ -61,6 +70,11 @@ def add_common(parser: ArgumentParser) -> None:
         default=1.0,
         help="exit with 1 if a larger share of the images failed; everything is written all the same (default 1)",
     )
+
+
+def precision_of(args: argparse.Namespace) -> str | None:
+    """What the transforms take; None means the device's fastest."""
+    return None if args.precision == "auto" else str(args.precision)
 
 
 def number(kind: Callable[[str], Any], low: float = -math.inf, high: float = math.inf) -> Callable[[str], Any]:

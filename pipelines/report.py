@@ -15,8 +15,8 @@ from PIL import Image
 from pipelines.chart import Point, draw
 from pipelines.verdict import MEASURES, Result, Verdict
 from transforms.elements import Change
-from transforms.inputs import read_image
 from transforms.quality import REFERENCE
+from transforms.reading import read_image
 
 #: Side of a crop in pixels, shown at its own size or smaller.
 CROP = 224

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import apache_beam as beam
 
 from ot_core import UserError, read_map, shards, storage
-from ot_core.images import OUTPUT_FORMATS
+from ot_core.images import DEFAULT_COMPRESS_LEVEL, OUTPUT_FORMATS
 from pipelines import options
 from pipelines.launch import Counters, check_inputs, launch
 from transforms import (
@@ -74,6 +74,12 @@ def parser() -> options.ArgumentParser:
         "--quality", type=options.number(int, 1, 100), default=95, help="of jpeg and webp (default %(default)s)"
     )
     flags.add_argument(
+        "--compress_level",
+        type=options.number(int, 0, 9),
+        default=DEFAULT_COMPRESS_LEVEL,
+        help="of png: higher is smaller and slower (default %(default)s)",
+    )
+    flags.add_argument(
         "--output_format",
         choices=("files", *shards.EXTENSIONS),
         default="files",
@@ -104,7 +110,7 @@ def parser() -> options.ArgumentParser:
         metavar="TIME",
         help="take only images modified at this time or later: a date or time such as 2025-12-31T23:00, in UTC",
     )
-    options.add_common(flags)
+    options.add_common(flags, precision="auto")
     return flags
 
 
@@ -127,14 +133,15 @@ def check(args: argparse.Namespace) -> None:
     if args.kernel_size and args.kernel_size > transport_map.patch_size:
         raise UserError(f"--kernel_size {args.kernel_size}: the map's patch size is {transport_map.patch_size}")
     storage.check_writable(args.output)
-    autoencoder = autoencoder_of_map(transport_map, args.map, args.vae)
+    autoencoder = autoencoder_of_map(transport_map, args.map, args.vae, precision=options.precision_of(args))
     start_job(args.output, _settings(args, autoencoder.fingerprint), args.resume)
 
 
 def _settings(args: argparse.Namespace, vae_sha256: str) -> dict[str, object]:
     """What decides the bytes of the images."""
-    names = ("alpha", "format", "quality", "interpolation", "kernel_size", "zero_shot", "output_format")
+    names = ("alpha", "format", "quality", "compress_level", "interpolation", "kernel_size", "zero_shot", "precision")
     return {
+        "output_format": args.output_format,
         "output_shards": None if args.output_format == "files" else args.output_shards,
         "map_sha256": hashlib.sha256(storage.read_bytes(args.map)).hexdigest(),
         "vae_sha256": vae_sha256,
@@ -158,6 +165,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         alphas=args.alpha,
         format=args.format,
         quality=args.quality,
+        compress_level=args.compress_level,
         vae=args.vae,
         max_pixels=args.max_pixels,
         max_batch_pixels=args.max_batch_pixels,
@@ -165,6 +173,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         kernel_size=args.kernel_size,
         sigma=args.sigma,
         zero_shot=args.zero_shot,
+        precision=options.precision_of(args),
         folder=folder,
     )
     failures = [unlisted, untransported]

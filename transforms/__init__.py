@@ -4,17 +4,54 @@ These modules only wire: the mathematics, the model and all access to storage li
 PTransforms are the public surface, DoFns are not. Every transform that can fail gives `(result, failures)`.
 """
 
-from transforms.batching import BatchByPixels
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from transforms.elements import Failure, ImageQuality, ImageRecord, ImageRef
-from transforms.images import TransportImages
-from transforms.inputs import ListImages, ReadImages
-from transforms.maps import FitTransportMap, WriteTransportMap
-from transforms.model_handlers import FeatureStatisticsModelHandler, LatentStatisticsModelHandler, TransportModelHandler
-from transforms.packing import PackShards, RemoveStaging
-from transforms.quality import CompareImages, GelbrichDistances, TotalQuality
+from transforms.inputs import ListImages
 from transforms.records import WriteFailures, WriteManifest, WriteQuality
-from transforms.resume import SkipDone
-from transforms.statistics import FeatureStatistics, GaussianStatisticsCombineFn, LatentStatistics
+
+if TYPE_CHECKING:
+    from transforms.batching import BatchByPixels
+    from transforms.images import TransportImages
+    from transforms.maps import FitTransportMap, WriteTransportMap
+    from transforms.model_handlers import (
+        FeatureStatisticsModelHandler,
+        LatentStatisticsModelHandler,
+        TransportModelHandler,
+    )
+    from transforms.packing import PackShards, RemoveStaging
+    from transforms.quality import CompareImages, GelbrichDistances, TotalQuality
+    from transforms.reading import ReadImages
+    from transforms.resume import SkipDone
+    from transforms.statistics import FeatureStatistics, GaussianStatisticsCombineFn, LatentStatistics
+else:
+    #: Where to find what needs torch: imported when first asked for, as in ot_core.
+    _LAZY = {
+        "BatchByPixels": "batching",
+        "CompareImages": "quality",
+        "FeatureStatistics": "statistics",
+        "FeatureStatisticsModelHandler": "model_handlers",
+        "FitTransportMap": "maps",
+        "GaussianStatisticsCombineFn": "statistics",
+        "GelbrichDistances": "quality",
+        "LatentStatistics": "statistics",
+        "LatentStatisticsModelHandler": "model_handlers",
+        "PackShards": "packing",
+        "ReadImages": "reading",
+        "RemoveStaging": "packing",
+        "SkipDone": "resume",
+        "TotalQuality": "quality",
+        "TransportImages": "images",
+        "TransportModelHandler": "model_handlers",
+        "WriteTransportMap": "maps",
+    }
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
 
 __all__ = [
     "BatchByPixels",

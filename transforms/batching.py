@@ -4,12 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.transforms.window import GlobalWindow
 from apache_beam.typehints.decorators import no_annotations
-from apache_beam.utils.windowed_value import WindowedValue
 
 from ot_core.autoencoder import default_batch_pixels
-from transforms.elements import ImageBatch, LoadedImage
+from transforms.elements import ImageBatch, LoadedImage, in_global_window
 
 _Shape = tuple[int, int]
 #: Shapes are compared in units of this many pixels; the model handler splits what it must tell apart further.
@@ -64,8 +62,7 @@ class _BatchByPixelsDoFn(beam.DoFn):
 
     def finish_bundle(self) -> Iterator[Any]:
         for shape in list(self._waiting):
-            window = GlobalWindow()
-            yield WindowedValue(self._take(shape), window.max_timestamp(), [window])
+            yield in_global_window(self._take(shape))
 
     def _take(self, shape: _Shape) -> ImageBatch:
         return ImageBatch(tuple(self._waiting.pop(shape)))

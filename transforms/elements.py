@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.ml.inference.base import PredictionResult
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.windowed_value import WindowedValue
 from numpy.typing import NDArray
 
 from ot_core import Cause, DecodedImage
@@ -156,15 +157,34 @@ class TransportedImage(NamedTuple):
     pixels: tuple[NDArray[np.uint8], ...]
     seconds: float
 
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return self.loaded.image.nbytes + sum(array.nbytes for array in self.pixels)
 
-class TransportPrediction(PredictionResult):
-    """What transport's RunInference gives: a PredictionResult with a coder that needn't pickle pixels to weigh them.
+
+class TransportPrediction(NamedTuple):
+    """What transport's RunInference gives.
+
+    The same fields as Beam's PredictionResult, which isn't subclassed because its module imports torch.
 
     Attributes:
         example: the ImageRef, not the pixels.
         inference: a TransportedImage, or a Failure.
         model_id: fingerprint of the autoencoder.
     """
+
+    example: ImageRef
+    inference: TransportedImage | Failure
+    model_id: str
+
+
+def in_global_window(output: Any) -> Any:
+    """What finish_bundle must give instead of an element or a TaggedOutput."""
+    if isinstance(output, beam.pvalue.TaggedOutput):
+        return beam.pvalue.TaggedOutput(output.tag, in_global_window(output.value))
+    window = GlobalWindow()
+    return WindowedValue(output, window.max_timestamp(), [window])
 
 
 def failure_of_group(group: str, stage: str, cause: Cause, message: str) -> Failure:
@@ -194,7 +214,7 @@ def _nbytes(value: Any) -> int:
     if isinstance(value, ImageBatch):
         return sum(loaded.image.nbytes for loaded in value.images)
     if isinstance(value, TransportedImage):
-        return value.loaded.image.nbytes + sum(array.nbytes for array in value.pixels)
+        return value.nbytes
     return value.image.nbytes if isinstance(value, LoadedImage) else 64
 
 

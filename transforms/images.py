@@ -10,15 +10,25 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import UserError, encode_image, storage
-from ot_core.images import DEFAULT_MAX_PIXELS, OUTPUT_FORMATS
+from ot_core.images import DEFAULT_COMPRESS_LEVEL, DEFAULT_MAX_PIXELS, OUTPUT_FORMATS
+from ot_core.overlap import ByteBudget, Overlap
 from transforms import metrics
 from transforms.batching import BatchByPixels
-from transforms.elements import Failure, ImageRecord, ImageRef, TransportedImage, TransportPrediction
-from transforms.inputs import ReadImages
+from transforms.elements import (
+    Failure,
+    ImageRecord,
+    ImageRef,
+    TransportedImage,
+    TransportPrediction,
+    in_global_window,
+)
 from transforms.model_handlers import TransportModelHandler
+from transforms.reading import ReadImages
 
 #: Folder of the images, below an output.
 IMAGES = "images"
+#: Pixels that may be waiting to be encoded and written.
+_BYTES_BEHIND = 2**28
 
 
 class TransportOutcome(NamedTuple):
@@ -41,11 +51,12 @@ class TransportImages(beam.PTransform):
         alphas: weights of the restored image in the result: 0 is full transport, 1 the restored image.
         format: png, jpeg or webp.
         quality: of jpeg and webp, 1 to 100.
+        compress_level: of png, 0 to 9.
         vae: the autoencoder; default the one that the map names.
         max_pixels: larger images are failures.
-        max_batch_pixels: see `BatchByPixels`.
+        max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
         folder: of the images, below the output.
-        **options: interpolation, kernel_size, sigma and zero_shot of `TransportModelHandler`.
+        **options: interpolation, kernel_size, sigma, zero_shot and precision of `TransportModelHandler`.
 
     Raises:
         UserError: if the format or interpolation isn't known, there is no alpha, or two alphas are the same to two
@@ -59,6 +70,7 @@ class TransportImages(beam.PTransform):
         alphas: Sequence[float] = (0.0,),
         format: str = "png",
         quality: int = 95,
+        compress_level: int = DEFAULT_COMPRESS_LEVEL,
         vae: str | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         max_batch_pixels: int | None = None,
@@ -66,8 +78,8 @@ class TransportImages(beam.PTransform):
         **options: Any,
     ) -> None:
         super().__init__()
-        self._handler = TransportModelHandler(map, alphas, vae, **options)
-        self._write = _WriteImageDoFn(output, alphas, format, quality, folder)
+        self._handler = TransportModelHandler(map, alphas, vae, max_tile_pixels=max_batch_pixels or None, **options)
+        self._write = _WriteImageDoFn(output, alphas, format, quality, compress_level, folder)
         self._map, self._output, self._alphas = map, output, alphas
         self._max_pixels, self._max_batch_pixels = max_pixels, max_batch_pixels
 
@@ -77,7 +89,7 @@ class TransportImages(beam.PTransform):
 
     @no_annotations
     def expand(self, refs: beam.PCollection[ImageRef]) -> TransportOutcome:
-        """Everything below fuses into one stage."""
+        """Everything below fuses into one stage: reads run ahead of the model, and writes behind it."""
         images, unread = refs | "ReadImages" >> ReadImages(self._max_pixels)
         written = (
             images
@@ -89,35 +101,66 @@ class TransportImages(beam.PTransform):
         return TransportOutcome(written.records, failures)
 
 
+class _Written(NamedTuple):
+    """What a thread made of a result, and its metrics."""
+
+    outcome: list[ImageRecord] | Failure
+    reported: metrics.Captured
+
+
 class _WriteImageDoFn(beam.DoFn):
+    """Encodes and writes images behind the model, several at once."""
+
     def __init__(
-        self, output: str, alphas: Sequence[float], image_format: str, quality: int, folder: str = IMAGES
+        self,
+        output: str,
+        alphas: Sequence[float],
+        image_format: str,
+        quality: int,
+        compress_level: int = DEFAULT_COMPRESS_LEVEL,
+        folder: str = IMAGES,
     ) -> None:
         if image_format not in OUTPUT_FORMATS:
             raise UserError(f"format {image_format}: expected one of {', '.join(OUTPUT_FORMATS)}")
         self._folders = {alpha: folder_of(alpha, alphas, folder) for alpha in alphas}
         if not alphas or len(set(self._folders.values())) != len(alphas):
             raise UserError(f"alphas {list(alphas)}: expected at least one, all different to two decimals")
-        self._output, self._format, self._quality = output, image_format, quality
+        self._output, self._format, self._quality, self._level = output, image_format, quality, compress_level
+
+    def start_bundle(self) -> None:
+        self._budget = ByteBudget(_BYTES_BEHIND)
+        self._overlap = Overlap(self._written)
 
     def process(self, element: TransportPrediction) -> Iterator[Any]:
         result = element.inference
         if isinstance(result, Failure):
             yield beam.pvalue.TaggedOutput("failures", result)
             return
+        self._budget.take(result.nbytes)  # waits until enough is written
+        for written in self._overlap.put(result):
+            yield from _outputs(written.result())
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for written in self._overlap.drain():
+            yield from map(in_global_window, _outputs(written.result()))
+        self._overlap.close()
+
+    def _written(self, result: TransportedImage) -> _Written:
         try:
-            records = [self._write(result, index, alpha) for index, alpha in enumerate(self._folders)]
+            with metrics.captured() as reported:
+                records = [self._write(result, index, alpha) for index, alpha in enumerate(self._folders)]
+                metrics.count(metrics.IMAGES_WRITTEN)
         except Exception as error:  # one bad image costs one row, whatever the store raised
-            yield beam.pvalue.TaggedOutput("failures", Failure.of(result.loaded.ref, "write", error))
-            return
-        metrics.count(metrics.IMAGES_WRITTEN)
-        yield from records
+            return _Written(Failure.of(result.loaded.ref, "write", error), reported)
+        finally:
+            self._budget.give_back(result.nbytes)
+        return _Written(records, reported)
 
     def _write(self, result: TransportedImage, index: int, alpha: float) -> ImageRecord:
         start = time.perf_counter()
         ref, image = result.loaded.ref, result.loaded.image
         with metrics.timed("encode_image"):
-            data = encode_image(result.pixels[index], image, self._format, self._quality)
+            data = encode_image(result.pixels[index], image, self._format, self._quality, self._level)
         storage.check_key(ref.key)
         url = storage.join(self._output, self._folders[alpha], ref.key + OUTPUT_FORMATS[self._format])
         with metrics.timed("write"):
@@ -127,6 +170,14 @@ class _WriteImageDoFn(beam.DoFn):
         seconds = result.seconds / len(self._folders) + time.perf_counter() - start
         digest = hashlib.sha256(data).hexdigest()
         return ImageRecord(ref.key, ref.source_uri, url, alpha, width, height, len(data), digest, seconds, ref.version)
+
+
+def _outputs(written: _Written) -> Iterator[Any]:
+    metrics.replay(written.reported)
+    if isinstance(written.outcome, Failure):
+        yield beam.pvalue.TaggedOutput("failures", written.outcome)
+    else:
+        yield from written.outcome
 
 
 def folder_of(alpha: float, alphas: Sequence[float], folder: str = IMAGES) -> str:

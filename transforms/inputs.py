@@ -1,20 +1,19 @@
-"""From input specs to image references, and from references to decoded images."""
+"""From input specs to image references."""
 
 import hashlib
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam.transforms.window import GlobalWindow
 from apache_beam.typehints.decorators import no_annotations
-from apache_beam.utils.windowed_value import WindowedValue
 
-from ot_core import Cause, ImageError, decode_image, listing, shards, storage
-from ot_core.images import DEFAULT_MAX_PIXELS
+from ot_core import Cause, ImageError, listing, storage
 from transforms import metrics
-from transforms.elements import Failure, ImageRef, LoadedImage
+from transforms.elements import Failure, ImageRef, in_global_window
+
+#: The key of an image, and the other fields of its ImageRef.
+_Keyed = tuple[str, tuple[Any, ...]]
 
 
 class ListedImages(NamedTuple):
@@ -65,11 +64,11 @@ class ListImages(beam.PTransform):
         matched = (
             pbegin
             | "Inputs" >> beam.Create(self._specs)
-            | "MatchInputs" >> beam.ParDo(_MatchInputDoFn()).with_outputs("failures", main="images")
+            | "MatchInputs"
+            >> beam.ParDo(_MatchInputDoFn()).with_output_types(_Keyed).with_outputs("failures", main="images")
         )
         unique = (
             matched.images
-            | "KeyByKey" >> beam.Map(_by_key)
             | "GroupByKey" >> beam.GroupByKey()
             | "FirstByUri"
             >> beam.ParDo(_FirstByUriDoFn(self._groups, self._paired)).with_outputs("failures", main="images")
@@ -82,28 +81,37 @@ class ListImages(beam.PTransform):
             images = images | "Since" >> beam.Filter(_is_since, self._since)
         if self._max_images is not None:
             images = images | "LimitImages" >> _LimitImages(self._max_images)
-        images = images | "RowGroupsTogether" >> _RowGroupsTogether()
+        if any(".parquet" in spec.lower() for _, spec in self._specs):
+            # Left out elsewhere, since its Flatten makes the local runner hold every image once more.
+            images = images | "RowGroupsTogether" >> _RowGroupsTogether()
         return ListedImages(images, failures)
 
 
-def _by_key(ref: ImageRef) -> tuple[str, tuple[Any, ...]]:
-    return ref.key, tuple(ref)
-
-
 class _MatchInputDoFn(beam.DoFn):
+    """Gives images by key, as plain tuples: a named tuple would be pickled to cross the shuffle, class name and all."""
+
+    #: Images that are counted at once; one by one, counting takes a tenth of the time.
+    _COUNTED = 1000
+
     def process(self, element: tuple[str, str]) -> Iterator[Any]:
         group, spec = element
+        waiting = 0
         for listed in listing.list_images(spec):
-            metrics.count(metrics.IMAGES_LISTED)
-            ref = ImageRef(listed.key, listed.uri, group, listed.part, *listed.details)
+            waiting += 1
+            if waiting == self._COUNTED:
+                metrics.count(metrics.IMAGES_LISTED, waiting)
+                waiting = 0
+            fields = (listed.uri, group, listed.part, *listed.details)
             try:
                 if listed.problem:
                     raise ImageError(Cause.BAD_LIST, listed.problem)
-                storage.check_key(ref.key)
+                storage.check_key(listed.key)
             except ImageError as error:
+                ref = ImageRef(listed.key, *fields)
                 yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "list", error))
             else:
-                yield ref
+                yield listed.key, fields
+        metrics.count(metrics.IMAGES_LISTED, waiting)
 
 
 class _FirstByUriDoFn(beam.DoFn):
@@ -111,8 +119,9 @@ class _FirstByUriDoFn(beam.DoFn):
         self._groups, self._paired = groups, paired
 
     def process(self, element: tuple[str, Iterable[tuple[Any, ...]]]) -> Iterator[Any]:
+        key, images = element
         first: dict[str, ImageRef] = {}
-        for ref in sorted((ImageRef(*fields) for fields in element[1]), key=_by_group_and_uri):
+        for ref in sorted((ImageRef(key, *fields) for fields in images), key=_by_group_and_uri):
             if ref.group in first:
                 error = ImageError(
                     Cause.DUPLICATE_KEY, f"its key is also that of {first[ref.group].source_uri}, which was done"
@@ -157,9 +166,7 @@ class _AskVersionDoFn(beam.DoFn):
             yield from self._take()
 
     def finish_bundle(self) -> Iterator[Any]:
-        window = GlobalWindow()
-        for ref in self._take():
-            yield WindowedValue(ref, window.max_timestamp(), [window])
+        yield from map(in_global_window, self._take())
 
     def _take(self) -> list[ImageRef]:
         refs, self._waiting = self._waiting, []
@@ -229,54 +236,3 @@ def _by_group_with_hash(ref: ImageRef) -> tuple[str, tuple[str, tuple[Any, ...]]
 def _refs_of_group(element: tuple[str, list[tuple[str, tuple[Any, ...]]]]) -> Iterator[ImageRef]:
     for _, fields in element[1]:
         yield ImageRef(*fields)
-
-
-@beam.typehints.with_input_types(ImageRef)
-class ReadImages(beam.PTransform):
-    """Reads and decodes images.
-
-    Args:
-        max_pixels: images whose header says more are failures, before any pixel is decoded.
-    """
-
-    def __init__(self, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
-        super().__init__()
-        self._max_pixels = max_pixels
-
-    @no_annotations
-    def expand(self, refs: beam.PCollection[ImageRef]) -> "ReadOutcome":
-        """One fused step; pixels never cross a shuffle."""
-        read = refs | "ReadImages" >> beam.ParDo(_ReadImageDoFn(self._max_pixels)).with_output_types(
-            LoadedImage
-        ).with_outputs("failures", main="images")
-        return ReadOutcome(read.images, read.failures)
-
-
-class ReadOutcome(NamedTuple):
-    """Result of `ReadImages`."""
-
-    images: beam.PCollection[LoadedImage]
-    failures: beam.PCollection[Failure]
-
-
-class _ReadImageDoFn(beam.DoFn):
-    def __init__(self, max_pixels: int) -> None:
-        self._max_pixels = max_pixels
-
-    def process(self, element: ImageRef) -> Iterator[Any]:
-        try:
-            yield read_image(element, self._max_pixels)
-        except Exception as error:  # one bad image costs one row, whatever went wrong with it
-            yield beam.pvalue.TaggedOutput("failures", Failure.of(element, "read", error))
-
-
-def read_image(ref: ImageRef, max_pixels: int) -> LoadedImage:
-    """Reads and decodes one image; raises what storage and `decode_image` raise."""
-    start = time.perf_counter()
-    with metrics.timed("read"):
-        data = shards.read_part(ref.uri, ref.part)
-    metrics.count(metrics.IMAGES_READ)
-    metrics.count(metrics.BYTES_READ, len(data))
-    with metrics.timed("decode_image"):
-        image = decode_image(data, max_pixels)
-    return LoadedImage(ref, image, time.perf_counter() - start)

@@ -8,7 +8,7 @@ import collections
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from apache_beam.metrics import Metrics
 
@@ -32,32 +32,72 @@ BYTES_WRITTEN = "bytes_written"
 FAILURES = "failures"
 SHARDS_WRITTEN = "shards_written"
 BATCH_SIZE = "batch_size"
+BATCH_PIXELS = "batch_pixels"
 MAPS_WRITTEN = "maps_written"
 
+Captured = list[tuple[Callable[[str, int], None], str, int]]
+
+
+class _Thread(threading.local):
+    captured: Captured | None = None
+
+
+_thread = _Thread()
 _tally: collections.Counter[str] = collections.Counter()
 _lock = threading.Lock()
 
 
 def count(name: str, n: int = 1) -> None:
-    """Adds to a counter; call it where an element is processed."""
+    """Adds to a counter; call it where an element is processed, or within `captured`."""
+    if _thread.captured is not None:
+        _thread.captured.append((count, name, n))
+        return
     Metrics.counter(METRICS_NAMESPACE, name).inc(n)
     with _lock:
         _tally[name] += n
 
 
 def observe(name: str, value: int) -> None:
-    """Adds a value to a distribution."""
+    """Adds a value to a distribution; call it as `count`."""
+    if _thread.captured is not None:
+        _thread.captured.append((observe, name, value))
+        return
     Metrics.distribution(METRICS_NAMESPACE, name).update(value)
 
 
 @contextlib.contextmanager
-def timed(stage: str) -> Iterator[None]:
-    """Records the duration of a block in the distribution `<stage>_milliseconds`, failed or not."""
+def timed(stage: str) -> Iterator[Callable[[], None]]:
+    """Records the duration of a block in the distribution `<stage>_milliseconds`, failed or not.
+
+    Gives a function that starts the clock anew, for a block that has to wait before it begins.
+    """
     start = time.perf_counter()
+
+    def restart() -> None:
+        nonlocal start
+        start = time.perf_counter()
+
     try:
-        yield
+        yield restart
     finally:
         observe(f"{stage}_milliseconds", round(1000 * (time.perf_counter() - start)))
+
+
+@contextlib.contextmanager
+def captured() -> Iterator[Captured]:
+    """Keeps what this thread reports in a list, for `replay`: Beam only hears the thread that processes elements."""
+    calls: Captured = []
+    _thread.captured = calls
+    try:
+        yield calls
+    finally:
+        _thread.captured = None
+
+
+def replay(calls: Captured) -> None:
+    """Reports what another thread has captured."""
+    for function, name, value in calls:
+        function(name, value)
 
 
 def tally() -> collections.Counter[str]:

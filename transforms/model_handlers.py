@@ -1,5 +1,6 @@
 """Beam ModelHandlers around the autoencoder and other networks. One image that fails never takes its batch along."""
 
+import functools
 import itertools
 import math
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from apache_beam.ml.inference.base import ModelHandler
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ot_core import (
     Autoencoder,
@@ -26,8 +28,9 @@ from ot_core import (
     load_autoencoder,
     read_map,
 )
-from ot_core.autoencoder import DEFAULT_VAE, is_factory
-from ot_core.features import FeatureExtractor, LatentFeatures, to_tensor
+from ot_core.autoencoder import DEFAULT_VAE, Pixels, default_tile_pixels, is_factory, to_tensor, unit_pixels
+from ot_core.features import FeatureExtractor, LatentFeatures
+from ot_core.tiles import SMALLEST_TILE_PIXELS, decode_in_tiles, encode_in_tiles
 from transforms import metrics
 from transforms.elements import Failure, ImageBatch, LoadedImage, TransportedImage, TransportPrediction
 
@@ -110,7 +113,8 @@ class FeatureStatisticsModelHandler(_ImageModelHandler):
         return _over_equal_shapes(
             images,
             lambda height, width: extractor.padded_size(model, height, width),
-            lambda equal: extractor.statistics([loaded.image.pixels for loaded in equal], model),
+            lambda equal, _: extractor.statistics([loaded.image.pixels for loaded in equal], model),
+            default_tile_pixels(),
         )
 
 
@@ -124,10 +128,17 @@ class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):
         vae: what `ot_core.load_autoencoder` takes; default the one that ships with the package.
         patch_size: p, odd.
         device: torch device; default CUDA where there is one.
+        precision: as in `LatentFeatures`.
     """
 
-    def __init__(self, vae: str | None = None, patch_size: int = 3, device: str | None = None) -> None:
-        super().__init__({"latent": LatentFeatures(vae, patch_size, device)})
+    def __init__(
+        self,
+        vae: str | None = None,
+        patch_size: int = 3,
+        device: str | None = None,
+        precision: str | None = "float32",
+    ) -> None:
+        super().__init__({"latent": LatentFeatures(vae, patch_size, device, precision)})
 
     def load_model(self) -> Autoencoder:
         """Loads the autoencoder, once per process."""
@@ -169,6 +180,8 @@ class TransportModelHandler(_ImageModelHandler):
         kernel_size: folding kernel k <= p, odd; default p.
         sigma: standard deviation of Gaussian folding weights in latent pixels; infinite means uniform.
         zero_shot: each image's own statistics take the place of the map's source.
+        precision: one of `ot_core.autoencoder.PRECISIONS`; default the device's fastest.
+        max_tile_pixels: larger images are done in overlapping tiles; default `default_tile_pixels`.
 
     Raises:
         UserError: if the interpolation isn't known.
@@ -184,12 +197,15 @@ class TransportModelHandler(_ImageModelHandler):
         kernel_size: int | None = None,
         sigma: float = math.inf,
         zero_shot: bool = False,
+        precision: str | None = None,
+        max_tile_pixels: int | None = None,
     ) -> None:
         super().__init__()
         if interpolation not in INTERPOLATIONS:
             raise UserError(f"interpolation {interpolation}: expected one of {', '.join(INTERPOLATIONS)}")
         self._map, self._alphas, self._vae, self._device = map, tuple(alphas), vae, device
         self._interpolation, self._zero_shot = interpolation, zero_shot
+        self._precision, self._max_tile_pixels = precision, max_tile_pixels
         self._folding: dict[str, Any] = {"kernel_size": kernel_size, "sigma": sigma}
 
     def update_model_path(self, model_path: str | None = None) -> None:
@@ -200,7 +216,7 @@ class TransportModelHandler(_ImageModelHandler):
         """Loads the map and the autoencoder, once per process."""
         with metrics.timed("load_model"):
             transport_map = read_map(self._map)
-            autoencoder = autoencoder_of_map(transport_map, self._map, self._vae, self._device)
+            autoencoder = autoencoder_of_map(transport_map, self._map, self._vae, self._device, self._precision)
             transport = ZeroShotTransport if self._zero_shot else LatentTransport
             return TransportModel(autoencoder, transport(transport_map, device=autoencoder.device, **self._folding))
 
@@ -210,11 +226,15 @@ class TransportModelHandler(_ImageModelHandler):
         """See the class."""
         start = time.perf_counter()
         metrics.observe(metrics.BATCH_SIZE, len(batch.images))
-        outcomes = list(
-            _over_equal_shapes(
-                batch.images, model.autoencoder.padded_size, lambda images: self._transport(images, model)
+        with metrics.timed("transport"):
+            outcomes = list(
+                _over_equal_shapes(
+                    batch.images,
+                    model.autoencoder.padded_size,
+                    lambda images, max_pixels: self._transport(images, model, max_pixels),
+                    self._max_tile_pixels or default_tile_pixels(),
+                )
             )
-        )
         share = (time.perf_counter() - start) / len(batch.images)
         results = []
         for loaded, result in outcomes:
@@ -227,33 +247,62 @@ class TransportModelHandler(_ImageModelHandler):
             results.append(TransportPrediction(loaded.ref, inference, model.autoencoder.fingerprint))
         return results
 
-    def _transport(self, images: Sequence[LoadedImage], model: TransportModel) -> list[_Pixels | ImageError]:
-        autoencoder = model.autoencoder
-        latents = autoencoder.encode(to_tensor([loaded.image.pixels for loaded in images], autoencoder))
+    def _transport(
+        self, images: Sequence[LoadedImage], model: TransportModel, max_pixels: int
+    ) -> list[_Pixels | ImageError]:
+        """Images of one padded shape; a single one of more than max_pixels in tiles."""
+        autoencoder, pixels = model.autoencoder, [loaded.image.pixels for loaded in images]
+        height, width = autoencoder.padded_size(*pixels[0].shape[:2])
+        if len(images) == 1 and height * width > max_pixels:
+            latents = encode_in_tiles(autoencoder, pixels[0], max_pixels)
+            decode: Callable[[Tensor], Iterable[tuple[slice, Tensor]]] = functools.partial(
+                decode_in_tiles, autoencoder, max_pixels=max_pixels
+            )
+        else:
+            latents = autoencoder.encode(to_tensor(pixels, autoencoder))
+            decode = lambda z: [(slice(0, height), autoencoder.decode(z))]  # noqa: E731
         with torch.inference_mode():
             transported = model.transport(latents, [loaded.ref.key for loaded in images])
         if self._interpolation == "pixels":
-            decoded = [autoencoder.decode(transported)]
-            weights: Sequence[float] = self._alphas
-        else:
-            decoded = [autoencoder.decode(alpha * latents + (1 - alpha) * transported) for alpha in self._alphas]
-            weights = [0.0] * len(decoded)
-        arrays = [pixels.permute(0, 2, 3, 1).cpu().numpy() for pixels in decoded]
-        return [_blended(loaded, [array[i] for array in arrays], weights) for i, loaded in enumerate(images)]
+            return _blended(pixels, decode(transported), self._alphas, autoencoder.device)
+        each = [
+            _blended(pixels, decode(alpha * latents + (1 - alpha) * transported), [0.0], autoencoder.device)
+            for alpha in self._alphas
+        ]
+        return [_joined(results) for results in zip(*each, strict=True)]
 
 
-def _blended(loaded: LoadedImage, decoded: list[NDArray[np.float32]], alphas: Sequence[float]) -> _Pixels | ImageError:
-    """One result for each alpha, from one decoded image for all of them or one for each."""
-    restored = loaded.image.pixels
-    cropped = [pixels[: restored.shape[0], : restored.shape[1]] for pixels in decoded]
-    if not all(np.isfinite(pixels).all() for pixels in cropped):
-        return ImageError(Cause.NOT_FINITE, "the autoencoder decoded NaN or infinity")
-    each = cropped if len(cropped) == len(alphas) else cropped * len(alphas)
-    return tuple(blend(restored, pixels, alpha) for pixels, alpha in zip(each, alphas, strict=True))
+@torch.inference_mode()
+def _blended(
+    restored: Sequence[Pixels], decoded: Iterable[tuple[slice, Tensor]], alphas: Sequence[float], device: torch.device
+) -> list[_Pixels | ImageError]:
+    """A result for each image and alpha, written strip by strip: rows of the images, and (B, 3, rows, W) of them."""
+    results = [tuple(np.empty(pixels.shape, np.uint8) for _ in alphas) for pixels in restored]
+    finite = np.ones(len(restored), bool)
+    for rows, strip in decoded:
+        finite &= ~strip.flatten(1).sum(1).isnan().cpu().numpy()
+        for one, pixels, images in zip(strip, restored, results, strict=True):
+            height, width = pixels[rows].shape[:2]
+            before, after = unit_pixels(pixels[rows], device)[0], one[:, :height, :width]
+            for alpha, image in zip(alphas, images, strict=True):
+                image[rows] = blend(before, after, alpha).permute(1, 2, 0).cpu().numpy()
+    bad = ImageError(Cause.NOT_FINITE, "the autoencoder decoded NaN")
+    return [images if good else bad for images, good in zip(results, finite, strict=True)]
+
+
+def _joined(results: Sequence[_Pixels | ImageError]) -> _Pixels | ImageError:
+    """One image's results of several alphas, which were computed one by one."""
+    return next((one for one in results if isinstance(one, ImageError)), None) or tuple(
+        pixels for one in results if not isinstance(one, ImageError) for pixels in one
+    )
 
 
 def autoencoder_of_map(
-    transport_map: TransportMap, map_url: str, vae: str | None = None, device: str | None = None
+    transport_map: TransportMap,
+    map_url: str,
+    vae: str | None = None,
+    device: str | None = None,
+    precision: str | None = "float32",
 ) -> Autoencoder:
     """The autoencoder to use with a map: the user's choice, or the one that the map names; checked to be the same.
 
@@ -268,7 +317,7 @@ def autoencoder_of_map(
             f"map {map_url}: was fitted with the autoencoder {transport_map.vae}, which is code; "
             f"pass --vae {transport_map.vae} if you trust it"
         )
-    autoencoder = load_autoencoder(vae or transport_map.vae or DEFAULT_VAE, device)
+    autoencoder = load_autoencoder(vae or transport_map.vae or DEFAULT_VAE, device, precision)
     if transport_map.vae_sha256 and transport_map.vae_sha256 != autoencoder.fingerprint:
         raise MapFileError(
             f"map {map_url}: was fitted with the autoencoder {transport_map.vae} ({transport_map.vae_sha256[:12]}), "
@@ -285,28 +334,44 @@ def autoencoder_of_map(
 def _over_equal_shapes(
     images: Sequence[LoadedImage],
     padded_size: Callable[[int, int], tuple[int, int]],
-    function: Callable[[Sequence[LoadedImage]], Sequence[_Result | ImageError]],
+    function: Callable[[Sequence[LoadedImage], int], Sequence[_Result | ImageError]],
+    max_pixels: int,
 ) -> Iterator[tuple[LoadedImage, _Result | Exception]]:
-    """Applies a function to the images of each padded shape, halving where the device runs out of memory."""
+    """Applies a function to the images of each padded shape, on less at once where the device runs out of memory.
+
+    The function is given images and the most pixels that it may work on at once, if it can split an image.
+    """
 
     def shape(loaded: LoadedImage) -> tuple[int, int]:
         height, width = loaded.image.pixels.shape[:2]
         return padded_size(height, width)
 
-    for _, equal in itertools.groupby(sorted(images, key=shape), key=shape):
-        yield from _halving(list(equal), function)
+    for (height, width), equal in itertools.groupby(sorted(images, key=shape), key=shape):
+        several = list(equal)
+        metrics.observe(metrics.BATCH_PIXELS, min(len(several) * height * width, max_pixels))
+        yield from _halving(several, function, max_pixels)
 
 
 def _halving(
-    images: list[LoadedImage], function: Callable[[Sequence[LoadedImage]], Sequence[_Result | ImageError]]
+    images: list[LoadedImage],
+    function: Callable[[Sequence[LoadedImage], int], Sequence[_Result | ImageError]],
+    max_pixels: int,
 ) -> Iterable[tuple[LoadedImage, _Result | Exception]]:
     try:
-        return list(zip(images, function(images), strict=True))
+        return list(zip(images, function(images, max_pixels), strict=True))
     except Exception as error:  # with several images the culprit is unknown: try the halves
         if len(images) > 1:
             middle = len(images) // 2
-            return itertools.chain(_halving(images[:middle], function), _halving(images[middle:], function))
-        if isinstance(error, torch.OutOfMemoryError):
-            height, width = images[0].image.pixels.shape[:2]
-            error = ImageError(Cause.OUT_OF_MEMORY, f"{width}x{height} pixels don't fit on the device")
-        return [(images[0], error)]
+            halves = (images[:middle], images[middle:])
+            return itertools.chain.from_iterable(_halving(half, function, max_pixels) for half in halves)
+        if not _is_out_of_memory(error):
+            return [(images[0], error)]
+        height, width = images[0].image.pixels.shape[:2]
+        failure = ImageError(Cause.OUT_OF_MEMORY, f"{width}x{height} pixels don't fit on the device")
+    # Outside of the handler, which would keep what the failed attempt had allocated alive.
+    smaller = min(max_pixels, height * width) // 4
+    return _halving(images, function, smaller) if smaller >= SMALLEST_TILE_PIXELS else [(images[0], failure)]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -15,7 +15,7 @@ import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import Cause, ImageError, UserError, listing, shards, storage
-from ot_core.prefetch import prefetch
+from ot_core.overlap import prefetch
 from transforms import metrics
 from transforms.elements import Failure, ImageRecord, ImageRef
 from transforms.images import IMAGES, folder_of
@@ -140,7 +140,7 @@ def _images_of(records: list[ImageRecord], url: str) -> Iterator[tuple[ImageReco
                     name, data = next(present)
                 found = data if name == member_of(record) else b""
             else:
-                found = next(staged)[1].result()
+                found = next(staged).result()
             if hashlib.sha256(found).hexdigest() != record.sha256:
                 raise ImageError(Cause.DAMAGED, f"{record.output_uri} isn't what was written there")
         except StopIteration:
@@ -198,4 +198,4 @@ def _leftovers(written: int, staging: str, folders: Sequence[str], keep: str) ->
 
 
 def _remove_all(urls: list[str]) -> int:
-    return sum(1 for _, future in prefetch(storage.remove, urls) if future.result() is None)
+    return sum(1 for future in prefetch(storage.remove, urls) if future.result() is None)

@@ -11,7 +11,7 @@ from ot_core.images import DEFAULT_MAX_PIXELS
 from ot_core.quality import Quality, QualityTotals, load_lpips, mean_squared_error, measure
 from transforms import metrics
 from transforms.elements import Change, Failure, ImageQuality, ImageRef, LoadedImage, failure_of_group
-from transforms.inputs import read_image
+from transforms.reading import read_image
 
 #: The group of the images that all others are compared with.
 REFERENCE = "reference"

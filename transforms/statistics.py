@@ -12,8 +12,8 @@ from ot_core.features import FeatureExtractor
 from ot_core.images import DEFAULT_MAX_PIXELS
 from transforms.batching import BatchByPixels
 from transforms.elements import Failure, ImageRef, LoadedImage
-from transforms.inputs import ReadImages
 from transforms.model_handlers import FeatureStatisticsModelHandler, LatentStatisticsModelHandler
+from transforms.reading import ReadImages
 
 
 @beam.typehints.with_input_types(GaussianStatistics)
@@ -66,6 +66,7 @@ class LatentStatistics:
             max_pixels: larger images are failures.
             max_batch_pixels: see `BatchByPixels`.
             fanout: intermediate merges for each group, for very many bundles. Default none.
+            precision: see `LatentStatisticsModelHandler`.
         """
 
         def __init__(
@@ -75,9 +76,10 @@ class LatentStatistics:
             max_pixels: int = DEFAULT_MAX_PIXELS,
             max_batch_pixels: int | None = None,
             fanout: int | None = None,
+            precision: str | None = "float32",
         ) -> None:
             super().__init__()
-            self._handler = LatentStatisticsModelHandler(vae, patch_size)
+            self._handler = LatentStatisticsModelHandler(vae, patch_size, precision=precision)
             self._vae, self._patch_size = vae, patch_size
             self._max_pixels, self._max_batch_pixels, self._fanout = max_pixels, max_batch_pixels, fanout
 

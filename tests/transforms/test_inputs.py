@@ -3,6 +3,7 @@
 import hashlib
 
 import apache_beam as beam
+from apache_beam.metrics import MetricsFilter
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
@@ -33,6 +34,15 @@ def test_each_image_of_each_group_is_listed_once(tmp_path):
         ]
         assert_that(images | beam.Map(_without_details), equal_to(expected))
         assert_that(failures, equal_to([]), label="NoFailures")
+
+
+def test_every_image_is_counted(tmp_path):
+    _touch(tmp_path, *(f"a/{i}.png" for i in range(1001)), "b/x.png")
+    pipeline = TestPipeline(runner="FnApiRunner")
+    images, _failures = pipeline | ListImages([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert_that(images | beam.combiners.Count.Globally(), equal_to([1002]))
+    listed = pipeline.run().metrics().query(MetricsFilter().with_name("images_listed"))["counters"]
+    assert [counter.committed for counter in listed] == [1002]
 
 
 def test_of_two_images_with_one_key_the_first_by_url_is_done_and_the_other_is_a_failure(tmp_path):

@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
+import apache_beam as beam
 import fsspec
 import numpy as np
 import pytest
+from apache_beam.utils.windowed_value import WindowedValue
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +29,10 @@ def _write(root: str, key: str) -> list:
     loaded = LoadedImage(ImageRef(key, "u"), DecodedImage(PIXELS), 0.0)
     prediction = TransportPrediction(loaded.ref, TransportedImage(loaded, (PIXELS,), 0.0), "m")
     writer = _WriteImageDoFn(root, [0.0], "png", 95)
-    return list(writer.process(prediction))
+    writer.start_bundle()
+    outputs = [*writer.process(prediction), *writer.finish_bundle()]
+    values = [output.value if isinstance(output, beam.pvalue.TaggedOutput) else output for output in outputs]
+    return [value.value if isinstance(value, WindowedValue) else value for value in values]
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
@@ -42,9 +47,8 @@ def test_on_a_local_disk(tmp_path: Path, prefix: str, monkeypatch: pytest.Monkey
     @example("a/../../../escaped")
     @given(KEYS)
     def check(key: str) -> None:
-        (outcome,) = _write(f"{prefix}{root}", key)
+        (record,) = _write(f"{prefix}{root}", key)
         written = [path for path in tmp_path.rglob("*") if path.is_file()]
-        record = getattr(outcome, "value", outcome)
         if isinstance(record, Failure):
             assert not written
         else:
@@ -63,9 +67,8 @@ def test_in_memory(memory: str):
     def check(key: str) -> None:
         fs = fsspec.filesystem("memory")
         before = set(fs.store)
-        (outcome,) = _write(root, key)
+        (record,) = _write(root, key)
         written = set(fs.store) - before
-        record = getattr(outcome, "value", outcome)
         if isinstance(record, Failure):
             assert not written
         else:

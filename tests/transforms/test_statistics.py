@@ -13,6 +13,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from PIL import Image
 
 from ot_core import GaussianStatistics, decode_image, latent_statistics, load_autoencoder
+from ot_core.autoencoder import _load_once
 from transforms import Failure, GaussianStatisticsCombineFn, ImageRef, LatentStatistics
 
 
@@ -110,10 +111,10 @@ def test_globally_ignores_groups(refs, vae):
 
 
 def test_one_encode_stage_loads_the_model_once_for_all_groups(refs, vae):
-    load_autoencoder.cache_clear()
+    _load_once.cache_clear()
     with TestPipeline(runner="FnApiRunner") as pipeline:
         _ = pipeline | beam.Create(refs) | LatentStatistics.PerKey(vae)
-    assert load_autoencoder.cache_info().misses == 1
+    assert _load_once.cache_info().misses == 1
 
 
 def test_an_image_too_small_for_one_patch_is_a_failure_and_the_others_count(refs, vae, tmp_path):

@@ -1,0 +1,111 @@
+"""Large images in overlapping tiles, blended so that no seam shows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ot_core.autoencoder import Autoencoder, Pixels, to_tensor
+
+#: Least overlap of neighbouring tiles, in pixels: more than autoencoders without attention see around a pixel.
+OVERLAP = 128
+#: Smaller tiles would be all overlap.
+SMALLEST_TILE_PIXELS = (4 * OVERLAP) ** 2
+
+
+def encode_in_tiles(autoencoder: Autoencoder, pixels: Pixels, max_pixels: int) -> Tensor:
+    """Latent (1, C, h, w) of one image, encoded in tiles of at most max_pixels.
+
+    Args:
+        autoencoder: what encodes.
+        pixels: (H, W, 3), uint8 or float32 in [0, 1].
+        max_pixels: at least SMALLEST_TILE_PIXELS counts.
+    """
+    factor = autoencoder.downsampling_factor
+    height, width = autoencoder.padded_size(*pixels.shape[:2])
+
+    def encode(rows: slice, columns: slice) -> Tensor:
+        tile = pixels[rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor]
+        return autoencoder.encode(to_tensor([tile], autoencoder))
+
+    strips = _blended(height // factor, width // factor, factor, max_pixels, encode)
+    return torch.cat([strip for _, strip in strips], dim=2)
+
+
+def decode_in_tiles(autoencoder: Autoencoder, latents: Tensor, max_pixels: int) -> Iterator[tuple[slice, Tensor]]:
+    """Decodes latents (1, C, h, w) in tiles of at most max_pixels; gives (rows, (1, 3, rows, W) in [0, 1]) from top to
+    bottom, so that the whole never has to be in memory.
+    """
+    factor = autoencoder.downsampling_factor
+    height, width = (side * factor for side in latents.shape[-2:])
+
+    def decode(rows: slice, columns: slice) -> Tensor:
+        window = latents[
+            :, :, rows.start // factor : rows.stop // factor, columns.start // factor : columns.stop // factor
+        ]
+        return autoencoder.decode(window)
+
+    return _blended(height, width, 1, max_pixels, decode, unit=factor)
+
+
+def tile_spans(size: int, longest: int, overlap: int, unit: int = 1) -> list[slice]:
+    """Covers 0 to size with spans of equal length that begin at multiples of a unit.
+
+    Args:
+        size: a multiple of the unit, as the other lengths.
+        longest: at least 4 overlaps.
+        overlap: neighbours have at least one unit less in common; no three spans have anything in common.
+        unit: see above.
+    """
+    if size <= longest:
+        return [slice(0, size)]
+    n = -(-(size - overlap) // (longest - overlap))
+    length = -(-(size + (n - 1) * overlap) // (n * unit)) * unit
+    starts = [index * (size - length) // ((n - 1) * unit) * unit for index in range(n)]
+    return [slice(start, start + length) for start in starts]
+
+
+def _blended(
+    height: int, width: int, scale: int, max_pixels: int, function: Callable[[slice, slice], Tensor], unit: int = 1
+) -> Iterator[tuple[slice, Tensor]]:
+    """Calls a function on tiles of a plane whose positions are `scale` pixels apart, and gives finished strips.
+
+    In the overlaps tiles fade into each other; their weights add to one everywhere.
+    """
+    overlap = -(-OVERLAP // (scale * unit)) * unit
+    side = max(int(max_pixels**0.5), 4 * OVERLAP) // (scale * unit) * unit
+    rows, columns = tile_spans(height, side, overlap, unit), tile_spans(width, side, overlap, unit)
+    fades = _fades(columns)
+    rest: Tensor | None = None
+    for (span, fade), below in zip(zip(rows, _fades(rows), strict=True), [*rows[1:], None], strict=True):
+        strip: Tensor | None = None
+        for column, weight in zip(columns, fades, strict=True):
+            tile = function(span, column)
+            if strip is None:
+                strip = tile.new_zeros(*tile.shape[:-1], width)
+            strip[..., column] += tile * weight.to(tile)
+        assert strip is not None
+        strip *= fade.to(strip)[:, None]
+        if rest is not None:
+            strip[..., : rest.shape[-2], :] += rest
+        done = (below.start if below else height) - span.start
+        yield slice(span.start, span.start + done), strip[..., :done, :]
+        rest = strip[..., done:, :]
+
+
+def _fades(spans: list[slice]) -> list[Tensor]:
+    """Weight of each position of each span: 1, but falls to 0 where it meets its neighbours.
+
+    It stays 0 for the last quarter: a tile is wrong near its border, where it doesn't see what lies beyond.
+    """
+    weights = [torch.ones(span.stop - span.start) for span in spans]
+    for (before, left), (after, right) in itertools.pairwise(zip(spans, weights, strict=True)):
+        shared = before.stop - after.start
+        unused = shared // 4
+        ramp = ((torch.arange(shared) + 0.5 - unused) / (shared - 2 * unused)).clamp(0, 1)
+        right[:shared] *= ramp
+        left[-shared:] *= 1 - ramp
+    return weights

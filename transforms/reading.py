@@ -1,0 +1,132 @@
+"""From image references to decoded images, read and decoded ahead of whoever takes them."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.typehints.decorators import no_annotations
+
+from ot_core import decode_image, shards
+from ot_core.images import DEFAULT_MAX_PIXELS
+from ot_core.overlap import ByteBudget, Overlap
+from transforms import metrics
+from transforms.elements import Failure, ImageRef, LoadedImage, in_global_window
+
+#: Decoded pixels that may be waiting.
+_BYTES_AHEAD = 2**28
+
+
+@beam.typehints.with_input_types(ImageRef)
+class ReadImages(beam.PTransform):
+    """Reads and decodes images, several at once and ahead of the steps that follow in the same stage.
+
+    What is waiting never exceeds 16 images and 256 MiB of pixels, or one larger image.
+
+    Args:
+        max_pixels: images whose header says more are failures, before any pixel is decoded.
+    """
+
+    def __init__(self, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        super().__init__()
+        self._max_pixels = max_pixels
+
+    @no_annotations
+    def expand(self, refs: beam.PCollection[ImageRef]) -> "ReadOutcome":
+        """One fused step; pixels never cross a shuffle."""
+        read = refs | "ReadImages" >> beam.ParDo(_ReadImageDoFn(self._max_pixels)).with_output_types(
+            LoadedImage
+        ).with_outputs("failures", main="images")
+        return ReadOutcome(read.images, read.failures)
+
+
+class ReadOutcome(NamedTuple):
+    """Result of `ReadImages`."""
+
+    images: beam.PCollection[LoadedImage]
+    failures: beam.PCollection[Failure]
+
+
+class _Read(NamedTuple):
+    """What a thread made of a reference, the bytes that it took for that, and its metrics."""
+
+    outcome: LoadedImage | Failure
+    nbytes: int
+    reported: metrics.Captured
+
+
+class _ReadImageDoFn(beam.DoFn):
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+
+    def start_bundle(self) -> None:
+        self._budget, self._turns = ByteBudget(_BYTES_AHEAD), itertools.count()
+        self._overlap = Overlap(self._read)
+
+    def process(self, element: ImageRef) -> Iterator[Any]:
+        for read in self._overlap.put((element, next(self._turns))):
+            yield from self._take(read.result())
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for read in self._overlap.drain():
+            yield from map(in_global_window, self._take(read.result()))
+        self._overlap.close()
+
+    def teardown(self) -> None:
+        # Where a bundle failed half-way, threads may be waiting still.
+        if hasattr(self, "_budget"):
+            self._budget.abandon()
+            self._overlap.close()
+
+    def _take(self, read: _Read) -> Iterator[Any]:
+        metrics.replay(read.reported)
+        if isinstance(read.outcome, Failure):
+            yield beam.pvalue.TaggedOutput("failures", read.outcome)
+        else:
+            yield read.outcome  # comes back when the steps that follow have worked on it
+        self._budget.give_back(read.nbytes)
+
+    def _read(self, item: tuple[ImageRef, int]) -> _Read:
+        ref, turn = item
+        taken: list[int] = []
+
+        def reserve(nbytes: int) -> None:
+            self._budget.take(nbytes, turn)
+            taken.append(nbytes)
+
+        with metrics.captured() as reported:
+            try:
+                outcome: LoadedImage | Failure = read_image(ref, self._max_pixels, reserve)
+            except Exception as error:  # one bad image costs one row, whatever went wrong with it
+                outcome = Failure.of(ref, "read", error)
+        if not taken:
+            reserve(0)
+        return _Read(outcome, taken[0], reported)
+
+
+def read_image(ref: ImageRef, max_pixels: int, reserve: Callable[[int], None] | None = None) -> LoadedImage:
+    """Reads and decodes one image; raises what storage and `decode_image` raise.
+
+    Args:
+        ref: which one.
+        max_pixels: as in `decode_image`.
+        reserve: as in `decode_image`.
+    """
+    with metrics.timed("read"):
+        start = time.perf_counter()
+        data = shards.read_part(ref.uri, ref.part)
+        seconds = time.perf_counter() - start
+    metrics.count(metrics.IMAGES_READ)
+    metrics.count(metrics.BYTES_READ, len(data))
+    with metrics.timed("decode_image") as restart:
+
+        def waited(nbytes: int) -> None:
+            nonlocal start
+            if reserve is not None:
+                reserve(nbytes)
+            restart()
+            start = time.perf_counter()
+
+        image = decode_image(data, max_pixels, waited)
+    return LoadedImage(ref, image, seconds + time.perf_counter() - start)
