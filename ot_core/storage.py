@@ -27,6 +27,8 @@ from ot_core.retry import retried
 _ATOMIC_STORES = {"gs", "gcs", "s3", "s3a", "az", "abfs", "abfss", "adl", "oss", "memory"}
 #: File systems allow 255 bytes for a name and stores 1024 for a path; the rest is for the folder and the extension.
 _LONGEST_PART, _LONGEST_KEY = 240, 800
+#: Control characters, lone surrogates, backslashes; what fsspec would read as another store; parts "", "." and "..".
+_ODD_KEY = re.compile(r"[\x00-\x1f\ud800-\udfff\\]|::|(?:^|/)\.{0,2}(?:/|$)")
 #: Where stores tell when a file was written: local, s3fs, gcsfs, adlfs, memory.
 _TIMES = ("mtime", "LastModified", "updated", "last_modified", "created")
 #: Names that a killed job may leave behind on stores without an atomic PUT.
@@ -208,15 +210,14 @@ def check_key(key: str) -> None:
     Raises:
         ImageError: BAD_KEY.
     """
-    parts = key.split("/")
-    odd = any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 or c == "\\" for c in key)
-    odd = odd or "::" in key  # fsspec would read what follows as another store
-    if odd or any(part in ("", ".", "..") for part in parts):
+    if _ODD_KEY.search(key):
         raise ImageError(Cause.BAD_KEY, f"key {key[:200]!r} can't be a path below the output")
-    longest = max(len(part.encode()) for part in parts)
-    if longest > _LONGEST_PART or len(key.encode()) > _LONGEST_KEY:
+    size = len(key.encode())
+    # Most keys are short, and millions of them are checked.
+    longest = size if size <= _LONGEST_PART else max(len(part.encode()) for part in key.split("/"))
+    if size > _LONGEST_KEY or longest > _LONGEST_PART:
         limits = f"at most {_LONGEST_KEY} bytes, {_LONGEST_PART} between slashes"
-        raise ImageError(Cause.BAD_KEY, f"key {key[:200]!r} has {len(key.encode())} bytes; expected {limits}")
+        raise ImageError(Cause.BAD_KEY, f"key {key[:200]!r} has {size} bytes; expected {limits}")
 
 
 def to_url(fs: Any, path: str) -> str:

@@ -168,7 +168,7 @@ class TransportModel:
 class TransportModelHandler(_ImageModelHandler):
     """Encodes, transports and decodes images.
 
-    Inference gives a PredictionResult for each image; see `TransportPrediction`.
+    Inference gives a `TransportPrediction` for each image.
 
     Args:
         map: URL of the transport map.

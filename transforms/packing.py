@@ -6,12 +6,14 @@ Pixels don't cross a shuffle for that, and a job that was killed has lost none o
 import glob
 import hashlib
 import re
+import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import Cause, ImageError, UserError, listing, shards, storage
@@ -20,8 +22,9 @@ from transforms import metrics
 from transforms.elements import Failure, ImageRecord, ImageRef
 from transforms.images import IMAGES, folder_of
 
+_STAGING_ROOT = ".staging"
 #: Where images wait below an output until they are packed.
-STAGING = f".staging/{IMAGES}"
+STAGING = f"{_STAGING_ROOT}/{IMAGES}"
 _SHARD = re.compile(r"shard-\d{5}-of-\d{5}\.(tar|parquet)")
 #: Files that one worker removes before the next takes its share.
 _AT_ONCE = 500
@@ -145,6 +148,8 @@ def _images_of(records: list[ImageRecord], url: str) -> Iterator[tuple[ImageReco
                 raise ImageError(Cause.DAMAGED, f"{record.output_uri} isn't what was written there")
         except StopIteration:
             yield record, ImageError(Cause.DAMAGED, f"{record.output_uri} isn't there any more")
+        except (tarfile.TarError, pa.ArrowException) as error:
+            yield record, ImageError(Cause.DAMAGED, f"{url} can't be read: {storage.one_line(error)}")
         except Exception as error:  # one bad image costs one row, whatever the store raised
             yield record, error
         else:
@@ -177,7 +182,7 @@ class RemoveStaging(beam.PTransform):
         return (
             manifest
             | "AllWritten" >> beam.combiners.Count.Globally()
-            | "ListStaging" >> beam.FlatMap(_leftovers, storage.join(self._output, STAGING), folders, keep)
+            | "ListStaging" >> beam.FlatMap(_leftovers, storage.join(self._output, _STAGING_ROOT), folders, keep)
             | "Spread" >> beam.Reshuffle()
             | "Remove" >> beam.Map(_remove_all)
         )

@@ -1,5 +1,6 @@
 """From image references to decoded images, read and decoded ahead of whoever takes them."""
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -65,19 +66,30 @@ class _ReadImageDoFn(beam.DoFn):
         self._overlap = Overlap(self._read)
 
     def process(self, element: ImageRef) -> Iterator[Any]:
-        for read in self._overlap.put((element, next(self._turns))):
-            yield from self._take(read.result())
+        with self._or_abandon():
+            for read in self._overlap.put((element, next(self._turns))):
+                yield from self._take(read.result())
 
     def finish_bundle(self) -> Iterator[Any]:
-        for read in self._overlap.drain():
-            yield from map(in_global_window, self._take(read.result()))
+        with self._or_abandon():
+            for read in self._overlap.drain():
+                yield from map(in_global_window, self._take(read.result()))
         self._overlap.close()
 
     def teardown(self) -> None:
-        # Where a bundle failed half-way, threads may be waiting still.
+        # Where a bundle ended half-way, threads may be waiting still, and would keep the process from ending.
         if hasattr(self, "_budget"):
             self._budget.abandon()
             self._overlap.close()
+
+    @contextlib.contextmanager
+    def _or_abandon(self) -> Iterator[None]:
+        """Lets the threads go if a step that follows fails: nobody will come for the rest of the bundle."""
+        try:
+            yield
+        except BaseException:
+            self._budget.abandon()
+            raise
 
     def _take(self, read: _Read) -> Iterator[Any]:
         metrics.replay(read.reported)

@@ -1,5 +1,7 @@
 """Tiles: every position once, no seams, and what an untiled pass gives."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ def test_spans_cover_everything_and_only_neighbours_meet(units, unit, overlap, o
     assert (spans[0].start, spans[-1].stop) == (0, size)
     assert len({span.stop - span.start for span in spans}) == 1
     assert spans[0].stop - spans[0].start <= max(longest, 1)
-    for before, after in zip(spans, spans[1:], strict=False):
+    for before, after in itertools.pairwise(spans):
         assert before.start < after.start
         assert before.stop - after.start >= overlap - unit
         assert after.start % unit == 0
