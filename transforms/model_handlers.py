@@ -369,8 +369,10 @@ def _halving(
         height, width = images[0].image.pixels.shape[:2]
         failure = ImageError(Cause.OUT_OF_MEMORY, f"{width}x{height} pixels don't fit on the device")
     # Outside of the handler, which would keep what the failed attempt had allocated alive.
-    smaller = min(max_pixels, height * width) // 4
-    return _halving(images, function, smaller) if smaller >= SMALLEST_TILE_PIXELS else [(images[0], failure)]
+    largest = min(max_pixels, height * width)
+    if largest <= SMALLEST_TILE_PIXELS:
+        return [(images[0], failure)]
+    return _halving(images, function, max(largest // 4, SMALLEST_TILE_PIXELS))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

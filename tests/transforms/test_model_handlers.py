@@ -7,10 +7,22 @@ import pytest
 import torch
 from torch import nn
 
-from ot_core import DecodedImage, MapFileError, TransportMap, UserError, latent_statistics, read_map, write_map
+from ot_core import (
+    DecodedImage,
+    GaussianStatistics,
+    LatentTransport,
+    MapFileError,
+    TransportMap,
+    UserError,
+    latent_statistics,
+    read_map,
+    write_map,
+)
 from ot_core.autoencoder import Autoencoder
 from transforms import LatentStatisticsModelHandler, TransportModelHandler
+from transforms.batching import _BatchByPixelsDoFn
 from transforms.elements import Failure, ImageBatch, ImageRef, LoadedImage, TransportedImage
+from transforms.model_handlers import TransportModel
 
 
 class _Fussy(nn.Module):
@@ -161,3 +173,60 @@ def test_folding_weights_change_the_result(map_url):
 def test_an_unknown_interpolation_is_a_mistake():
     with pytest.raises(UserError, match="interpolation spline"):
         TransportModelHandler("m", interpolation="spline")
+
+
+class _Tight(nn.Module):
+    """Runs out of memory beyond a number of pixels."""
+
+    downsampling_factor = 4
+
+    def __init__(self, most_pixels: int) -> None:
+        super().__init__()
+        self.most_pixels, self.largest = most_pixels, 0
+
+    def encode(self, x):
+        pixels = x.shape[0] * x.shape[2] * x.shape[3]
+        if pixels > self.most_pixels:
+            raise torch.OutOfMemoryError("no memory")
+        self.largest = max(self.largest, pixels)
+        return nn.functional.avg_pool2d(x, 4)
+
+    def decode(self, z):
+        return nn.functional.interpolate(z, scale_factor=4.0)
+
+
+def _tight_model(most_pixels: int) -> TransportModel:
+    rng = np.random.default_rng(0)
+    source, target = (GaussianStatistics.of(rng.standard_normal((50, 27))) for _ in range(2))
+    autoencoder = Autoencoder(_Tight(most_pixels), "tight")
+    return TransportModel(autoencoder, LatentTransport(TransportMap.fit(source, target, patch_size=3)))
+
+
+def test_an_image_that_does_not_fit_is_done_in_ever_smaller_tiles():
+    batch = _batch(0, size=(1100, 900))
+    roomy, tight = _tight_model(10**9), _tight_model(300_000)
+    (whole,) = TransportModelHandler("m", max_tile_pixels=2**21).run_inference(batch, roomy)
+    (tiled,) = TransportModelHandler("m", max_tile_pixels=2**21).run_inference(batch, tight)
+    assert tight.autoencoder._module.largest <= 300_000
+    difference = np.abs(whole.inference.pixels[0].astype(int) - tiled.inference.pixels[0])
+    assert difference.max() <= 1  # this autoencoder sees nothing beyond its 4x4 squares
+    (failure,) = TransportModelHandler("m", max_tile_pixels=2**21).run_inference(batch, _tight_model(200_000))
+    assert failure.inference.error_type == "out_of_memory"
+
+
+@pytest.mark.parametrize("interpolation", ["pixels", "latents"])
+def test_no_call_of_the_model_works_on_more_pixels_than_the_budget(interpolation):
+    model, budget = _tight_model(10**9), 2**18
+    batcher = _BatchByPixelsDoFn(budget)
+    batcher.setup()
+    batcher.start_bundle()
+    sizes = np.random.default_rng(1).integers(32, [1500, 2000], (40, 2))
+    images = [_batch(0, size=size).images[0]._replace(ref=ImageRef(f"{i}", "u")) for i, size in enumerate(sizes)]
+    batches = [batch for image in images for batch in batcher.process(image)]
+    batches += [windowed.value for windowed in batcher.finish_bundle()]
+    handler = TransportModelHandler("m", (0.0, 0.5), interpolation=interpolation, max_tile_pixels=budget)
+    results = {r.example.key: r.inference for batch in batches for r in handler.run_inference(batch, model)}
+    assert model.autoencoder._module.largest <= budget
+    for image in images:
+        pixels = results[image.ref.key].pixels
+        assert [p.shape for p in pixels] == [image.image.pixels.shape] * 2
