@@ -210,7 +210,7 @@ def test_an_image_that_does_not_fit_is_done_in_ever_smaller_tiles():
     assert tight.autoencoder._module.largest <= 300_000
     difference = np.abs(whole.inference.pixels[0].astype(int) - tiled.inference.pixels[0])
     assert difference.max() <= 1  # this autoencoder sees nothing beyond its 4x4 squares
-    (failure,) = TransportModelHandler("m", max_tile_pixels=2**21).run_inference(batch, _tight_model(200_000))
+    (failure,) = TransportModelHandler("m", max_tile_pixels=2**21).run_inference(batch, _tight_model(100_000))
     assert failure.inference.error_type == "out_of_memory"
 
 
