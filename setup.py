@@ -13,6 +13,7 @@ _GCP = ["gcsfs>=2025.9"]
 _S3 = ["s3fs>=2025.9"]
 _DEMO = ["scikit-image>=0.24"]
 _EVALUATE = ["torchmetrics>=1.9,<2", "torch-fidelity>=0.4,<0.5", "torchvision>=0.21"]
+_BENCHMARK = ["ray[data]>=2.60", "pandas<2.4"]
 _TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -55,6 +56,7 @@ setup(
         "azure": ["adlfs>=2024.12"],
         "demo": _DEMO,
         "evaluate": _EVALUATE,
+        "benchmark": _BENCHMARK,
         "test": [*_TEST, *_GCP, *_S3, *_DEMO, *_EVALUATE],
         "dev": [*_TEST, *_GCP, *_S3, *_DEMO, *_EVALUATE, *_LINT],
     },

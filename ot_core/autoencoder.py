@@ -187,8 +187,8 @@ def default_tile_pixels() -> int:
 
 
 def default_batch_pixels() -> int:
-    """Pixels in a batch: single images on a CPU, where batching gains nothing and could change the last bit."""
-    return 2**22 if torch.cuda.is_available() else 0
+    """Pixels in a batch: what a GPU works on at once, or what the cores of a CPU take one by one."""
+    return 2**22 if torch.cuda.is_available() else 2**21
 
 
 def vae_name(spec: str | None) -> str:

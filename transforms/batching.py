@@ -6,12 +6,13 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core.autoencoder import default_batch_pixels
+from ot_core.autoencoder import default_batch_pixels, default_device
 from transforms.elements import ImageBatch, LoadedImage, in_global_window
 
 _Shape = tuple[int, int]
 #: Shapes are compared in units of this many pixels; the model handler splits what it must tell apart further.
 _GRID = 8
+_ANY_SHAPE: _Shape = (0, 0)
 
 
 @beam.typehints.with_input_types(LoadedImage)
@@ -22,8 +23,9 @@ class BatchByPixels(beam.PTransform):
     What is waiting never exceeds four batches' worth of pixels, however long the bundle is.
 
     Args:
-        max_pixels: most pixels in a batch of more than one image. 0 makes every image its own batch. Default:
-            0 on a CPU, where batches gain nothing and results must not depend on them; 4 Mi where there is CUDA.
+        max_pixels: most pixels in a batch of more than one image. 0 makes every image its own batch. Default: 4 Mi
+            where there is CUDA; on a CPU 2 Mi of images of any shape, which the model works on one by one, several
+            side by side.
     """
 
     def __init__(self, max_pixels: int | None = None) -> None:
@@ -44,6 +46,7 @@ class _BatchByPixelsDoFn(beam.DoFn):
 
     def setup(self) -> None:
         self._max_pixels = default_batch_pixels() if self._requested is None else self._requested
+        self._any_shape = self._requested is None and default_device() == "cpu"
 
     def start_bundle(self) -> None:
         self._waiting: dict[_Shape, list[LoadedImage]] = {}
@@ -53,12 +56,21 @@ class _BatchByPixelsDoFn(beam.DoFn):
         if _pixels(shape) * 2 > self._max_pixels:
             yield ImageBatch((element,))
             return
+        if self._any_shape:
+            yield from self._with_any_shape(element, _pixels(shape))
+            return
         batch = self._waiting.setdefault(shape, [])
         batch.append(element)
         if (len(batch) + 1) * _pixels(shape) > self._max_pixels:
             yield self._take(shape)
         elif sum(len(b) * _pixels(s) for s, b in self._waiting.items()) > 4 * self._max_pixels:
             yield self._take(max(self._waiting, key=lambda s: len(self._waiting[s]) * _pixels(s)))
+
+    def _with_any_shape(self, element: LoadedImage, pixels: int) -> Iterator[ImageBatch]:
+        waiting = self._waiting.setdefault(_ANY_SHAPE, [])
+        if sum(_pixels(_shape(loaded)) for loaded in waiting) + pixels > self._max_pixels:
+            yield self._take(_ANY_SHAPE)
+        self._waiting.setdefault(_ANY_SHAPE, []).append(element)
 
     def finish_bundle(self) -> Iterator[Any]:
         for shape in list(self._waiting):

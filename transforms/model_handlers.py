@@ -5,6 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -37,6 +38,8 @@ from transforms.elements import Failure, ImageBatch, LoadedImage, TransportedIma
 _Result = TypeVar("_Result")
 #: Where alpha mixes the restored image with the transported one.
 INTERPOLATIONS = ("pixels", "latents")
+#: Pixels that the cores of a CPU work on together, which bounds memory.
+_PIXELS_SIDE_BY_SIDE = 2**21
 _Pixels = tuple[NDArray[np.uint8], ...]
 
 
@@ -159,10 +162,12 @@ class TransportModel:
     Attributes:
         autoencoder: encodes and decodes.
         transport: the map, on the autoencoder's device.
+        workers: on a CPU with several cores, a thread for each, in which torch uses one.
     """
 
     autoencoder: Autoencoder
     transport: LatentTransport | ZeroShotTransport
+    workers: ThreadPoolExecutor | None = None
 
 
 class TransportModelHandler(_ImageModelHandler):
@@ -218,7 +223,11 @@ class TransportModelHandler(_ImageModelHandler):
             transport_map = read_map(self._map)
             autoencoder = autoencoder_of_map(transport_map, self._map, self._vae, self._device, self._precision)
             transport = ZeroShotTransport if self._zero_shot else LatentTransport
-            return TransportModel(autoencoder, transport(transport_map, device=autoencoder.device, **self._folding))
+            cores = torch.get_num_threads() if autoencoder.device.type == "cpu" else 1
+            workers = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) if cores > 1 else None
+            return TransportModel(
+                autoencoder, transport(transport_map, device=autoencoder.device, **self._folding), workers
+            )
 
     def run_inference(
         self, batch: ImageBatch, model: TransportModel, inference_args: dict[str, Any] | None = None
@@ -227,14 +236,7 @@ class TransportModelHandler(_ImageModelHandler):
         start = time.perf_counter()
         metrics.observe(metrics.BATCH_SIZE, len(batch.images))
         with metrics.timed("transport"):
-            outcomes = list(
-                _over_equal_shapes(
-                    batch.images,
-                    model.autoencoder.padded_size,
-                    lambda images, max_pixels: self._transport(images, model, max_pixels),
-                    self._max_tile_pixels or default_tile_pixels(),
-                )
-            )
+            outcomes = list(self._outcomes(batch.images, model))
         share = (time.perf_counter() - start) / len(batch.images)
         results = []
         for loaded, result in outcomes:
@@ -246,6 +248,36 @@ class TransportModelHandler(_ImageModelHandler):
                 inference = TransportedImage(loaded, result, loaded.seconds + share)
             results.append(TransportPrediction(loaded.ref, inference, model.autoencoder.fingerprint))
         return results
+
+    def _outcomes(
+        self, images: Sequence[LoadedImage], model: TransportModel
+    ) -> Iterator[tuple[LoadedImage, _Pixels | Exception]]:
+        """Images of one shape together; on a CPU, small ones side by side.
+
+        There batches gain nothing, and a core for each image is faster than all cores for each: nobody waits for the
+        slowest core after every operation, or while another thread encodes a PNG.
+        """
+
+        def transport(images: Sequence[LoadedImage], max_pixels: int) -> list[_Pixels | ImageError]:
+            return self._transport(images, model, max_pixels)
+
+        def pixels(loaded: LoadedImage) -> int:
+            return math.prod(model.autoencoder.padded_size(*loaded.image.pixels.shape[:2]))
+
+        max_pixels = self._max_tile_pixels or default_tile_pixels()
+        small: list[LoadedImage] = []
+        if model.workers is not None:
+            at_once = torch.get_num_threads()
+            small = [loaded for loaded in images if at_once * pixels(loaded) <= _PIXELS_SIDE_BY_SIDE]
+            small = [loaded for loaded in small if pixels(loaded) <= max_pixels]
+            small.sort(key=pixels, reverse=True)  # so that none is late
+            for loaded in small:
+                metrics.observe(metrics.BATCH_PIXELS, pixels(loaded))
+            futures = [model.workers.submit(_halving, [loaded], transport, max_pixels) for loaded in small]
+            yield from itertools.chain.from_iterable(future.result() for future in futures)
+        chosen = set(map(id, small))
+        rest = [loaded for loaded in images if id(loaded) not in chosen]
+        yield from _over_equal_shapes(rest, model.autoencoder.padded_size, transport, max_pixels)
 
     def _transport(
         self, images: Sequence[LoadedImage], model: TransportModel, max_pixels: int

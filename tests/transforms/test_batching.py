@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ot_core import DecodedImage
+from ot_core.autoencoder import default_device
 from transforms.batching import _BatchByPixelsDoFn
 from transforms.elements import ImageRef, LoadedImage
 
@@ -59,3 +60,13 @@ def test_what_waits_stays_bounded_when_every_image_has_another_shape():
 def test_batches_fill_up_to_the_limit():
     batches, _ = _run([_image(64, 64)] * 10, 4 * 64 * 64)
     assert [len(batch) for batch in batches] == [4, 4, 2]
+
+
+@pytest.mark.skipif(default_device() != "cpu", reason="a GPU batches images of one shape")
+def test_on_a_cpu_batches_hold_any_shape_by_default():
+    images = [_image(200 + 50 * (i % 5), 300) for i in range(60)]
+    batches, most_waiting = _run(images, None)
+    assert sorted(map(id, itertools.chain(*batches))) == sorted(map(id, images))
+    assert max(_pixels(batch) for batch in batches) <= 2**21
+    assert len(batches) < 5
+    assert most_waiting <= 2**21

@@ -1,6 +1,8 @@
 """Handlers pickle, load once, and never let one image take its batch along."""
 
+import dataclasses
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -128,7 +130,7 @@ def test_a_map_never_makes_us_import_code(tmp_path, map_url):
 
 
 def _results(map_url, alphas=(0.0, 0.5), **options):
-    handler = TransportModelHandler(map_url, alphas=alphas, **options)
+    handler = TransportModelHandler(map_url, alphas=alphas, precision="float32", **options)
     (result,) = handler.run_inference(_batch(0, size=(64, 64)), handler.load_model())
     return result.inference
 
@@ -138,7 +140,7 @@ def test_interpolating_latents_agrees_with_pixels_at_the_ends_and_differs_betwee
     latents = _results(map_url, (0.0, 0.5, 1.0), interpolation="latents").pixels
     np.testing.assert_array_equal(latents[0], pixels[0])
     assert (latents[1] != pixels[1]).any()
-    autoencoder = TransportModelHandler(map_url).load_model().autoencoder
+    autoencoder = TransportModelHandler(map_url, precision="float32").load_model().autoencoder
     restored = _batch(0, size=(64, 64)).images[0].image.pixels
     tensor = torch.from_numpy(restored.transpose(2, 0, 1) / np.float32(255))[None]
     round_trip = autoencoder.decode(autoencoder.encode(tensor))[0].permute(1, 2, 0).numpy()
@@ -230,3 +232,18 @@ def test_no_call_of_the_model_works_on_more_pixels_than_the_budget(interpolation
     for image in images:
         pixels = results[image.ref.key].pixels
         assert [p.shape for p in pixels] == [image.image.pixels.shape] * 2
+
+
+def test_on_a_cpu_images_side_by_side_give_what_each_gives_alone(map_url):
+    handler = TransportModelHandler(map_url, (0.0, 0.5), precision="float32")
+    model = handler.load_model()
+    sizes = [(40 + 8 * i, 64 + 20 * (i % 3)) for i in range(9)]
+    images = [_batch(0, size=s).images[0]._replace(ref=ImageRef(f"{i}", "u")) for i, s in enumerate(sizes)]
+    with ThreadPoolExecutor(3, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+        together = handler.run_inference(ImageBatch(tuple(images)), dataclasses.replace(model, workers=workers))
+    alone = dataclasses.replace(model, workers=None)
+    expected = {i.ref.key: handler.run_inference(ImageBatch((i,)), alone)[0].inference.pixels for i in images}
+    assert {result.example.key for result in together} == set(expected)
+    for result in together:
+        for a, b in zip(result.inference.pixels, expected[result.example.key], strict=True):
+            assert np.abs(a.astype(int) - b).max() <= 1
