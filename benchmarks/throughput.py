@@ -5,7 +5,8 @@
 
 On the same images, in turn, each in a process of its own with the same number of threads:
 
-- ceiling: the autoencoder's encode and decode alone, of tensors that are in memory, in the fastest batch;
+- ceiling: the autoencoder's encode and decode alone, of tensors that are in memory, in the fastest batch (on a CPU, if
+  that is faster, image by image with a core for each, as the job does);
 - job: dot-transport, from JPEG files to PNG files;
 - paper loop: one image after the other, float32, patches unfolded, mapped in float64 and folded, saved as Pillow does;
 - ray: the job's work, PNG compression included, as a Ray Data pipeline; without Ray (`pip install ray[data]`) the row
