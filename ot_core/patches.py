@@ -108,7 +108,7 @@ def _band_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics:
         upper, lower = strips[start * columns : stop * columns], strips[(start + distance) * columns :]
         return upper.T @ lower[: len(upper)]
 
-    outer = torch.empty(p, channels * p, p, channels * p, dtype=torch.float64)
+    outer = torch.empty(channels, p, p, channels, p, p, dtype=torch.float64)
     for distance in range(p):
         reach = p - 1 - distance  # patches' upper rows, by the row of the patch, begin at 0 to `reach`
         if rows > reach:
@@ -119,15 +119,14 @@ def _band_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics:
         else:
             each = [products(row, row + rows, distance) for row in range(reach + 1)]
         for row, found in enumerate(each):
-            outer[row, :, row + distance] = found
-            outer[row + distance, :, row] = found.T
-    of_rows = strips.view(height, columns, -1).sum(1)
-    sums = torch.stack([of_rows[row : row + rows].sum(0) for row in range(p)])
+            block = found.view(channels, p, channels, p)
+            outer[:, row, :, :, row + distance] = block if distance else (block + block.permute(2, 3, 0, 1)) / 2
+            if distance:
+                outer[:, row + distance, :, :, row] = block.permute(2, 3, 0, 1)
+    of_rows = strips.view(height, columns, channels, p).sum(1)
+    sums = torch.stack([of_rows[row : row + rows].sum(0) for row in range(p)], dim=1).flatten()
 
-    # Both are in the order (row of the patch, channel, column); patches are channel-major.
-    sums = sums.view(p, channels, p).transpose(0, 1).flatten()
-    outer = outer.view(p, channels, p, p, channels, p).permute(1, 0, 2, 4, 3, 5).reshape(len(sums), len(sums))
     count = rows * columns
-    mean = sums / count
-    scatter = outer - count * torch.outer(mean, mean)
-    return GaussianStatistics(count, mean.numpy(), ((scatter + scatter.T) / 2).numpy())
+    root = sums / count**0.5
+    scatter = outer.view(len(sums), len(sums)).addr_(root, root, alpha=-1)
+    return GaussianStatistics(count, (sums / count).numpy(), scatter.numpy())
