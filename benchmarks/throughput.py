@@ -5,8 +5,8 @@
 
 On the same images, in turn, each in a process of its own with the same number of threads:
 
-- ceiling: the autoencoder's encode and decode alone, of tensors that are in memory, in the fastest batch (on a CPU, if
-  that is faster, image by image with a core for each, as the job does);
+- ceiling: the autoencoder's encode and decode alone, of tensors that are in memory, in the fastest batch;
+- side by side: the same on a CPU image by image, a core for each, as the job does; a higher ceiling;
 - job: dot-transport, from JPEG files to PNG files;
 - paper loop: one image after the other, float32, patches unfolded, mapped in float64 and folded, saved as Pillow does;
 - ray: the job's work, PNG compression included, as a Ray Data pipeline; without Ray (`pip install ray[data]`) the row
@@ -46,9 +46,10 @@ from benchmarks.slow_storage import LATENCY
 
 STABLE_DIFFUSION = "stable-diffusion"
 #: Name on the command line, name in the JSON, name in the table.
-PARTS = {"ceiling": "ceiling", "job": "job", "paper": "paper_loop", "ray": "ray"}
+PARTS = {"ceiling": "ceiling", "side_by_side": "side_by_side", "job": "job", "paper": "paper_loop", "ray": "ray"}
 _TITLES = {
     "ceiling": "encode and decode alone (ceiling)",
+    "side_by_side": "encode and decode alone, a core for each image",
     "job": "dot-transport",
     "paper_loop": "the paper's way, image by image, float32",
     "ray": "Ray Data, the same work",
@@ -56,10 +57,12 @@ _TITLES = {
 _LOOPS, _JOB, _RAY, _MODEL = (f"benchmarks.throughput_{name}" for name in ("loops", "job", "ray", "model"))
 _CHILDREN = {
     "ceiling": (_LOOPS, "ceiling"),
+    "side_by_side": (_LOOPS, "side_by_side"),
     "job": (_JOB, "job"),
     "paper_loop": (_LOOPS, "paper_loop"),
     "ray": (_RAY, "ray_data"),
 }
+_MODEL_ALONE = ("ceiling", "side_by_side")
 _WARM_UP, _FIT = 4, 16
 #: Dense bfloat16 TFLOP/s of tensor cores, by what the device's name contains; NVIDIA's data sheets.
 _PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L4": 121.0}
@@ -128,9 +131,9 @@ def measure(args: argparse.Namespace, work: Path) -> Figures:
     for repeat in range(args.repeat):
         for latency in args.latency_ms:
             for part in (PARTS[name] for name in args.only):
-                if part == "ray" and not _has_ray():
+                if (part == "ray" and not _has_ray()) or (part == "side_by_side" and args.device != "cpu"):
                     continue
-                root = "slow://" if latency and part != "ceiling" else ""
+                root = "slow://" if latency and part not in _MODEL_ALONE else ""
                 output = work / "output" / part
                 settings = {
                     **common,
@@ -143,7 +146,7 @@ def measure(args: argparse.Namespace, work: Path) -> Figures:
                 figures = run_child(*_CHILDREN[part], settings, {**environment, LATENCY: str(latency)})
                 figures |= {"part": part, "repeat": repeat, "latency_ms": latency}
                 figures["images_per_second"] = args.images / figures["seconds"]
-                if part != "ceiling":
+                if part not in _MODEL_ALONE:
                     _check(Path(f"{output}-{repeat}-{latency:g}") / "input" / "images", paths)
                 runs.append(figures)
                 print(

@@ -1,4 +1,4 @@
-"""Two parts of benchmarks.throughput, which are loops over images: ceiling and paper_loop.
+"""Three parts of benchmarks.throughput, which are loops over images: ceiling, side_by_side and paper_loop.
 
 Each takes the settings that the parent made, loads its model, warms up, and then measures; see the parent.
 """
@@ -30,25 +30,19 @@ _DEFAULT_FOLDER = Path(ot_core.__file__).parent / "vae"
 
 
 def ceiling(settings: Figures) -> Figures:
-    """Encode and decode alone, of tensors that are there already: in the batch that is fastest, or on a CPU image by
-    image with a core for each, if that is faster still.
-    """
+    """Encode and decode alone, of tensors that are there already, in the batch that is fastest."""
     torch.set_num_threads(settings["threads"])
     device = settings["device"]
     autoencoder = load_autoencoder(settings["vae"], device, settings["precision"])
     images = [_padded(path, autoencoder) for path in settings["paths"]]
     batch, trial = _best_batch(autoencoder, images, device)
-    batches = [torch.cat(equal).to(device) for equal in _equal_shapes(images, batch or 1)]
+    batches = [torch.cat(equal).to(device) for equal in _equal_shapes(images, batch)]
     del images
-    ready_at = time.time()
-    if batch:
-        start = time.perf_counter()
-        for pixels in batches:
-            autoencoder.decode(autoencoder.encode(pixels))
-        _synchronise(device)
-        seconds = time.perf_counter() - start
-    else:
-        seconds = _side_by_side(autoencoder, batches)
+    ready_at, start = time.time(), time.perf_counter()
+    for pixels in batches:
+        autoencoder.decode(autoencoder.encode(pixels))
+    _synchronise(device)
+    seconds = time.perf_counter() - start
     return {
         "seconds": seconds,
         "ready_at": ready_at,
@@ -58,6 +52,23 @@ def ceiling(settings: Figures) -> Figures:
         "mean_batch": len(settings["paths"]) / len(batches),
         "trial_images_per_second": trial,
     }
+
+
+def side_by_side(settings: Figures) -> Figures:
+    """The same image by image, a core of the CPU for each; the largest first, so that none is late."""
+    torch.set_num_threads(settings["threads"])
+    autoencoder = load_autoencoder(settings["vae"], settings["device"], settings["precision"])
+    images = sorted((_padded(path, autoencoder) for path in settings["paths"]), key=Tensor.numel, reverse=True)
+
+    def work(pixels: Tensor) -> None:
+        autoencoder.decode(autoencoder.encode(pixels))
+
+    with ThreadPoolExecutor(settings["threads"], initializer=torch.set_num_threads, initargs=(1,)) as workers:
+        list(workers.map(work, images[-4:]))
+        ready_at, start = time.time(), time.perf_counter()
+        list(workers.map(work, images))
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds, "ready_at": ready_at, "peak_rss_bytes": peak_rss_bytes()}
 
 
 def _padded(path: str, autoencoder: Autoencoder) -> Tensor:
@@ -71,18 +82,8 @@ def _equal_shapes(images: list[Tensor], batch: int) -> Iterator[list[Tensor]]:
         yield from (tensors[begin : begin + batch] for begin in range(0, len(tensors), batch))
 
 
-def _side_by_side(autoencoder: Autoencoder, batches: list[Tensor]) -> float:
-    """Seconds for all, a core for each; the largest first, so that none is late."""
-    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as workers:
-        start = time.perf_counter()
-        ordered = sorted(batches, key=Tensor.numel, reverse=True)
-        for done in [workers.submit(lambda x: autoencoder.decode(autoencoder.encode(x)).sum(), x) for x in ordered]:
-            done.result()
-        return time.perf_counter() - start
-
-
 def _best_batch(autoencoder: Autoencoder, images: list[Tensor], device: str) -> tuple[int, dict[str, float]]:
-    """The fastest batch for an image of middle size, 0 for side by side; the trial warms up, too."""
+    """The batch with the most images a second on an image of middle size; the trial warms up, too."""
     image = sorted(images, key=lambda x: x.numel())[len(images) // 2].to(device)
     speeds = {}
     for batch in _BATCHES[device]:
@@ -93,9 +94,6 @@ def _best_batch(autoencoder: Autoencoder, images: list[Tensor], device: str) -> 
             autoencoder.decode(autoencoder.encode(pixels))
             _synchronise(device)
         speeds[batch] = 3 * batch / (time.perf_counter() - start)
-    if device == "cpu" and torch.get_num_threads() > 1:
-        several = [image] * (4 * torch.get_num_threads())
-        speeds[0] = len(several) / min(_side_by_side(autoencoder, several) for _ in range(2))
     best = max(speeds, key=lambda batch: speeds[batch])
     return best, {str(batch): speed for batch, speed in speeds.items()}
 
@@ -161,4 +159,4 @@ def _synchronise(device: str) -> None:
 
 
 if __name__ == "__main__":
-    serve([ceiling, paper_loop])
+    serve([ceiling, side_by_side, paper_loop])
