@@ -84,11 +84,12 @@ def run_child(module: str, what: str, settings: Mapping[str, Any], environment: 
         SystemExit: with the end of the child's stderr, if it failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
+        given, result = Path(folder) / "settings.json", Path(folder) / "result.json"
+        given.write_text(json.dumps(settings))  # too long for a command line
         python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         started = time.time()
         done = subprocess.run(
-            [sys.executable, "-m", module, what, json.dumps(settings), str(result)],
+            [sys.executable, "-m", module, what, str(given), str(result)],
             env={**os.environ, "PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1", **environment},
             capture_output=True,
             text=True,
@@ -103,8 +104,8 @@ def run_child(module: str, what: str, settings: Mapping[str, Any], environment: 
 
 def serve(parts: Sequence[Callable[[Figures], Figures]]) -> None:
     """The main function of a child's module: runs the part that the command line names."""
-    what, settings, result = sys.argv[1:]
-    figures = next(part for part in parts if part.__name__ == what)(json.loads(settings))
+    what, given, result = sys.argv[1:]
+    figures = next(part for part in parts if part.__name__ == what)(json.loads(Path(given).read_text()))
     Path(result).write_text(json.dumps(figures))
     sys.stderr.flush()
     sys.stdout.flush()
