@@ -3,11 +3,11 @@
 numpy alone carries the statistics and the map; torch starts at patches and the autoencoder.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ot_core.errors import Cause, ImageError, MapFileError, OTError, UserError
 from ot_core.images import DecodedImage, decode_image, encode_image
+from ot_core.lazy import lazy_attributes
 from ot_core.map_file import read_map, write_map
 from ot_core.noise import noise_floor
 from ot_core.statistics import GaussianStatistics
@@ -19,24 +19,22 @@ if TYPE_CHECKING:
     from ot_core.patches import fold, latent_statistics, unfold
     from ot_core.transport import LatentTransport, ZeroShotTransport, blend
 else:
-    #: Where to find what needs torch, which is imported when first asked for: listing a bucket can do without.
-    _LAZY = {
-        "Autoencoder": "autoencoder",
-        "DecoderGeometry": "decoder",
-        "LatentTransport": "transport",
-        "ZeroShotTransport": "transport",
-        "blend": "transport",
-        "decoder_geometry": "decoder",
-        "fold": "patches",
-        "latent_statistics": "patches",
-        "load_autoencoder": "autoencoder",
-        "unfold": "patches",
-    }
-
-    def __getattr__(name: str) -> Any:
-        if name not in _LAZY:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    # What needs torch.
+    __getattr__ = lazy_attributes(
+        __name__,
+        {
+            "Autoencoder": "autoencoder",
+            "DecoderGeometry": "decoder",
+            "LatentTransport": "transport",
+            "ZeroShotTransport": "transport",
+            "blend": "transport",
+            "decoder_geometry": "decoder",
+            "fold": "patches",
+            "latent_statistics": "patches",
+            "load_autoencoder": "autoencoder",
+            "unfold": "patches",
+        },
+    )
 
 
 __version__ = "0.1.0"

@@ -4,9 +4,9 @@ These modules only wire: the mathematics, the model and all access to storage li
 PTransforms are the public surface, DoFns are not. Every transform that can fail gives `(result, failures)`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ot_core.lazy import lazy_attributes
 from transforms.elements import Failure, ImageQuality, ImageRecord, ImageRef
 from transforms.inputs import ListImages
 from transforms.records import WriteFailures, WriteManifest, WriteQuality
@@ -26,31 +26,29 @@ if TYPE_CHECKING:
     from transforms.resume import SkipDone
     from transforms.statistics import FeatureStatistics, GaussianStatisticsCombineFn, LatentStatistics
 else:
-    #: Where to find what needs torch: imported when first asked for, as in ot_core.
-    _LAZY = {
-        "BatchByPixels": "batching",
-        "CompareImages": "quality",
-        "FeatureStatistics": "statistics",
-        "FeatureStatisticsModelHandler": "model_handlers",
-        "FitTransportMap": "maps",
-        "GaussianStatisticsCombineFn": "statistics",
-        "GelbrichDistances": "quality",
-        "LatentStatistics": "statistics",
-        "LatentStatisticsModelHandler": "model_handlers",
-        "PackShards": "packing",
-        "ReadImages": "reading",
-        "RemoveStaging": "packing",
-        "SkipDone": "resume",
-        "TotalQuality": "quality",
-        "TransportImages": "images",
-        "TransportModelHandler": "model_handlers",
-        "WriteTransportMap": "maps",
-    }
-
-    def __getattr__(name: str) -> Any:
-        if name not in _LAZY:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    # What needs torch.
+    __getattr__ = lazy_attributes(
+        __name__,
+        {
+            "BatchByPixels": "batching",
+            "CompareImages": "quality",
+            "FeatureStatistics": "statistics",
+            "FeatureStatisticsModelHandler": "model_handlers",
+            "FitTransportMap": "maps",
+            "GaussianStatisticsCombineFn": "statistics",
+            "GelbrichDistances": "quality",
+            "LatentStatistics": "statistics",
+            "LatentStatisticsModelHandler": "model_handlers",
+            "PackShards": "packing",
+            "ReadImages": "reading",
+            "RemoveStaging": "packing",
+            "SkipDone": "resume",
+            "TotalQuality": "quality",
+            "TransportImages": "images",
+            "TransportModelHandler": "model_handlers",
+            "WriteTransportMap": "maps",
+        },
+    )
 
 
 __all__ = [

@@ -4,7 +4,6 @@ Only ImageRef, statistics, ImageRecord and Failure ever cross a shuffle. The oth
 one fused stage; their coder exists so that a runner can ask for their size without serialising them.
 """
 
-import pickle
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -193,13 +192,19 @@ def failure_of_group(group: str, stage: str, cause: Cause, message: str) -> Fail
 
 
 class _PixelCoder(beam.coders.Coder):
-    """Pickles, should a runner ever insist, but tells the size from the arrays without pickling."""
+    """Beam's coder for Python objects, but tells the size from the arrays without pickling them.
+
+    Nothing is encoded within a stage. Should a runner split it, what is decoded is what a worker of the same job sent.
+    """
+
+    _OBJECTS = beam.coders.PickleCoder()
 
     def encode(self, value: Any) -> bytes:
-        return pickle.dumps(value, protocol=5)
+        encoded: bytes = self._OBJECTS.encode(value)
+        return encoded
 
     def decode(self, encoded: bytes) -> Any:
-        return pickle.loads(encoded)
+        return self._OBJECTS.decode(encoded)
 
     def estimate_size(self, value: Any) -> int:
         return _nbytes(value)

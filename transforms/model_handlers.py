@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,11 +31,11 @@ from ot_core import (
 )
 from ot_core.autoencoder import DEFAULT_VAE, Pixels, default_tile_pixels, is_factory, to_tensor, unit_pixels
 from ot_core.features import FeatureExtractor, LatentFeatures
-from ot_core.tiles import SMALLEST_TILE_PIXELS, decode_in_tiles, encode_in_tiles
+from ot_core.tiles import decode_in_tiles, encode_in_tiles
 from transforms import metrics
+from transforms.device_memory import halving, over_equal_shapes
 from transforms.elements import Failure, ImageBatch, LoadedImage, TransportedImage, TransportPrediction
 
-_Result = TypeVar("_Result")
 #: Where alpha mixes the restored image with the transported one.
 INTERPOLATIONS = ("pixels", "latents")
 #: Pixels that the cores of a CPU work on together, which bounds memory.
@@ -113,7 +113,7 @@ class FeatureStatisticsModelHandler(_ImageModelHandler):
         self, feature: str, images: Sequence[LoadedImage], model: Any
     ) -> Iterator[tuple[LoadedImage, GaussianStatistics | Exception]]:
         extractor = self._extractors[feature]
-        return _over_equal_shapes(
+        return over_equal_shapes(
             images,
             lambda height, width: extractor.padded_size(model, height, width),
             lambda equal, _: extractor.statistics([loaded.image.pixels for loaded in equal], model),
@@ -265,19 +265,18 @@ class TransportModelHandler(_ImageModelHandler):
             return math.prod(model.autoencoder.padded_size(*loaded.image.pixels.shape[:2]))
 
         max_pixels = self._max_tile_pixels or default_tile_pixels()
-        small: list[LoadedImage] = []
-        if model.workers is not None:
-            at_once = torch.get_num_threads()
-            small = [loaded for loaded in images if at_once * pixels(loaded) <= _PIXELS_SIDE_BY_SIDE]
-            small = [loaded for loaded in small if pixels(loaded) <= max_pixels]
-            small.sort(key=pixels, reverse=True)  # so that none is late
-            for loaded in small:
-                metrics.observe(metrics.BATCH_PIXELS, pixels(loaded))
-            futures = [model.workers.submit(_halving, [loaded], transport, max_pixels) for loaded in small]
-            yield from itertools.chain.from_iterable(future.result() for future in futures)
-        chosen = set(map(id, small))
-        rest = [loaded for loaded in images if id(loaded) not in chosen]
-        yield from _over_equal_shapes(rest, model.autoencoder.padded_size, transport, max_pixels)
+        if model.workers is None:
+            yield from over_equal_shapes(images, model.autoencoder.padded_size, transport, max_pixels)
+            return
+        most = min(max_pixels, _PIXELS_SIDE_BY_SIDE // torch.get_num_threads())
+        ordered = sorted(images, key=pixels, reverse=True)  # the largest first, so that none is late
+        large = list(itertools.takewhile(lambda loaded: pixels(loaded) > most, ordered))
+        small = ordered[len(large) :]
+        for loaded in small:
+            metrics.observe(metrics.BATCH_PIXELS, pixels(loaded))
+        futures = [model.workers.submit(halving, [loaded], transport, max_pixels) for loaded in small]
+        yield from itertools.chain.from_iterable(future.result() for future in futures)
+        yield from over_equal_shapes(large, model.autoencoder.padded_size, transport, max_pixels)
 
     def _transport(
         self, images: Sequence[LoadedImage], model: TransportModel, max_pixels: int
@@ -361,51 +360,3 @@ def autoencoder_of_map(
             f"{autoencoder.name} has {autoencoder.latent_channels}; pass the --vae that it was fitted with"
         )
     return autoencoder
-
-
-def _over_equal_shapes(
-    images: Sequence[LoadedImage],
-    padded_size: Callable[[int, int], tuple[int, int]],
-    function: Callable[[Sequence[LoadedImage], int], Sequence[_Result | ImageError]],
-    max_pixels: int,
-) -> Iterator[tuple[LoadedImage, _Result | Exception]]:
-    """Applies a function to the images of each padded shape, on less at once where the device runs out of memory.
-
-    The function is given images and the most pixels that it may work on at once, if it can split an image.
-    """
-
-    def shape(loaded: LoadedImage) -> tuple[int, int]:
-        height, width = loaded.image.pixels.shape[:2]
-        return padded_size(height, width)
-
-    for (height, width), equal in itertools.groupby(sorted(images, key=shape), key=shape):
-        several = list(equal)
-        metrics.observe(metrics.BATCH_PIXELS, min(len(several) * height * width, max_pixels))
-        yield from _halving(several, function, max_pixels)
-
-
-def _halving(
-    images: list[LoadedImage],
-    function: Callable[[Sequence[LoadedImage], int], Sequence[_Result | ImageError]],
-    max_pixels: int,
-) -> Iterable[tuple[LoadedImage, _Result | Exception]]:
-    try:
-        return list(zip(images, function(images, max_pixels), strict=True))
-    except Exception as error:  # with several images the culprit is unknown: try the halves
-        if len(images) > 1:
-            middle = len(images) // 2
-            halves = (images[:middle], images[middle:])
-            return itertools.chain.from_iterable(_halving(half, function, max_pixels) for half in halves)
-        if not _is_out_of_memory(error):
-            return [(images[0], error)]
-        height, width = images[0].image.pixels.shape[:2]
-        failure = ImageError(Cause.OUT_OF_MEMORY, f"{width}x{height} pixels don't fit on the device")
-    # Outside of the handler, which would keep what the failed attempt had allocated alive.
-    largest = min(max_pixels, height * width)
-    if largest <= SMALLEST_TILE_PIXELS:
-        return [(images[0], failure)]
-    return _halving(images, function, max(largest // 4, SMALLEST_TILE_PIXELS))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import ot_core
 from ot_core import Autoencoder, UserError, load_autoencoder
-from ot_core.autoencoder import _load_once, default_precision, is_factory, to_tensor
+from ot_core.autoencoder import _load_once, is_factory
 
 FACTORY_MODULE = '''
 import torch
@@ -390,47 +390,3 @@ class TestDefault:
         x = torch.from_numpy(photo(64, 96)).permute(2, 0, 1)[None] / 255
         error = (default.decode(default.encode(x)) - x).square().mean()
         assert error < 0.25 * x.var()
-
-
-class TestPrecision:
-    def test_bfloat16_is_near_float32_and_gives_float32(self, photo):
-        images = [photo(96, 80, seed=seed) for seed in range(3)]
-        exact, fast = (load_autoencoder(device="cpu", precision=precision) for precision in ("float32", "bfloat16"))
-        latents = exact.encode(to_tensor(images, exact))
-        rough = fast.encode(to_tensor(images, fast))
-        assert rough.dtype == torch.float32
-        assert 0 < (rough - latents).norm() < 0.03 * latents.norm()
-        decoded, roughly = exact.decode(latents), fast.decode(latents)
-        assert roughly.dtype == torch.float32
-        error = (roughly - decoded).square().mean()
-        assert 0 < error < 10**-4.5  # 45 dB
-
-    def test_the_fingerprint_is_that_of_the_weights_whatever_they_are_used_in(self):
-        fingerprints = {load_autoencoder(device="cpu", precision=p).fingerprint for p in ("float32", "bfloat16")}
-        assert len(fingerprints) == 1
-
-    def test_without_weights_nothing_is_rounded(self, photo):
-        pixels = load_autoencoder("pixels", "cpu", "bfloat16")
-        x = to_tensor([photo(8, 8)], pixels)
-        assert pixels.precision == "float32"
-        torch.testing.assert_close(pixels.decode(pixels.encode(x)), x, rtol=0, atol=1e-6)
-
-    def test_none_is_the_default_of_the_device_and_the_same_object(self):
-        assert load_autoencoder(None, "cpu", None) is load_autoencoder(device="cpu", precision=default_precision("cpu"))
-
-    def test_a_module_that_takes_views_works_all_the_same(self):
-        class Views(nn.Module):
-            downsampling_factor = 1
-
-            def __init__(self) -> None:
-                super().__init__()
-                self.scale = nn.Parameter(torch.ones(1))
-
-            def encode(self, x: Tensor) -> Tensor:
-                return x.view(-1).view(x.shape) * self.scale
-
-            def decode(self, z: Tensor) -> Tensor:
-                return z
-
-        x = torch.rand(1, 3, 4, 6)
-        torch.testing.assert_close(Autoencoder(Views(), "views").encode(x), 2 * x - 1)

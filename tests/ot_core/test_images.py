@@ -1,70 +1,16 @@
-"""Decoding and encoding: the table in the docstring of ot_core.images, row by row, and what is refused."""
+"""Decoding and encoding: the table in the docstring of ot_core.images, row by row."""
 
 from __future__ import annotations
 
-import contextlib
 import io
-import resource
-import struct
-import tracemalloc
-import zlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image
 
 from ot_core import Cause, DecodedImage, ImageError, decode_image, encode_image
-
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-
-
-def noise(height: int, width: int, channels: int | None = None, seed: int = 0) -> np.ndarray:
-    shape = (height, width) if channels is None else (height, width, channels)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def encoded(image: Image.Image | np.ndarray, image_format: str = "PNG", **options: Any) -> bytes:
-    """A file, written by Pillow."""
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, image_format, **options)
-    return buffer.getvalue()
-
-
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def png(width: int, height: int, depth: int, colour_type: int, rows: bytes, *extra: bytes) -> bytes:
-    """A PNG file written by hand, of kinds that Pillow doesn't write."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))
-    stride = len(rows) // max(height, 1)
-    lines = b"".join(b"\0" + rows[i * stride : (i + 1) * stride] for i in range(height))
-    body = b"".join([header, *extra, chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")])
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def cmyk_profile() -> bytes:
-    """An ICC profile of odd inks: K prints black, C without K mid-grey (L* = 50), M and Y nothing."""
-    identity = bytes(range(256))
-    table = b"".join(bytes([0 if i & 1 else 128 if i & 8 else 255, 128, 128]) for i in range(16))  # K varies fastest
-    matrix = struct.pack(">9i", *(65536 if i % 4 == 0 else 0 for i in range(9)))
-    lut = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + matrix + identity * 4 + table + identity * 3
-    lut += b"\0" * (-len(lut) % 4)
-    header = struct.pack(">I4sI4s4s4s", 132 + 12 + len(lut), b"\0\0\0\0", 0x02400000, b"prtr", b"CMYK", b"Lab ")
-    header += struct.pack(">6H4s", 2026, 1, 1, 0, 0, 0, b"acsp") + b"\0" * 28
-    header += struct.pack(">3i", 0xF6D6, 0x10000, 0xD32D) + b"\0" * 48
-    return header + struct.pack(">I4sII", 1, b"A2B0", 144, len(lut)) + lut
-
-
-def refused(data: bytes, **options: Any) -> Cause:
-    with pytest.raises(ImageError) as error:
-        decode_image(data, **options)
-    assert "\n" not in error.value.message
-    return error.value.cause
+from tests.ot_core.image_files import SRGB, chunk, cmyk_profile, encoded, noise, png, refused
 
 
 class TestFormats:
@@ -376,52 +322,6 @@ class TestFrames:
         np.testing.assert_array_equal(decoded.pixels, decode_image(encoded(self.frames[0], "JPEG")).pixels)
 
 
-class TestDamage:
-    @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
-    @pytest.mark.parametrize("share", [0.5, 0.9])
-    def test_truncated_files_are_damaged(self, image_format: str, share: float):
-        data = encoded(noise(64, 64, 3), image_format)
-        assert refused(data[: int(share * len(data))]) in (
-            {Cause.DAMAGED, Cause.NOT_AN_IMAGE} if image_format in ("WEBP", "TIFF") else {Cause.DAMAGED}
-        )
-
-    @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
-    def test_a_file_cut_anywhere_gives_an_image_or_an_image_error(self, image_format: str):
-        """Some bytes at the end don't matter; in the header and the pixels they do."""
-        data = encoded(noise(12, 12, 3), image_format)
-        for end in range(1, len(data), 7):
-            try:
-                assert decode_image(data[:end]).pixels.shape == (12, 12, 3)
-            except ImageError as error:
-                assert error.cause in (Cause.DAMAGED, Cause.NOT_AN_IMAGE)  # noqa: PT017
-
-    def test_an_empty_file(self):
-        assert refused(b"") == Cause.EMPTY_FILE
-
-    @pytest.mark.parametrize("data", [b"\0", b"just text, whatever its name says", b"<html></html>", b"\x89PNG"])
-    def test_anything_else_is_not_an_image(self, data: bytes):
-        assert refused(data) == Cause.NOT_AN_IMAGE
-
-    @pytest.mark.parametrize(("width", "height"), [(0, 1), (1, 0), (0, 0)])
-    def test_a_header_without_pixels_is_refused(self, width: int, height: int):
-        assert refused(png(width, height, 8, 2, b"")) in (Cause.DAMAGED, Cause.NOT_AN_IMAGE)
-
-
-class TestPixelLimit:
-    def test_a_huge_image_is_refused_by_its_header_alone(self):
-        """10.8 GB of pixels, had they been allocated."""
-        data = png(60_000, 60_000, 8, 2, b"")
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        assert refused(data) == Cause.TOO_LARGE
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
-
-    @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
-    def test_an_image_over_the_limit_is_refused_and_one_at_the_limit_read(self, image_format: str):
-        data = encoded(noise(10, 11, 3), image_format)
-        assert refused(data, max_pixels=109) == Cause.TOO_LARGE
-        assert decode_image(data, max_pixels=110).pixels.shape == (10, 11, 3)
-
-
 class TestEncoding:
     plain = DecodedImage(noise(16, 24, 3))
 
@@ -455,62 +355,6 @@ class TestEncoding:
         with pytest.raises(ImageError, match=f"{width}x1 pixels can't be written as {image_format}") as error:
             encode_image(pixels, DecodedImage(pixels), image_format)
         assert error.value.cause == Cause.UNSUPPORTED
-
-
-def kinds_of_files() -> list[bytes]:
-    """A small file of every kind: what is mutated."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    rgb, grey = Image.fromarray(noise(9, 7, 3)), Image.fromarray(noise(9, 7))
-    files = [encoded(rgb, name, exif=exif) for name in ("PNG", "JPEG", "WEBP", "TIFF")]
-    files += [encoded(rgb, name) for name in ("BMP", "WEBP", "MPO")]
-    files += [encoded(grey, name) for name in ("PNG", "JPEG", "TIFF", "BMP")]
-    files += [encoded(rgb, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_deflate", "packbits", "jpeg")]
-    files += [encoded(rgb.convert(mode), "TIFF") for mode in ("CMYK", "RGBA", "P", "F", "1")]
-    files += [encoded(rgb.quantize(8), transparency=2), encoded(rgb.convert("RGBA")), encoded(grey.convert("1"))]
-    files += [encoded(noise(9, 7).astype(np.uint16), name) for name in ("PNG", "TIFF")]
-    files += [encoded(rgb.convert("CMYK"), "JPEG", icc_profile=cmyk_profile()), encoded(rgb, icc_profile=SRGB)]
-    files += [png(1, 1, 16, 2, bytes(6), chunk(b"tRNS", bytes(6))), png(2, 1, 8, 0, bytes(2), chunk(b"tRNS", b"\0\7"))]
-    return files
-
-
-FILES = kinds_of_files()
-mutations = st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=6)
-
-
-def corrected(data: bytes) -> bytes:
-    """A PNG with its checksums made right again, so that damage reaches what the checksums protect."""
-    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return data
-    parts, position = [data[:8]], 8
-    while position + 8 <= len(data):
-        size = int.from_bytes(data[position : position + 4], "big")
-        parts.append(chunk(data[position + 4 : position + 8], data[position + 8 : position + 8 + size]))
-        position += 12 + size
-    return b"".join(parts)
-
-
-class TestMutations:
-    @settings(max_examples=400)
-    @given(st.sampled_from(FILES), mutations, st.booleans())
-    def test_any_damage_gives_an_image_or_an_image_error(self, file: bytes, changes: list, near_the_start: bool):
-        data = bytearray(file)
-        for position, value in changes:
-            data[position % (min(len(data), 200) if near_the_start else len(data))] = value
-        try:
-            decoded = decode_image(corrected(bytes(data)), max_pixels=100_000)
-        except ImageError:
-            return
-        assert decoded.pixels.ndim == 3
-        assert decoded.pixels.shape[2] == 3
-        assert decoded.alpha is None or decoded.alpha.shape == decoded.pixels.shape[:2]
-        pixels = np.rint(decoded.pixels * 255).astype(np.uint8) if decoded.pixels.dtype != np.uint8 else decoded.pixels
-        assert encode_image(pixels, decoded, "png")
-
-    @settings(max_examples=100)
-    @given(st.binary(min_size=1, max_size=64), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0"]))
-    def test_any_bytes_give_an_image_error(self, data: bytes, magic: bytes):
-        refused(magic + data)
 
 
 def _with_exif(mode: str, image_format: str, **more: object) -> bytes:
@@ -553,65 +397,3 @@ def test_an_image_without_exif_gets_none():
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "TIFF")
     assert decode_image(buffer.getvalue()).exif is None
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def _png_with(chunk: bytes, size: tuple[int, int] = (8, 8)) -> bytes:
-    """A PNG file with a chunk of ours after its header, which may lie about the size."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, "PNG")
-    data = buffer.getvalue()
-    header = _chunk(b"IHDR", struct.pack(">II", *size) + data[24:29])
-    return data[:8] + header + chunk + data[33:]
-
-
-def _zeros() -> bytes:
-    """300 MB, compressed."""
-    compressor = zlib.compressobj(9)
-    return b"".join(compressor.compress(bytes(1_000_000)) for _ in range(300)) + compressor.flush()
-
-
-@pytest.mark.parametrize("appended", [b"PK\x03\x04 a zip file", b"<script>alert(1)</script>", b"%PDF-1.4", b"GIF89a"])
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
-def test_what_is_appended_to_an_image_is_ignored(appended: bytes, image_format: str):
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (9, 99, 199)).save(buffer, image_format)
-    plain = decode_image(buffer.getvalue())
-    np.testing.assert_array_equal(decode_image(buffer.getvalue() + appended).pixels, plain.pixels)
-
-
-@pytest.mark.parametrize("start", [b"PK\x03\x04", b"GIF89a", b"%PDF-1.4\n", b"<html>"])
-def test_an_image_behind_something_else_is_none(start: bytes):
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
-    with pytest.raises(ImageError) as raised:
-        decode_image(start + buffer.getvalue())
-    assert raised.value.cause == Cause.NOT_AN_IMAGE
-
-
-@pytest.mark.parametrize(
-    ("kind", "start"), [(b"zTXt", b"Comment\0\0"), (b"iTXt", b"Comment\0\1\0\0\0"), (b"iCCP", b"profile\0\0")]
-)
-def test_compressed_metadata_of_300_mb_is_never_held(kind: bytes, start: bytes):
-    zeros = _zeros()
-    data = _png_with(_chunk(kind, start + zeros))
-    assert len(data) < 1_000_000
-    tracemalloc.start()
-    try:
-        with contextlib.suppress(ImageError):
-            assert decode_image(data).pixels.shape == (8, 8, 3)
-        assert tracemalloc.get_traced_memory()[1] < 50_000_000
-        zlib.decompress(zeros)
-        assert tracemalloc.get_traced_memory()[1] > 250_000_000  # so that the measure means something
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.parametrize("size", [(100_000, 100_000), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1)])
-def test_a_header_that_promises_too_much_is_refused_before_any_pixel(size: tuple[int, int]):
-    with pytest.raises(ImageError) as raised:
-        decode_image(_png_with(b"", size))
-    assert raised.value.cause == Cause.TOO_LARGE

@@ -1,0 +1,66 @@
+"""Working on images of one shape together, and on less at once where the device runs out of memory."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+from ot_core import Cause, ImageError
+from ot_core.tiles import SMALLEST_TILE_PIXELS
+from transforms import metrics
+from transforms.elements import LoadedImage
+
+Result = TypeVar("Result")
+
+
+def over_equal_shapes(
+    images: Sequence[LoadedImage],
+    padded_size: Callable[[int, int], tuple[int, int]],
+    function: Callable[[Sequence[LoadedImage], int], Sequence[Result | ImageError]],
+    max_pixels: int,
+) -> Iterator[tuple[LoadedImage, Result | Exception]]:
+    """Applies a function to the images of each padded shape, on less at once where the device runs out of memory.
+
+    The function is given images and the most pixels that it may work on at once, if it can split an image.
+    """
+
+    def shape(loaded: LoadedImage) -> tuple[int, int]:
+        height, width = loaded.image.pixels.shape[:2]
+        return padded_size(height, width)
+
+    for (height, width), equal in itertools.groupby(sorted(images, key=shape), key=shape):
+        several = list(equal)
+        metrics.observe(metrics.BATCH_PIXELS, min(len(several) * height * width, max_pixels))
+        yield from halving(several, function, max_pixels)
+
+
+def halving(
+    images: list[LoadedImage],
+    function: Callable[[Sequence[LoadedImage], int], Sequence[Result | ImageError]],
+    max_pixels: int,
+) -> Iterable[tuple[LoadedImage, Result | Exception]]:
+    """Applies a function to images of one padded shape, on half of them or in smaller tiles where that is too much.
+
+    One image that fails is given with its error, and never takes the others along.
+    """
+    try:
+        return list(zip(images, function(images, max_pixels), strict=True))
+    except Exception as error:  # with several images the culprit is unknown: try the halves
+        if len(images) > 1:
+            middle = len(images) // 2
+            halves = (images[:middle], images[middle:])
+            return itertools.chain.from_iterable(halving(half, function, max_pixels) for half in halves)
+        if not _is_out_of_memory(error):
+            return [(images[0], error)]
+        height, width = images[0].image.pixels.shape[:2]
+        failure = ImageError(Cause.OUT_OF_MEMORY, f"{width}x{height} pixels don't fit on the device")
+    # Outside of the handler, which would keep what the failed attempt had allocated alive.
+    largest = min(max_pixels, height * width)
+    if largest <= SMALLEST_TILE_PIXELS:
+        return [(images[0], failure)]
+    return halving(images, function, max(largest // 4, SMALLEST_TILE_PIXELS))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
