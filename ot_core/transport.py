@@ -17,6 +17,9 @@ from ot_core.errors import Cause, ImageError
 from ot_core.patches import fold, folding_weights, latent_statistics
 from ot_core.transport_map import TransportMap
 
+# For each of the sides, and each of its rows or columns, how far from it the patches that cover it lie.
+_Covers = tuple[tuple[range, ...], ...]
+
 
 class LatentTransport:
     """A transport map ready to be applied to latents on one device.
@@ -24,8 +27,8 @@ class LatentTransport:
     The definition: every patch of the replicate-padded latent, one centred at each position, is mapped by
     y = T (x - ms) + mt, and the mapped patches are folded back with their weights. All of that is linear and the same
     everywhere but near the border, where fewer patches cover a position. So it is computed as one convolution from C
-    to C channels with a kernel of p + k - 1 rows and columns, and with kernels of their own for the outer k // 2 rows
-    and columns. No patch is ever held.
+    to C channels with a kernel of p + k - 1 rows and columns, and with kernels of their own for the positions on the
+    border, the outer k // 2 rows and columns. No patch is ever held.
 
     Args:
         transport_map: the map.
@@ -50,7 +53,13 @@ class LatentTransport:
         self._noise_root = _root(transport_map.noise_covariance)
         self._device, self._dtype = torch.device(device), dtype
         self._patch_size, self._kernel_size, self._sigma = p, p if kernel_size is None else kernel_size, sigma
-        self._kernels: dict[tuple[range, range], tuple[Tensor, Tensor]] = {}
+        self._taps = p + self._kernel_size - 1
+        self._inside: _Covers = ((range(-(self._kernel_size // 2), self._kernel_size // 2 + 1),),)
+        self._kernels: dict[tuple[_Covers, _Covers], tuple[Tensor, Tensor]] = {}
+        # A CPU's convolutions are made for sixteen output channels and more; of four, a block of 2x2 positions makes
+        # sixteen. An odd last row or column of blocks reaches into the border, so there must be one.
+        self._together = 2 if channels <= 8 and self._kernel_size > 1 else 1
+        self._convolution = self._block_kernel(self._together)
 
     def __call__(self, latents: Tensor, keys: list[str] | None = None) -> Tensor:
         """Transports latents (B, C, H, W) to (B, C, H, W), in the dtype that they came in.
@@ -60,56 +69,88 @@ class LatentTransport:
             keys: one per latent; they seed the noise of a map with a noise covariance, fresh at every
                 position, so that the same image gets the same result on any worker and in any batch.
         """
-        batch, channels, height, width = latents.shape
+        batch, _, height, width = latents.shape
+        padded = F.pad(latents.to(self._dtype), (self._taps // 2,) * 4, mode="replicate")
         result = torch.empty(latents.shape, dtype=self._dtype, device=latents.device)
-        taps = self._patch_size + self._kernel_size - 1
-        padded = F.pad(latents.to(self._dtype), (taps // 2,) * 4, mode="replicate")
-        all_columns = self._covered_alike(width)
-        for rows, down in self._covered_alike(height):
-            for columns, across in all_columns:
-                kernel, bias = self._kernel(down, across)
-                seen = padded[:, :, rows.start : rows.stop + taps - 1, columns.start : columns.stop + taps - 1]
-                if len(rows) > 1 and len(columns) > 1:
-                    moved = F.conv2d(seen, kernel, bias)
-                else:  # a product of matrices, which for a single row or column is several times faster
-                    windows = seen.unfold(2, taps, 1).unfold(3, taps, 1).permute(0, 1, 4, 5, 2, 3)
-                    flat = windows.reshape(batch, channels * taps**2, -1)
-                    moved = (kernel.flatten(1) @ flat + bias[:, None]).view(batch, channels, len(rows), len(columns))
-                result[:, :, rows.start : rows.stop, columns.start : columns.stop] = moved
+        self._transport_inside(padded, result)
+        self._transport_border(padded, result)
         if self._noise_root is not None:
             for one, key in zip(result, keys or [""] * batch, strict=True):
                 noise = self._noise(key, height, width).to(one)
                 one += fold(noise[None], self._patch_size, self._kernel_size, self._sigma)[0]
         return result.to(latents.dtype)
 
-    def _covered_alike(self, size: int) -> list[tuple[range, range]]:
-        """Rows, or columns, with how far the patches that cover them lie: the middle ones alike, each outer one not."""
-        radius = self._kernel_size // 2
-        outer = {*range(min(radius, size)), *range(max(size - radius, 0), size)}
-        starts = sorted({*outer, min(radius, size - 1), size})
-        return [
-            (range(start, stop), range(max(-radius, start - size + 1), min(radius, start) + 1))
-            for start, stop in itertools.pairwise(starts)
-        ]
+    def _transport_inside(self, padded: Tensor, result: Tensor) -> None:
+        """Fills in the positions that patches on all sides cover: a convolution, a block of positions at a time."""
+        radius, together = self._kernel_size // 2, self._together
+        height, width = (max(size - 2 * radius, 0) for size in result.shape[2:])
+        if height and width:
+            height, width = height + height % together, width + width % together
+            seen = padded[:, :, radius : radius + height + self._taps - 1, radius : radius + width + self._taps - 1]
+            moved = F.conv2d(seen, *self._convolution, stride=together)
+            place = result[:, :, radius : radius + height, radius : radius + width]
+            blocks = moved.view(*place.shape[:2], together, together, *moved.shape[2:]).permute(0, 1, 4, 2, 5, 3)
+            place.view(blocks.shape).copy_(blocks)
 
-    def _kernel(self, down: range, across: range) -> tuple[Tensor, Tensor]:
-        """Kernel (C, C, p + k - 1, p + k - 1) and bias (C,) where patches at these distances cover a position."""
+    def _transport_border(self, padded: Tensor, result: Tensor) -> None:
+        """Fills in the border: r of its rows, or q of its columns, on each of s or z sides, and where those cross."""
+        windows = padded.unfold(2, self._taps, 1).unfold(3, self._taps, 1)
+        radius, (height, width) = self._kernel_size // 2, result.shape[2:]
+        if not radius:
+            return
+        (rows, down), (columns, across) = _sides(height, radius), _sides(width, radius)
+        if width > 2 * radius:
+            inner = slice(radius, width - radius)
+            kernels, biases = self._border_kernels(down, self._inside)
+            seen = windows[:, :, :, inner].unfold(2, *rows)
+            moved = torch.einsum("bcsmijr,srzqocij->bmsro", seen, kernels) + biases[:, :, 0, 0]
+            result[:, :, :, inner].unfold(2, *rows).permute(0, 3, 2, 4, 1).copy_(moved)
+        if height > 2 * radius:
+            inner = slice(radius, height - radius)
+            kernels, biases = self._border_kernels(self._inside, across)
+            seen = windows[:, :, inner].unfold(3, *columns)
+            moved = torch.einsum("bcmzijq,srzqocij->bmzqo", seen, kernels) + biases[0, 0]
+            result[:, :, inner].unfold(3, *columns).permute(0, 2, 3, 4, 1).copy_(moved)
+        kernels, biases = self._border_kernels(down, across)
+        seen = windows.unfold(2, *rows).unfold(3, *columns)
+        moved = torch.einsum("bcszijrq,srzqocij->bsrzqo", seen, kernels) + biases
+        result.unfold(2, *rows).unfold(3, *columns).permute(0, 2, 4, 3, 5, 1).copy_(moved)
+
+    def _border_kernels(self, down: _Covers, across: _Covers) -> tuple[Tensor, Tensor]:
+        """Kernels (s, r, z, q, C, C, taps, taps) and biases (s, r, z, q, C) of s times r rows and z times q columns."""
         if (down, across) not in self._kernels:
-            p, radius = self._patch_size, self._kernel_size // 2
-            weights = folding_weights(self._kernel_size, self._sigma)
-            kernel = torch.zeros(*self._bias.shape[:1] * 2, *(p + 2 * radius,) * 2, dtype=torch.float64)
-            bias, total = torch.zeros(len(kernel), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-            for i, j in itertools.product(down, across):
-                weight = weights[radius + i, radius + j]
-                element = (slice(None), p // 2 + i, p // 2 + j)
-                kernel[:, :, radius - i : radius - i + p, radius - j : radius - j + p] += weight * self._matrix[element]
-                bias += weight * self._bias[element]
-                total += weight
+            kinds = itertools.product(*(itertools.chain(*covers) for covers in (down, across)))
+            shape = len(down), len(down[0]), len(across), len(across[0])
+            kernels, biases = map(torch.stack, zip(*itertools.starmap(self._kernel, kinds), strict=True))
             self._kernels[down, across] = (
-                (kernel / total).to(self._device, self._dtype),
-                (bias / total).to(self._device, self._dtype),
+                kernels.view(*shape, *kernels.shape[1:]).to(self._device, self._dtype),
+                biases.view(*shape, -1).to(self._device, self._dtype),
             )
         return self._kernels[down, across]
+
+    def _block_kernel(self, side: int) -> tuple[Tensor, Tensor]:
+        """Kernel and bias that give the side^2 positions of a block at once, as channels (C, rows, columns)."""
+        kernel, bias = self._kernel(self._inside[0][0], self._inside[0][0])
+        channels, size = len(kernel), self._taps + side - 1
+        block = torch.zeros(channels, side, side, channels, size, size, dtype=kernel.dtype)
+        for i, j in itertools.product(range(side), range(side)):
+            block[:, i, j, :, i : i + self._taps, j : j + self._taps] = kernel
+        bias = bias.repeat_interleave(side**2)
+        return block.flatten(0, 2).to(self._device, self._dtype), bias.to(self._device, self._dtype)
+
+    def _kernel(self, down: range, across: range) -> tuple[Tensor, Tensor]:
+        """Kernel (C, C, taps, taps) and bias (C,), float64, where patches at these distances cover a position."""
+        p, radius = self._patch_size, self._kernel_size // 2
+        weights = folding_weights(self._kernel_size, self._sigma)
+        kernel = torch.zeros(*self._bias.shape[:1] * 2, self._taps, self._taps, dtype=torch.float64)
+        bias, total = torch.zeros(len(kernel), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for i, j in itertools.product(down, across):
+            weight = weights[radius + i, radius + j]
+            element = (slice(None), p // 2 + i, p // 2 + j)
+            kernel[:, :, radius - i : radius - i + p, radius - j : radius - j + p] += weight * self._matrix[element]
+            bias += weight * self._bias[element]
+            total += weight
+        return kernel / total, bias / total
 
     def _noise(self, key: str, height: int, width: int) -> Tensor:
         """Noise of every patch: (D, H, W) float64."""
@@ -155,6 +196,22 @@ class ZeroShotTransport:
             source, self._map.target, patch_size=p, metric=self._map.metric, invariant=self._map.invariant
         )
         return LatentTransport(own, **self._options)(latent, key)
+
+
+def _sides(size: int, radius: int) -> tuple[tuple[int, int], _Covers]:
+    """The outer `radius` rows, or columns, at both ends of `size`, or all of them as one side where they meet.
+
+    Returns:
+        Size and step, for Tensor.unfold, of the sides, and what covers their rows.
+    """
+    length = radius if size >= 2 * radius else size
+    step = max(size - length, 1)
+    starts = range(0, size - length + 1, step)
+    covers = [
+        tuple(range(max(-radius, at - size + 1), min(radius, at) + 1) for at in range(start, start + length))
+        for start in starts
+    ]
+    return (length, step), tuple(covers)
 
 
 def blend(restored: Tensor, transported: Tensor, alpha: float) -> Tensor:
