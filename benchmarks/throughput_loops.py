@@ -34,7 +34,7 @@ def ceiling(settings: Figures) -> Figures:
     torch.set_num_threads(settings["threads"])
     device = settings["device"]
     autoencoder = load_autoencoder(settings["vae"], device, settings["precision"])
-    images = [_padded(path, autoencoder) for path in settings["paths"]]
+    images = [padded(path, autoencoder) for path in settings["paths"]]
     batch, trial = _best_batch(autoencoder, images, device)
     batches = [torch.cat(equal).to(device) for equal in _equal_shapes(images, batch)]
     del images
@@ -58,7 +58,7 @@ def side_by_side(settings: Figures) -> Figures:
     """The same image by image, a core of the CPU for each; the largest first, so that none is late."""
     torch.set_num_threads(settings["threads"])
     autoencoder = load_autoencoder(settings["vae"], settings["device"], settings["precision"])
-    images = sorted((_padded(path, autoencoder) for path in settings["paths"]), key=Tensor.numel, reverse=True)
+    images = sorted((padded(path, autoencoder) for path in settings["paths"]), key=Tensor.numel, reverse=True)
 
     def work(pixels: Tensor) -> None:
         autoencoder.decode(autoencoder.encode(pixels))
@@ -71,7 +71,8 @@ def side_by_side(settings: Figures) -> Figures:
     return {"seconds": seconds, "ready_at": ready_at, "peak_rss_bytes": peak_rss_bytes()}
 
 
-def _padded(path: str, autoencoder: Autoencoder) -> Tensor:
+def padded(path: str, autoencoder: Autoencoder) -> Tensor:
+    """A photograph as a tensor (1, 3, H, W), padded as the autoencoder needs it."""
     pixels = np.array(Image.open(path).convert("RGB"))
     return autoencoder.pad(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
 

@@ -50,34 +50,38 @@ class _BatchByPixelsDoFn(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._waiting: dict[_Shape, list[LoadedImage]] = {}
+        self._waiting_pixels = 0
 
     def process(self, element: LoadedImage) -> Iterator[Any]:
         shape = _shape(element)
-        if _pixels(shape) * 2 > self._max_pixels:
+        pixels = _pixels(shape)
+        if pixels * 2 > self._max_pixels:
             yield ImageBatch((element,))
-            return
-        if self._any_shape:
-            yield from self._with_any_shape(element, _pixels(shape))
-            return
-        batch = self._waiting.setdefault(shape, [])
-        batch.append(element)
-        if (len(batch) + 1) * _pixels(shape) > self._max_pixels:
-            yield self._take(shape)
-        elif sum(len(b) * _pixels(s) for s, b in self._waiting.items()) > 4 * self._max_pixels:
-            yield self._take(max(self._waiting, key=lambda s: len(self._waiting[s]) * _pixels(s)))
-
-    def _with_any_shape(self, element: LoadedImage, pixels: int) -> Iterator[ImageBatch]:
-        waiting = self._waiting.setdefault(_ANY_SHAPE, [])
-        if sum(_pixels(_shape(loaded)) for loaded in waiting) + pixels > self._max_pixels:
-            yield self._take(_ANY_SHAPE)
-        self._waiting.setdefault(_ANY_SHAPE, []).append(element)
+        elif self._any_shape:
+            if self._waiting_pixels + pixels > self._max_pixels:
+                yield self._take(_ANY_SHAPE)
+            self._hold(element, _ANY_SHAPE, pixels)
+        else:
+            batch = self._hold(element, shape, pixels)
+            if (len(batch) + 1) * pixels > self._max_pixels:
+                yield self._take(shape)
+            elif self._waiting_pixels > 4 * self._max_pixels:
+                yield self._take(max(self._waiting, key=lambda s: len(self._waiting[s]) * _pixels(s)))
 
     def finish_bundle(self) -> Iterator[Any]:
         for shape in list(self._waiting):
             yield in_global_window(self._take(shape))
 
+    def _hold(self, element: LoadedImage, shape: _Shape, pixels: int) -> list[LoadedImage]:
+        self._waiting_pixels += pixels
+        batch = self._waiting.setdefault(shape, [])
+        batch.append(element)
+        return batch
+
     def _take(self, shape: _Shape) -> ImageBatch:
-        return ImageBatch(tuple(self._waiting.pop(shape)))
+        batch = self._waiting.pop(shape)
+        self._waiting_pixels -= sum(_pixels(_shape(element)) for element in batch)
+        return ImageBatch(tuple(batch))
 
 
 def _shape(loaded: LoadedImage) -> _Shape:

@@ -6,6 +6,7 @@ are seen.
 
 import collections
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,9 @@ class _Thread(threading.local):
 _thread = _Thread()
 _tally: collections.Counter[str] = collections.Counter()
 _lock = threading.Lock()
+# Making one takes longer than using it.
+_counter = functools.cache(functools.partial(Metrics.counter, METRICS_NAMESPACE))
+_distribution = functools.cache(functools.partial(Metrics.distribution, METRICS_NAMESPACE))
 
 
 def count(name: str, n: int = 1) -> None:
@@ -52,7 +56,7 @@ def count(name: str, n: int = 1) -> None:
     if _thread.captured is not None:
         _thread.captured.append((count, name, n))
         return
-    Metrics.counter(METRICS_NAMESPACE, name).inc(n)
+    _counter(name).inc(n)
     with _lock:
         _tally[name] += n
 
@@ -62,7 +66,7 @@ def observe(name: str, value: int) -> None:
     if _thread.captured is not None:
         _thread.captured.append((observe, name, value))
         return
-    Metrics.distribution(METRICS_NAMESPACE, name).update(value)
+    _distribution(name).update(value)
 
 
 @contextlib.contextmanager
