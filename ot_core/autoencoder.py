@@ -71,20 +71,33 @@ class Autoencoder:
         name: see above.
         device: see above.
         precision: float32, bfloat16 or float16. What goes in and comes out is float32 all the same.
+        compiled: by torch.compile, which takes half a minute and on a CPU a C++ compiler: first for one size of images,
+            then for any. It pays for very many images.
     """
 
-    def __init__(self, module: Any, name: str, device: torch.device | str = "cpu", precision: str = "float32") -> None:
+    def __init__(
+        self,
+        module: Any,
+        name: str,
+        device: torch.device | str = "cpu",
+        precision: str = "float32",
+        compiled: bool = False,
+    ) -> None:
         self.fingerprint = _fingerprint(module)
         self.precision = precision if any(True for _ in module.parameters()) else "float32"
         self.name, self.device, self._dtype = name, torch.device(device), getattr(torch, self.precision)
         declared = getattr(module, "downsampling_factor", None)
         self._module: Any = module.to(self.device, self._dtype).eval().requires_grad_(False)
+        self._encode, self._decode = self._module.encode, self._module.decode
         try:
             latent = self._probe(torch.channels_last)
         except RuntimeError:  # somebody's own module may take views that need the common order
             latent = self._probe(torch.contiguous_format)
         self.latent_channels = int(latent.shape[1])
         self.downsampling_factor = int(declared or _PROBE_SIZE // latent.shape[-1])
+        if compiled:
+            self._encode, self._decode = map(torch.compile, (self._encode, self._decode))
+            self._probe(self._memory_format)  # what is missing for it shows here, not at every image
 
     def _probe(self, memory_format: torch.memory_format) -> Tensor:
         """The latent of a black square, after a round trip in this order of channels."""
@@ -108,7 +121,7 @@ class Autoencoder:
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
         """Latents (B, C, H/f, W/f) float32 of padded pixels (B, 3, H, W) in [0, 1]."""
-        encoded = self._module.encode(self._input(pixels.to(self.device, torch.float32) * 2 - 1))
+        encoded = self._encode(self._input(pixels.to(self.device, torch.float32) * 2 - 1))
         if hasattr(encoded, "latent_dist"):
             encoded = encoded.latent_dist.mode()
         for attribute in ("latent", "latents"):
@@ -118,7 +131,7 @@ class Autoencoder:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) float32 in [0, 1], clamped, of latents (B, C, H/f, W/f)."""
-        decoded = self._module.decode(self._input(latents.to(self.device)))
+        decoded = self._decode(self._input(latents.to(self.device)))
         decoded = getattr(decoded, "sample", decoded)
         return (decoded.float() / 2 + 0.5).clamp_(0, 1)
 
@@ -202,7 +215,7 @@ def is_factory(spec: str) -> bool:
 
 
 def load_autoencoder(
-    spec: str | None = None, device: str | None = None, precision: str | None = "float32"
+    spec: str | None = None, device: str | None = None, precision: str | None = "float32", compiled: bool = False
 ) -> Autoencoder:
     """Loads an autoencoder once per process.
 
@@ -210,23 +223,25 @@ def load_autoencoder(
         spec: see the module's docstring.
         device: torch device; default CUDA where there is one.
         precision: one of PRECISIONS; None for `default_precision`.
+        compiled: see `Autoencoder`.
 
     Raises:
         UserError: if there is none at that place, or it isn't one.
     """
     device = device or default_device()
-    return _load_once(vae_name(spec), device, precision or default_precision(device))
+    return _load_once(vae_name(spec), device, precision or default_precision(device), compiled)
 
 
 @functools.lru_cache(maxsize=2)
-def _load_once(name: str, device: str, precision: str) -> Autoencoder:
+def _load_once(name: str, device: str, precision: str, compiled: bool) -> Autoencoder:
     try:
-        return Autoencoder(_load_module(name), name, device, precision)
+        return Autoencoder(_load_module(name), name, device, precision, compiled)
     except UserError:
         raise
     except Exception as error:  # diffusers, the hub, fsspec and user code each raise their own
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"vae {name}: can't be loaded in {precision} ({type(error).__name__}: {reason})") from None
+        how = f"{precision}, compiled" if compiled else precision
+        raise UserError(f"vae {name}: can't be loaded in {how} ({type(error).__name__}: {reason})") from None
 
 
 def _load_module(name: str) -> nn.Module:

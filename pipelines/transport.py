@@ -110,6 +110,11 @@ def parser() -> options.ArgumentParser:
         metavar="TIME",
         help="take only images modified at this time or later: a date or time such as 2025-12-31T23:00, in UTC",
     )
+    flags.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the autoencoder first, which takes half a minute and more and pays for many thousand images",
+    )
     options.add_common(flags, precision="auto")
     return flags
 
@@ -141,6 +146,7 @@ def _settings(args: argparse.Namespace, vae_sha256: str) -> dict[str, object]:
     """What decides the bytes of the images."""
     names = ("alpha", "format", "quality", "compress_level", "interpolation", "kernel_size", "zero_shot", "precision")
     return {
+        "compile": args.compile,
         "output_format": args.output_format,
         "output_shards": None if args.output_format == "files" else args.output_shards,
         "map_sha256": hashlib.sha256(storage.read_bytes(args.map)).hexdigest(),
@@ -174,6 +180,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         sigma=args.sigma,
         zero_shot=args.zero_shot,
         precision=options.precision_of(args),
+        compiled=args.compile,
         folder=folder,
     )
     failures = [unlisted, untransported]

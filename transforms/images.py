@@ -56,7 +56,8 @@ class TransportImages(beam.PTransform):
         max_pixels: larger images are failures.
         max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
         folder: of the images, below the output.
-        **options: interpolation, kernel_size, sigma, zero_shot and precision of `TransportModelHandler`.
+        **options: interpolation, kernel_size, sigma, zero_shot, precision and compiled of
+            `TransportModelHandler`.
 
     Raises:
         UserError: if the format or interpolation isn't known, there is no alpha, or two alphas are the same to two

@@ -186,6 +186,7 @@ class TransportModelHandler(_ImageModelHandler):
         sigma: standard deviation of Gaussian folding weights in latent pixels; infinite means uniform.
         zero_shot: each image's own statistics take the place of the map's source.
         precision: one of `ot_core.autoencoder.PRECISIONS`; default the device's fastest.
+        compiled: see `ot_core.Autoencoder`.
         max_tile_pixels: larger images are done in overlapping tiles; default `default_tile_pixels`.
 
     Raises:
@@ -203,6 +204,7 @@ class TransportModelHandler(_ImageModelHandler):
         sigma: float = math.inf,
         zero_shot: bool = False,
         precision: str | None = None,
+        compiled: bool = False,
         max_tile_pixels: int | None = None,
     ) -> None:
         super().__init__()
@@ -210,7 +212,7 @@ class TransportModelHandler(_ImageModelHandler):
             raise UserError(f"interpolation {interpolation}: expected one of {', '.join(INTERPOLATIONS)}")
         self._map, self._alphas, self._vae, self._device = map, tuple(alphas), vae, device
         self._interpolation, self._zero_shot = interpolation, zero_shot
-        self._precision, self._max_tile_pixels = precision, max_tile_pixels
+        self._precision, self._compiled, self._max_tile_pixels = precision, compiled, max_tile_pixels
         self._folding: dict[str, Any] = {"kernel_size": kernel_size, "sigma": sigma}
 
     def update_model_path(self, model_path: str | None = None) -> None:
@@ -221,7 +223,9 @@ class TransportModelHandler(_ImageModelHandler):
         """Loads the map and the autoencoder, once per process."""
         with metrics.timed("load_model"):
             transport_map = read_map(self._map)
-            autoencoder = autoencoder_of_map(transport_map, self._map, self._vae, self._device, self._precision)
+            autoencoder = autoencoder_of_map(
+                transport_map, self._map, self._vae, self._device, self._precision, self._compiled
+            )
             transport = ZeroShotTransport if self._zero_shot else LatentTransport
             cores = torch.get_num_threads() if autoencoder.device.type == "cpu" else 1
             workers = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) if cores > 1 else None
@@ -334,6 +338,7 @@ def autoencoder_of_map(
     vae: str | None = None,
     device: str | None = None,
     precision: str | None = "float32",
+    compiled: bool = False,
 ) -> Autoencoder:
     """The autoencoder to use with a map: the user's choice, or the one that the map names; checked to be the same.
 
@@ -348,7 +353,7 @@ def autoencoder_of_map(
             f"map {map_url}: was fitted with the autoencoder {transport_map.vae}, which is code; "
             f"pass --vae {transport_map.vae} if you trust it"
         )
-    autoencoder = load_autoencoder(vae or transport_map.vae or DEFAULT_VAE, device, precision)
+    autoencoder = load_autoencoder(vae or transport_map.vae or DEFAULT_VAE, device, precision, compiled)
     if transport_map.vae_sha256 and transport_map.vae_sha256 != autoencoder.fingerprint:
         raise MapFileError(
             f"map {map_url}: was fitted with the autoencoder {transport_map.vae} ({transport_map.vae_sha256[:12]}), "

@@ -54,3 +54,27 @@ def test_a_module_that_takes_views_works_all_the_same():
 
     x = torch.rand(1, 3, 4, 6)
     torch.testing.assert_close(Autoencoder(Views(), "views").encode(x), 2 * x - 1)
+
+
+def test_compiled_computes_the_same_whatever_the_size():
+    class Small(nn.Module):  # the default autoencoder takes half a minute to compile
+        downsampling_factor = 2
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.up = nn.Conv2d(3, 4, 2, stride=2), nn.ConvTranspose2d(4, 3, 2, stride=2)
+
+        def encode(self, x: Tensor) -> Tensor:
+            return self.down(x).tanh()
+
+        def decode(self, z: Tensor) -> Tensor:
+            return self.up(z).tanh()
+
+    module = Small()
+    eager, compiled = (Autoencoder(module, "small", compiled=compiled) for compiled in (False, True))
+    assert hasattr(compiled._encode, "_torchdynamo_orig_callable")
+    for height, width in ((32, 32), (16, 24), (20, 18)):
+        x = torch.rand(1, 3, height, width)
+        latents = eager.encode(x)
+        torch.testing.assert_close(compiled.encode(x), latents, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled.decode(latents), eager.decode(latents), rtol=1e-4, atol=1e-5)
