@@ -15,7 +15,12 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+)
 from tqdm import tqdm
 
 from ot_core import UserError, listing
@@ -46,7 +51,7 @@ def launch(
     try:
         args, options = parse(parser, argv)
         check(args)
-        pipeline = beam.Pipeline(options=options)
+        pipeline = _pipeline(options)
         build(pipeline, args)
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
@@ -55,6 +60,10 @@ def launch(
     try:
         with _progress(parser.prog, options, getattr(args, "max_images", None)):
             result = pipeline.run()
+            template = options.view_as(GoogleCloudOptions).template_location
+            if template:  # a Flex Template's launcher starts the job from this file once we are gone
+                print(f"job graph {template}")
+                return 0
             result.wait_until_finish()
         counters = _counters(result)
         try:
@@ -65,6 +74,18 @@ def launch(
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 1
     return _exit_code(parser.prog, counters, args.max_failure_fraction)
+
+
+def _pipeline(options: PipelineOptions) -> beam.Pipeline:
+    """An empty pipeline.
+
+    Raises:
+        UserError: for what Beam finds wrong with its own flags.
+    """
+    try:
+        return beam.Pipeline(options=options)
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from None
 
 
 def check_inputs(*flags: tuple[str, Sequence[str]]) -> None:

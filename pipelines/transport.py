@@ -110,6 +110,7 @@ def parser() -> options.ArgumentParser:
         metavar="TIME",
         help="take only images modified at this time or later: a date or time such as 2025-12-31T23:00, in UTC",
     )
+    options.add_accelerator(flags)
     options.add_common(flags, precision="auto")
     return flags
 
@@ -159,7 +160,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     images, unlisted = pipeline | "ListImages" >> ListImages(args.input, versions=True, since=args.since)
     if args.resume:
         images, done = images | "SkipDone" >> SkipDone(args.output, args.alpha, args.format, folder)
-    records, untransported = images | "TransportImages" >> TransportImages(
+    transport = TransportImages(
         map=args.map,
         output=args.output,
         alphas=args.alpha,
@@ -176,6 +177,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         precision=options.precision_of(args),
         folder=folder,
     )
+    records, untransported = images | "TransportImages" >> options.on_accelerator(transport, args)
     failures = [unlisted, untransported]
     if args.resume:
         records = (records, done) | "FlattenRecords" >> beam.Flatten()
