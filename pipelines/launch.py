@@ -51,7 +51,7 @@ def launch(
     try:
         args, options = parse(parser, argv)
         check(args)
-        pipeline = _pipeline(options)
+        pipeline = beam.Pipeline(options=options)
         build(pipeline, args)
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
@@ -74,18 +74,6 @@ def launch(
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 1
     return _exit_code(parser.prog, counters, args.max_failure_fraction)
-
-
-def _pipeline(options: PipelineOptions) -> beam.Pipeline:
-    """An empty pipeline.
-
-    Raises:
-        UserError: for what Beam finds wrong with its own flags.
-    """
-    try:
-        return beam.Pipeline(options=options)
-    except ValueError as error:
-        raise UserError(" ".join(str(error).split())) from None
 
 
 def check_inputs(*flags: tuple[str, Sequence[str]]) -> None:

@@ -185,11 +185,6 @@ def test_both_kinds_of_gpu_at_once_are_refused_in_one_line(bucket, monkeypatch, 
     assert re.fullmatch(r"dot-transport: error: --accelerator: .*worker_accelerator\n", capsys.readouterr().err)
 
 
-def test_a_mistake_in_beams_own_flags_is_one_line(bucket, monkeypatch, capsys):
-    assert _launch(monkeypatch, bucket, "transport", {**_parameters_of_launch(), "project": "No Id"}, []) == 2
-    assert re.fullmatch(r"dot-transport: error: .*Invalid Project ID.*\n", capsys.readouterr().err)
-
-
 def test_the_command_without_a_template_asks_for_the_same():
     args, beam_options = options.parse(transport.parser(), _command("dot-transport")[1:])
     given = beam_options.get_all_options()
