@@ -350,15 +350,15 @@ def _breaks(found: Figures, given: Figures) -> list[str]:
             "the writes a second that a bucket takes at first. Its answers 429 and 503 are tried again, ever more "
             "slowly, for up to two minutes; what then still fails is a row of the failures (`unavailable`), which "
             "`--resume` does next time. A fleet that grows slowly meets a bucket that has grown too. Results are named "
-            "like their sources; where those are numbered, all writes go to one end of the bucket, and nothing has been "
-            "done about that.",
+            "like their sources; where those are numbered, all writes go to one end of the bucket, and nothing has "
+            "been done about that.",
         ),
         (given["first_reads_per_second"] / per_worker, "the reads a second that a bucket takes at first. Likewise."),
         (
             found["transport"] * given["workers"] / found["listing"],
             "listing, which one worker does for each input, takes longer than transport. Several inputs "
-            "(`--input a/ b/`) are listed by several. GPUs don't wait for it where `--accelerator` gives them a pool of "
-            "their own.",
+            "(`--input a/ b/`) are listed by several. GPUs don't wait for it where `--accelerator` gives them a pool "
+            "of their own.",
         ),
     ]
     return [

@@ -194,6 +194,16 @@ def test_the_command_without_a_template_asks_for_the_same():
     assert given["machine_type"] == "n2-standard-4"
 
 
+def test_a_runner_without_such_workers_gives_the_same_bytes(bucket):
+    """The local runner knows no GPUs of Dataflow's; the hint must not change what it does."""
+    command = ["--input", f"{bucket}/restored", "--map", f"{bucket}/run7.safetensors", "--output"]
+    assert transport.main([*command, f"{bucket}/plain"]) == 0
+    assert transport.main([*command, f"{bucket}/hinted", "--accelerator", HINT]) == 0
+    plain, hinted = (storage.match(f"{bucket}/{name}/images/*.png") for name in ("plain", "hinted"))
+    assert len(plain) == 2
+    assert [storage.read_bytes(url) for url in plain] == [storage.read_bytes(url) for url in hinted]
+
+
 @pytest.mark.parametrize(
     ("parameters", "expected"),
     [
