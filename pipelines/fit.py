@@ -49,6 +49,7 @@ def parser() -> options.ArgumentParser:
         help="matched (default): takes differences in the colour of patches, which restorers keep, for content; pixels "
         "(default with --paired): doesn't; both change decoded pixels least. paper: changes latents least",
     )
+    options.add_accelerator(flags)
     options.add_common(flags)
     return flags
 
@@ -68,13 +69,11 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     images, unlisted = pipeline | "ListImages" >> ListImages(
         {"source": args.source, "target": args.target}, args.max_images, args.paired
     )
+    encode = LatentStatistics.PerKey(
+        args.vae, args.patch_size, args.max_pixels, args.max_batch_pixels, precision=options.precision_of(args)
+    )
     statistics, unread = (
-        images
-        | "SplitSides" >> beam.Map(_in_random_part)
-        | "LatentStatistics"
-        >> LatentStatistics.PerKey(
-            args.vae, args.patch_size, args.max_pixels, args.max_batch_pixels, precision=options.precision_of(args)
-        )
+        images | "SplitSides" >> beam.Map(_in_random_part) | "LatentStatistics" >> options.on_accelerator(encode, args)
     )
     maps, unfitted = statistics | "FitTransportMap" >> FitTransportMap(args.vae, args.patch_size, method)
     _ = maps | "WriteTransportMap" >> WriteTransportMap(args.map)

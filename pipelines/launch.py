@@ -15,7 +15,12 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+)
 from tqdm import tqdm
 
 from ot_core import UserError, listing
@@ -55,6 +60,10 @@ def launch(
     try:
         with _progress(parser.prog, options, getattr(args, "max_images", None)):
             result = pipeline.run()
+            template = options.view_as(GoogleCloudOptions).template_location
+            if template:  # a Flex Template's launcher starts the job from this file once we are gone
+                print(f"job graph {template}")
+                return 0
             result.wait_until_finish()
         counters = _counters(result)
         try:

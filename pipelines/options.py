@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+import apache_beam as beam
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
 
 from ot_core import UserError
 from ot_core.autoencoder import PRECISIONS
@@ -72,6 +73,24 @@ def add_common(parser: ArgumentParser, precision: str = "float32") -> None:
     )
 
 
+def add_accelerator(parser: ArgumentParser) -> None:
+    """The flag of jobs whose model may have workers of its own; see `on_accelerator`."""
+    parser.add_argument(
+        "--accelerator",
+        metavar="HINT",
+        help="workers with such a GPU for the stage of the model alone, where the runner can (Dataflow): for example "
+        "'type:nvidia-l4;count:1;install-nvidia-driver'",
+    )
+
+
+def on_accelerator(transform: beam.PTransform, args: argparse.Namespace) -> beam.PTransform:
+    """The model's whole composite, with the resource hint of --accelerator.
+
+    A hint on the model alone would tear it from the reads and writes around it, and pixels would cross a shuffle.
+    """
+    return transform.with_resource_hints(accelerator=args.accelerator) if args.accelerator else transform
+
+
 def precision_of(args: argparse.Namespace) -> str | None:
     """What the transforms take; None means the device's fastest."""
     return None if args.precision == "auto" else str(args.precision)
@@ -109,6 +128,9 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.
     standard.runner = standard.runner or LOCAL_RUNNER
     if not _has_job_server(standard.runner):
         _refuse_unknown(parser, rest, ours + beams)
+    services = options.view_as(GoogleCloudOptions).dataflow_service_options or []
+    if getattr(args, "accelerator", None) and any(service.startswith("worker_accelerator") for service in services):
+        raise UserError("--accelerator: gives the model's stage its own workers; leave out worker_accelerator")
     return args, options
 
 

@@ -115,6 +115,7 @@ def parser() -> options.ArgumentParser:
         action="store_true",
         help="compile the autoencoder first, which takes half a minute and more and pays for many thousand images",
     )
+    options.add_accelerator(flags)
     options.add_common(flags, precision="auto")
     return flags
 
@@ -165,7 +166,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     images, unlisted = pipeline | "ListImages" >> ListImages(args.input, versions=True, since=args.since)
     if args.resume:
         images, done = images | "SkipDone" >> SkipDone(args.output, args.alpha, args.format, folder)
-    records, untransported = images | "TransportImages" >> TransportImages(
+    transport = TransportImages(
         map=args.map,
         output=args.output,
         alphas=args.alpha,
@@ -183,6 +184,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         compiled=args.compile,
         folder=folder,
     )
+    records, untransported = images | "TransportImages" >> options.on_accelerator(transport, args)
     failures = [unlisted, untransported]
     if args.resume:
         records = (records, done) | "FlattenRecords" >> beam.Flatten()
