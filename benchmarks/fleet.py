@@ -66,9 +66,9 @@ ASSUMPTIONS = {
     "request_milliseconds": Assumption(50, "ms a storage request", "the delay in the benchmark of throughput"),
     "write_price": Assumption(0.05, "USD for 10,000 writes or list pages", "class A's list price, not looked up"),
     "read_price": Assumption(0.004, "USD for 10,000 reads", "class B's list price, not looked up"),
-    "first_writes_per_second": Assumption(1000, "writes/s that a bucket takes at first", "Cloud Storage's guidelines"),
-    "first_reads_per_second": Assumption(5000, "reads/s that a bucket takes at first", "Cloud Storage's guidelines"),
-    "doubling_minutes": Assumption(20, "minutes until a bucket takes twice as many", "Cloud Storage's guidelines"),
+    "first_writes_per_second": Assumption(1000, "writes/s that a bucket takes at first", "guidelines, not looked up"),
+    "first_reads_per_second": Assumption(5000, "reads/s that a bucket takes at first", "guidelines, not looked up"),
+    "doubling_minutes": Assumption(20, "minutes until a bucket takes twice as many", "guidelines, not looked up"),
 }
 
 
