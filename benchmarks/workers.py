@@ -108,9 +108,7 @@ def render(found: Mapping[str, Any]) -> str:
         "",
         "`python -m benchmarks.workers` says what is measured.",
         "",
-    ]
-    lines += [
-        f"{found['images']} photographs of {low} to {high} pixels a side, JPEG in, PNG out; medians of {found['repeat']}.",
+        f"{found['images']} photographs of {low} to {high} pixels a side, JPEG to PNG; medians of {found['repeat']}.",
         "",
         table(
             ["workers, a core each", "images/s", f"times that of {rows[0][0]}"],
