@@ -116,7 +116,7 @@ def _tell_failure(parser: ArgumentParser, args: argparse.Namespace, options: Pip
     said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     hint = "; with --resume the same command does only what is missing" if hasattr(args, "resume") else ""
     runner = options.view_as(StandardOptions).runner
-    print(f"{parser.prog}: error: the job failed on {runner}: {said[-1]}{hint}", file=sys.stderr)
+    print(f"{parser.prog}: error: the job failed on {runner}: {said[-1].rstrip('.')}{hint}", file=sys.stderr)
 
 
 @contextmanager

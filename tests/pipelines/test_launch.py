@@ -55,7 +55,7 @@ def test_the_summary_tells_images_bytes_batches_and_the_seconds_of_each_stage(ar
     printed = capsys.readouterr().out
     given = _megabytes(archive / "natural", archive / "restored")
     assert f"images: 13 listed, 13 read, 12 encoded; {given} MB read, 0.0 MB written" in printed
-    assert _stages(printed) >= {"read", "decode image", "load model", "model, a batch", "fit"}
+    assert _stages(printed) >= {"list", "read", "decode image", "load model", "model, a batch", "fit"}
     assert _transport(archive, tmp_path / "map.safetensors", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert "6 images in " in printed
@@ -64,7 +64,9 @@ def test_the_summary_tells_images_bytes_batches_and_the_seconds_of_each_stage(ar
     given, made = _megabytes(archive / "restored"), _megabytes(tmp_path / "out/images")
     assert f"images: 7 listed, 7 read, 6 written; {given} MB read, {made} MB written" in printed
     assert "batches: 1, of 6.0 images on average, 6 at most" in printed
-    assert _stages(printed) == {"read", "decode image", "load model", "model, a batch", "encode image", "write"}
+    assert _stages(printed) == {
+        "list", "read", "decode image", "load model", "model, a batch", "encode image", "write"
+    }  # fmt: skip
 
 
 def _megabytes(*folders):
