@@ -36,7 +36,8 @@ class Jobs:
 
     def fit(self, map_url: str, *flags: str) -> int:
         sides = ["--target", str(self.root / "target"), "--source", str(self.root / "source")]
-        return fit.main([*sides, "--map", map_url, *self.options, *flags])
+        # One image at a time: on several cores, a batch's size decides the last bits of what is encoded in float32.
+        return fit.main([*sides, "--map", map_url, "--max_batch_pixels=0", *self.options, *flags])
 
     def transport(self, map_url: str, output: Path, *flags: str) -> int:
         inputs = ["--input", str(self.root / "in"), "--map", map_url, "--output", str(output)]
