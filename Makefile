@@ -30,7 +30,7 @@ test: lint prism  ## lint, types and all tests
 	$(BIN)/pytest
 
 test-engines: .venv/installed prism  ## both jobs on every engine that is at hand
-	$(BIN)/pytest tests/engines
+	DOT_ALL_ENGINES=1 $(BIN)/pytest tests/engines
 
 test-flink: .venv/installed  ## both jobs on Flink; with FLINK_HOME set on a cluster, too
 	@test -f $(ENGINES)/$(FLINK_JAR)-$(BEAM).jar \

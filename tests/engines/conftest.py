@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from pipelines import fit, transport
@@ -36,15 +37,25 @@ class Jobs:
 
     def fit(self, map_url: str, *flags: str) -> int:
         sides = ["--target", str(self.root / "target"), "--source", str(self.root / "source")]
-        # One image at a time: on several cores, a batch's size decides the last bits of what is encoded in float32.
-        return fit.main([*sides, "--map", map_url, "--max_batch_pixels=0", *self.options, *flags])
+        return fit.main([*sides, "--map", map_url, *self.options, *flags])
 
     def transport(self, map_url: str, output: Path, *flags: str) -> int:
         inputs = ["--input", str(self.root / "in"), "--map", map_url, "--output", str(output)]
         return transport.main([*inputs, *self.options, *flags])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module", autouse=True)
+def one_core() -> Iterator[None]:
+    """Every process computes on one core: how many torch uses decides the last bits of what it computes in float32."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
 def jobs(request, tmp_path_factory, photo) -> Jobs:
     root, asked = tmp_path_factory.mktemp("archive"), os.environ.get("DOT_ENGINE_IMAGES")
     (root / "in").mkdir()
@@ -64,7 +75,7 @@ def jobs(request, tmp_path_factory, photo) -> Jobs:
     return Jobs(root, frozenset(path.stem for path in paths), options)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def map_url(jobs) -> str:
     """Fitted by the local runner."""
     url = str(jobs.root / "map.safetensors")
@@ -72,7 +83,7 @@ def map_url(jobs) -> str:
     return url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def images(jobs, map_url) -> dict[str, bytes]:
     """Transported by the local runner, by name."""
     assert jobs.transport(map_url, jobs.root / "out") == 0
@@ -92,7 +103,7 @@ def manifest(output: Path) -> list[dict[str, object]]:
     return sorted(rows, key=lambda row: row["key"])
 
 
-@pytest.fixture(scope="session", params=engines.ENGINES)
+@pytest.fixture(scope="module", params=engines.ENGINES)
 def engine(request, tmp_path_factory) -> Iterator[engines.Engine]:
     with engines.running(request.param, tmp_path_factory.mktemp("engine")) as running:
         yield running
