@@ -18,8 +18,9 @@ from ot_core.features import FeatureExtractor, InceptionFeatures, LatentFeatures
 from ot_core.quality import QualityTotals, load_lpips
 from pipelines import options
 from pipelines.candidates import Candidate, baseline_of, parse_candidates
-from pipelines.launch import Counters, check_inputs, launch
+from pipelines.launch import check_inputs, launch
 from pipelines.report import picture, render, shown_candidates
+from pipelines.summary import Counters
 from pipelines.verdict import MEASURES, Result, judge
 from transforms import (
     CompareImages,

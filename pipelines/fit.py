@@ -14,7 +14,8 @@ import apache_beam as beam
 
 from ot_core import UserError, load_autoencoder, read_map, storage
 from pipelines import options
-from pipelines.launch import Counters, check_inputs, launch
+from pipelines.launch import check_inputs, launch
+from pipelines.summary import Counters
 from transforms import (
     FitTransportMap,
     ImageRef,

@@ -5,16 +5,17 @@ that was found before any work started.
 """
 
 import argparse
+import difflib
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     GoogleCloudOptions,
@@ -25,10 +26,8 @@ from tqdm import tqdm
 
 from ot_core import UserError, listing
 from pipelines.options import LOCAL_RUNNER, ArgumentParser, parse
+from pipelines.summary import DONE, Counters, measured, summary
 from transforms import metrics
-
-Counters = Mapping[str, int]
-_DONE = (metrics.IMAGES_ENCODED, metrics.IMAGES_WRITTEN, metrics.IMAGES_SKIPPED, metrics.FAILURES)
 
 
 def launch(
@@ -50,8 +49,8 @@ def launch(
     _quiet_logs()
     try:
         args, options = parse(parser, argv)
+        pipeline = _pipeline(options)
         check(args)
-        pipeline = beam.Pipeline(options=options)
         build(pipeline, args)
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
@@ -65,15 +64,18 @@ def launch(
                 print(f"job graph {template}")
                 return 0
             result.wait_until_finish()
-        counters = _counters(result)
+        seconds, found = time.perf_counter() - start, measured(result)
         try:
-            print(report(args, counters))
+            print(report(args, found.counters))
         finally:
-            print(_summary(counters, time.perf_counter() - start))
+            print(summary(found, seconds))
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 1
-    return _exit_code(parser.prog, counters, args.max_failure_fraction)
+    except Exception as error:  # whatever an engine raises where it gives up, as most do when they lose a worker
+        _tell_failure(parser, args, options, error)
+        return 1
+    return _exit_code(parser.prog, found.counters, args.max_failure_fraction)
 
 
 def check_inputs(*flags: tuple[str, Sequence[str]]) -> None:
@@ -102,22 +104,28 @@ def _exit_code(prog: str, counters: Counters, max_failure_fraction: float) -> in
     return 0
 
 
-def _summary(counters: Counters, seconds: float) -> str:
-    failed = counters.get(metrics.FAILURES, 0)
-    done = sum(counters.get(name, 0) for name in _DONE) - failed
-    lines = [f"{done} images in {seconds:.1f} s ({done / seconds:.2f} images/s), {failed} failures"]
-    prefix = metrics.FAILURES + "_"
-    lines += [f"  {n} {name.removeprefix(prefix)}" for name, n in sorted(counters.items()) if name.startswith(prefix)]
-    return "\n".join(lines)
+def _pipeline(options: PipelineOptions) -> beam.Pipeline:
+    """An empty pipeline.
+
+    Raises:
+        UserError: if Beam doesn't know the runner, or misses one of its flags.
+    """
+    runner = options.view_as(StandardOptions).runner
+    try:
+        return beam.Pipeline(options=options)
+    except (ValueError, ImportError, AttributeError) as error:
+        near = difflib.get_close_matches(runner, StandardOptions.KNOWN_RUNNER_NAMES, n=1)
+        said = f"unknown; did you mean {near[0]}?" if near and runner not in near else " ".join(str(error).split())
+        raise UserError(f"--runner {runner}: {said}") from None
 
 
-def _counters(result: Any) -> Counters:
-    found = result.metrics().query(MetricsFilter().with_namespace(metrics.METRICS_NAMESPACE))["counters"]
-    totals: dict[str, int] = {}
-    for counter in found:
-        value = counter.committed if counter.committed is not None else counter.attempted
-        totals[counter.key.metric.name] = totals.get(counter.key.metric.name, 0) + (value or 0)
-    return totals
+def _tell_failure(parser: ArgumentParser, args: argparse.Namespace, options: PipelineOptions, error: Exception) -> None:
+    """The whole story, and then a line that says what happened and what to do."""
+    traceback.print_exception(error)
+    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    hint = "; with --resume the same command does only what is missing" if hasattr(args, "resume") else ""
+    runner = options.view_as(StandardOptions).runner
+    print(f"{parser.prog}: error: the job failed on {runner}: {said[-1].rstrip('.')}{hint}", file=sys.stderr)
 
 
 @contextmanager
@@ -151,7 +159,7 @@ def _update(bar: "tqdm[Any]", before: Counters, max_images: int | None) -> None:
     since = {name: now[name] - before.get(name, 0) for name in now}
     if max_images is None:  # with a limit, how many will be taken isn't known while listing
         bar.total = since.get(metrics.IMAGES_LISTED)
-    bar.n = sum(since.get(name, 0) for name in _DONE)
+    bar.n = sum(since.get(name, 0) for name in DONE)
     bar.refresh()
 
 

@@ -16,7 +16,8 @@ import apache_beam as beam
 from ot_core import UserError, read_map, shards, storage
 from ot_core.images import DEFAULT_COMPRESS_LEVEL, OUTPUT_FORMATS
 from pipelines import options
-from pipelines.launch import Counters, check_inputs, launch
+from pipelines.launch import check_inputs, launch
+from pipelines.summary import Counters
 from transforms import (
     ListImages,
     PackShards,

@@ -32,7 +32,10 @@ def over_equal_shapes(
     for (height, width), equal in itertools.groupby(sorted(images, key=shape), key=shape):
         several = list(equal)
         metrics.observe(metrics.BATCH_PIXELS, min(len(several) * height * width, max_pixels))
-        yield from halving(several, function, max_pixels)
+        results = halving(several, function, max_pixels)
+        if torch.cuda.is_available():
+            metrics.observe(metrics.DEVICE_MEMORY, torch.cuda.max_memory_allocated())
+        yield from results
 
 
 def halving(

@@ -96,21 +96,22 @@ class _MatchInputDoFn(beam.DoFn):
     def process(self, element: tuple[str, str]) -> Iterator[Any]:
         group, spec = element
         waiting = 0
-        for listed in listing.list_images(spec):
-            waiting += 1
-            if waiting == self._COUNTED:
-                metrics.count(metrics.IMAGES_LISTED, waiting)
-                waiting = 0
-            fields = (listed.uri, group, listed.part, *listed.details)
-            try:
-                if listed.problem:
-                    raise ImageError(Cause.BAD_LIST, listed.problem)
-                storage.check_key(listed.key)
-            except ImageError as error:
-                ref = ImageRef(listed.key, *fields)
-                yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "list", error))
-            else:
-                yield listed.key, fields
+        with metrics.timed("list"):
+            for listed in listing.list_images(spec):
+                waiting += 1
+                if waiting == self._COUNTED:
+                    metrics.count(metrics.IMAGES_LISTED, waiting)
+                    waiting = 0
+                fields = (listed.uri, group, listed.part, *listed.details)
+                try:
+                    if listed.problem:
+                        raise ImageError(Cause.BAD_LIST, listed.problem)
+                    storage.check_key(listed.key)
+                except ImageError as error:
+                    ref = ImageRef(listed.key, *fields)
+                    yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "list", error))
+                else:
+                    yield listed.key, fields
         metrics.count(metrics.IMAGES_LISTED, waiting)
 
 

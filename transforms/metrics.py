@@ -34,6 +34,7 @@ FAILURES = "failures"
 SHARDS_WRITTEN = "shards_written"
 BATCH_SIZE = "batch_size"
 BATCH_PIXELS = "batch_pixels"
+DEVICE_MEMORY = "device_memory_bytes"
 MAPS_WRITTEN = "maps_written"
 
 Captured = list[tuple[Callable[[str, int], None], str, int]]

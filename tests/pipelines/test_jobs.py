@@ -276,15 +276,6 @@ def test_ten_bad_inputs_of_a_hundred_give_ten_failures_and_ninety_images(tmp_pat
     assert "10 of 100 images failed" in done.stderr
 
 
-def test_jobs_spread_over_processes_give_the_same_images(tmp_path, archive, map_url):
-    one, two = str(tmp_path / "one"), str(tmp_path / "two")
-    assert _transport(str(archive / "input"), "--map", map_url, "--output", one) == 0
-    spread = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
-    assert _transport(str(archive / "input"), "--map", map_url, "--output", two, *spread) == 0
-    assert {row["sha256"] for row in _rows(one, "manifest")} == {row["sha256"] for row in _rows(two, "manifest")}
-    assert len(_rows(two, "manifest")) == 4
-
-
 def test_a_fit_without_one_usable_image_says_so_and_writes_no_map(tmp_path, archive, vae, capsys):
     (tmp_path / "text.png").write_text("no image")
     url = str(tmp_path / "map.safetensors")

@@ -55,3 +55,29 @@ def test_a_missing_flag_is_named():
 def test_flags_of_a_job_server_are_left_to_it():
     _, beam_options = options.parse(transport.parser(), [*REQUIRED, "--runner=PortableRunner", "--flink_master=x"])
     assert beam_options.get_all_options()["runner"] == "PortableRunner"
+
+
+@pytest.mark.parametrize(
+    "spelling", ["DaskRunner", "dask", "daskrunner", "apache_beam.runners.dask.dask_runner.DaskRunner"]
+)
+def test_a_runner_that_loses_images_is_refused_before_anything_else(spelling, capsys):
+    for flags in (["--runner", spelling], [f"--runner={spelling}"]):
+        assert transport.main([*REQUIRED, *flags]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"dot-transport: error: --runner {spelling}: Beam's DaskRunner loses images")
+        assert "use --direct_running_mode multi_processing --direct_num_workers N" in line
+
+
+@pytest.mark.parametrize(
+    ("runner", "hint"),
+    [
+        ("FlnkRunner", "did you mean FlinkRunner"),
+        ("no.such.Runner", "No module named"),
+        ("apache_beam.NoRunner", "NoRunner"),
+    ],
+)
+def test_a_runner_that_beam_does_not_know_is_refused_in_one_line(runner, hint, capsys):
+    assert transport.main([*REQUIRED, "--runner", runner]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--runner {runner}: " in line
+    assert hint in line

@@ -132,3 +132,21 @@ def test_an_image_too_small_for_one_patch_is_a_failure_and_the_others_count(refs
         statistics, failures = pipeline | beam.Create([*refs, tiny]) | LatentStatistics.PerKey(vae, 3)
         assert_that(failures, is_the_small_one)
         assert_that(statistics | beam.Keys(), equal_to(["source", "target"]), label="BothGroups")
+
+
+@pytest.mark.parametrize("images", [1, 5])
+def test_what_crosses_the_shuffle_is_one_small_accumulator_however_many_images_it_holds(refs, vae, images, monkeypatch):
+    merged: list[GaussianStatistics] = []
+    merge = GaussianStatisticsCombineFn.merge_accumulators
+
+    def merge_and_keep(self, accumulators):
+        found = list(accumulators)
+        merged.extend(accumulator for accumulator in found if accumulator is not None)
+        return merge(self, found)
+
+    monkeypatch.setattr(GaussianStatisticsCombineFn, "merge_accumulators", merge_and_keep)
+    with TestPipeline(runner="FnApiRunner") as pipeline:
+        same = [ref._replace(group="") for ref in refs[:images]]
+        _ = pipeline | beam.Create(same) | LatentStatistics.PerKey(vae, 3, max_batch_pixels=0)  # a batch for each image
+    (accumulator,) = merged  # the local runner's only bundle
+    assert len(pickle.dumps(accumulator)) < 12_000  # 3 x 3 patches of 4 channels: a scatter of 36 x 36 doubles

@@ -1,0 +1,111 @@
+"""What a job measured, and the lines that tell it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from apache_beam.metrics import MetricsFilter
+
+from transforms import metrics
+
+Counters = Mapping[str, int]
+
+#: An image is done when it is counted in one of these.
+DONE = (metrics.IMAGES_ENCODED, metrics.IMAGES_WRITTEN, metrics.IMAGES_SKIPPED, metrics.FAILURES)
+_STEPS = {
+    "listed": metrics.IMAGES_LISTED,
+    "read": metrics.IMAGES_READ,
+    "encoded": metrics.IMAGES_ENCODED,
+    "compared": metrics.IMAGES_COMPARED,
+    "written": metrics.IMAGES_WRITTEN,
+    "skipped": metrics.IMAGES_SKIPPED,
+}
+#: Beam itself measures a RunInference, and unlike us also where it loads the model: outside of any element.
+_BEAMS_STAGES = {
+    "load_model_latency_milli_secs": ("load model", 1e3),
+    "inference_batch_latency_micro_secs": ("model, a batch", 1e6),
+}
+_OURS = "_milliseconds"
+#: The same as Beam's "model, a batch".
+_LEFT_OUT = "transport" + _OURS
+
+
+class Distribution(NamedTuple):
+    """What is known of values without keeping them."""
+
+    times: int
+    total: int
+    largest: int
+
+    @property
+    def mean(self) -> float:
+        """Of the values."""
+        return self.total / self.times
+
+
+class Measured(NamedTuple):
+    """Counters and distributions of a job by name, over all its steps and workers."""
+
+    counters: Counters
+    distributions: Mapping[str, Distribution]
+
+
+def measured(result: Any) -> Measured:
+    """Asks Beam's result of a job for what the job measured."""
+    found = result.metrics().query(MetricsFilter().with_namespace(metrics.METRICS_NAMESPACE))
+    counters: dict[str, int] = {}
+    for name, value in _values(found["counters"]):
+        counters[name] = counters.get(name, 0) + value
+    distributions: dict[str, Distribution] = {}
+    for name, value in _values(found["distributions"]):
+        if value.count:
+            before = distributions.get(name, Distribution(0, 0, value.max))
+            distributions[name] = Distribution(
+                before.times + value.count, before.total + value.sum, max(before.largest, value.max)
+            )
+    return Measured(counters, distributions)
+
+
+def _values(found: Any) -> Iterator[tuple[str, Any]]:
+    for metric in found:
+        value = metric.committed if metric.committed is not None else metric.attempted
+        if value is not None:
+            yield metric.key.metric.name, value
+
+
+def summary(found: Measured, seconds: float) -> str:
+    """The last lines of a job's output: how much was done, how fast, and where the time went."""
+    counters = found.counters
+    failed = counters.get(metrics.FAILURES, 0)
+    done = sum(counters.get(name, 0) for name in DONE) - failed
+    lines = [f"{done} images in {seconds:.1f} s ({done / seconds:.2f} images/s), {failed} failures"]
+    prefix = metrics.FAILURES + "_"
+    lines += [f"  {n} {name.removeprefix(prefix)}" for name, n in sorted(counters.items()) if name.startswith(prefix)]
+    steps = [f"{counters[name]} {step}" for step, name in _STEPS.items() if counters.get(name)]
+    read, written = counters.get(metrics.BYTES_READ, 0), counters.get(metrics.BYTES_WRITTEN, 0)
+    lines.append(f"  images: {', '.join(steps) or 'none'}; {read / 1e6:.1f} MB read, {written / 1e6:.1f} MB written")
+    batches = found.distributions.get(metrics.BATCH_SIZE)
+    if batches:
+        lines.append(f"  batches: {batches.times}, of {batches.mean:.1f} images on average, {batches.largest} at most")
+    memory = found.distributions.get(metrics.DEVICE_MEMORY)
+    if memory:
+        lines.append(f"  device memory: {memory.largest / 1e6:.0f} MB at most")
+    return "\n".join(lines + _table(found.distributions))
+
+
+def _table(distributions: Mapping[str, Distribution]) -> list[str]:
+    """Seconds of each stage, the longest first. Several are at work at a time, so they don't add up to the job's."""
+    stages = []
+    for name, values in distributions.items():
+        if name in _BEAMS_STAGES:
+            stages.append((*_BEAMS_STAGES[name], values))
+        elif name.endswith(_OURS) and name != _LEFT_OUT:
+            stages.append((name.removesuffix(_OURS).replace("_", " "), 1e3, values))
+    if not stages:
+        return []
+    stages.sort(key=lambda stage: stage[2].total / stage[1], reverse=True)
+    header = f"  {'seconds of a stage':<18} {'times':>9} {'mean':>9} {'max':>9} {'total':>9}"
+    return [header] + [
+        f"  {name:<18} {values.times:>9} {values.mean / unit:>9.3f} {values.largest / unit:>9.3f}"
+        f" {values.total / unit:>9.2f}"
+        for name, unit, values in stages
+    ]

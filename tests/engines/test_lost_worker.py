@@ -1,0 +1,48 @@
+"""Losing a worker process: the job fails in one line, and the same command does what is missing."""
+
+import os
+import random
+import signal
+import threading
+
+import pytest
+
+from tests.engines.conftest import manifest, written
+from tests.engines.engines import running
+
+
+@pytest.mark.parametrize(("name", "kills"), [("portable", 3), ("prism pool", 1), ("flink cluster", 1)])
+def test_nothing_is_lost_or_done_twice(name, kills, jobs, map_url, images, tmp_path, capfd):
+    moments = sorted(random.Random(7).sample(range(1, len(images) - 8), kills))
+    output, codes = tmp_path / "out", []
+    # Each image its own batch: the model then has done some of them at any moment, not none or all.
+    command = (map_url, output, "--resume", "--max_batch_pixels=0")
+    with running(name, tmp_path) as engine:
+        for moment in moments:
+            killer = threading.Thread(target=_kill_at, args=(moment, engine, output, done := threading.Event()))
+            killer.start()
+            codes.append(jobs.transport(*command, *engine.flags))
+            done.set()
+            killer.join()
+            last = capfd.readouterr().err.strip().splitlines()[-1]
+            assert codes[-1] == 0 or last.startswith("dot-transport: error: the job failed on "), last
+            assert codes[-1] == 0 or last.endswith("with --resume the same command does only what is missing")
+            # Whole under its final name: what a killed worker was writing isn't there.
+            assert written(output).items() <= images.items()
+        if name != "flink cluster":  # which starts another worker by itself
+            assert codes == [1] * kills
+            assert len(written(output)) < len(images)
+        assert jobs.transport(*command, *engine.flags) == 0
+    assert written(output) == images
+    assert manifest(output) == manifest(jobs.root / "out")
+    assert not [path for path in output.rglob(".*") if path.is_file()]
+
+
+def _kill_at(moment, engine, output, done):
+    before = len(list(output.glob("images/*.png")))
+    while not done.wait(0.002):
+        found = len(list(output.glob("images/*.png")))
+        if found >= max(moment, before + 1):
+            for worker in engine.workers():
+                os.kill(worker, signal.SIGKILL)
+            return
