@@ -85,7 +85,9 @@ def summary(found: Measured, seconds: float) -> str:
     lines.append(f"  images: {', '.join(steps) or 'none'}; {read / 1e6:.1f} MB read, {written / 1e6:.1f} MB written")
     batches = found.distributions.get(metrics.BATCH_SIZE)
     if batches:
-        lines.append(f"  batches: {batches.times}, of {batches.mean:.1f} images on average, {batches.largest} at most")
+        line = f"  batches: {batches.times}, of {batches.mean:.1f} images on average, {batches.largest} at most"
+        pixels = found.distributions.get(metrics.BATCH_PIXELS)
+        lines.append(line + (f"; {pixels.largest / 1e6:.2f} megapixels at most at once" if pixels else ""))
     memory = found.distributions.get(metrics.DEVICE_MEMORY)
     if memory:
         lines.append(f"  device memory: {memory.largest / 1e6:.0f} MB at most")
