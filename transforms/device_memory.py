@@ -1,7 +1,9 @@
 """Working on images of one shape together, and on less at once where the device runs out of memory."""
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -70,3 +72,21 @@ def halving(
 
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def threads_of_one_core(cores: int) -> ThreadPoolExecutor:
+    """So many threads, in each of which torch uses one core.
+
+    What torch is told in one thread is its default in all that begin to use it later. So they all begin here, and the
+    default is put back: else Beam's next thread, and the next job of the process, would have one core, too.
+    """
+    begun = threading.Barrier(cores)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # from now on a new default doesn't concern this thread
+
+    threads = ThreadPoolExecutor(cores, initializer=begin)
+    list(threads.map(lambda _: begun.wait(), range(cores)))
+    torch.set_num_threads(cores)
+    return threads
