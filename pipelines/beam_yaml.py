@@ -74,7 +74,7 @@ class _YamlTransform(beam.PTransform):
         name, row_type = self.gives
         outputs = {name: _rows(rows, name, row_type)}
         if failures:
-            all_failures = tuple(failures) | "FlattenFailures" >> beam.Flatten()
+            all_failures = tuple(failures) | "AllFailures" >> beam.Flatten()
             outputs[self._failures] = _rows(all_failures, "failures", Failure)
         return outputs
 
