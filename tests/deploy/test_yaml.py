@@ -224,6 +224,13 @@ def test_beam_says_which_transform_and_line_a_mistake_is_in(archive, vae, variab
     assert re.fullmatch(message, str(error.value))
 
 
+def test_the_mistake_on_the_page_is_told_as_it_says(archive, tmp_path):
+    (line,) = re.findall(r"^    ValueError: (.*)$", README, re.MULTILINE)
+    with pytest.raises(ValueError, match="format") as error:
+        _run("transport", input=str(archive / "natural"), map="m", output=str(tmp_path), format="gif")
+    assert str(error.value) == line
+
+
 @pytest.mark.parametrize(
     ("row", "found"), [(beam.Row(uri="u"), "uri (str)"), (beam.Row(key=1, uri="u"), "key (int64), uri (str)")]
 )
