@@ -19,6 +19,9 @@ from pipelines import options
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
 from transforms import (
+    Failure,
+    ImageRecord,
+    ImageRef,
     ListImages,
     PackShards,
     RemoveStaging,
@@ -136,6 +139,11 @@ def check(args: argparse.Namespace) -> None:
         if _is_below(args.output, spec):
             raise UserError(f"--output {args.output}: lies in --input {spec}, so a second run would take its results")
     check_inputs(("--input", args.input))
+    check_output(args)
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """What is wrong of all but the inputs. Where nothing is, notes in the output what its images are made with."""
     transport_map = read_map(args.map)
     if args.kernel_size and args.kernel_size > transport_map.patch_size:
         raise UserError(f"--kernel_size {args.kernel_size}: the map's patch size is {transport_map.patch_size}")
@@ -160,11 +168,20 @@ def _settings(args: argparse.Namespace, vae_sha256: str) -> dict[str, object]:
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
+    images, unlisted = pipeline | "ListImages" >> ListImages(args.input, versions=True, since=args.since)
+    _, failures = transport_images(images, args)
+    all_failures = (unlisted, *failures) | "FlattenFailures" >> beam.Flatten()
+    _ = all_failures | "WriteFailures" >> WriteFailures(args.output, args.manifest_shards)
+
+
+def transport_images(
+    images: beam.PCollection[ImageRef], args: argparse.Namespace
+) -> tuple[beam.PCollection[ImageRecord], Sequence[beam.PCollection[Failure]]]:
+    """From images to the rows of the manifest, which is written too, and failures."""
     packed = args.output_format != "files"
     folder = STAGING if packed else IMAGES
     shards_of_output = (args.output, args.output_format, args.output_shards, args.alpha)
 
-    images, unlisted = pipeline | "ListImages" >> ListImages(args.input, versions=True, since=args.since)
     if args.resume:
         images, done = images | "SkipDone" >> SkipDone(args.output, args.alpha, args.format, folder)
     transport = TransportImages(
@@ -186,7 +203,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         folder=folder,
     )
     records, untransported = images | "TransportImages" >> options.on_accelerator(transport, args)
-    failures = [unlisted, untransported]
+    failures = [untransported]
     if args.resume:
         records = (records, done) | "FlattenRecords" >> beam.Flatten()
     if packed:
@@ -195,8 +212,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     manifest = records | "WriteManifest" >> WriteManifest(args.output, args.manifest_shards)
     if packed:
         _ = manifest | "RemoveStaging" >> RemoveStaging(*shards_of_output)
-    all_failures = failures | "FlattenFailures" >> beam.Flatten()
-    _ = all_failures | "WriteFailures" >> WriteFailures(args.output, args.manifest_shards)
+    return records, failures
 
 
 def report(args: argparse.Namespace, counters: Counters) -> str:
