@@ -1,7 +1,6 @@
 """Beam ModelHandlers around the autoencoder and other networks. One image that fails never takes its batch along."""
 
 import functools
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,17 +28,23 @@ from ot_core import (
     load_autoencoder,
     read_map,
 )
-from ot_core.autoencoder import DEFAULT_VAE, Pixels, default_tile_pixels, is_factory, to_tensor, unit_pixels
+from ot_core.autoencoder import (
+    DEFAULT_VAE,
+    Pixels,
+    default_device,
+    default_tile_pixels,
+    is_factory,
+    to_tensor,
+    unit_pixels,
+)
 from ot_core.features import FeatureExtractor, LatentFeatures
 from ot_core.tiles import decode_in_tiles, encode_in_tiles
 from transforms import metrics
-from transforms.device_memory import halving, over_equal_shapes, threads_of_one_core
+from transforms.device_memory import over_images, workers_of
 from transforms.elements import Failure, ImageBatch, LoadedImage, TransportedImage, TransportPrediction
 
 #: Where alpha mixes the restored image with the transported one.
 INTERPOLATIONS = ("pixels", "latents")
-#: Pixels that the cores of a CPU work on together, which bounds memory.
-_PIXELS_SIDE_BY_SIDE = 2**21
 _Pixels = tuple[NDArray[np.uint8], ...]
 
 
@@ -60,7 +65,13 @@ class _ImageModelHandler(ModelHandler[ImageBatch, Any, Any]):
 
 
 class FeatureModels(dict[str, Any]):
-    """The model of each feature. Beam holds models by weak reference, which a plain dict doesn't allow."""
+    """The model of each feature. Beam holds models by weak reference, which a plain dict doesn't allow.
+
+    Attributes:
+        workers: as in `TransportModel`.
+    """
+
+    workers: ThreadPoolExecutor | None = None
 
 
 class FeatureStatisticsModelHandler(_ImageModelHandler):
@@ -80,10 +91,12 @@ class FeatureStatisticsModelHandler(_ImageModelHandler):
     def load_model(self) -> Any:
         """Loads the model of each extractor, once per process."""
         with metrics.timed("load_model"):
-            return FeatureModels({name: extractor.load() for name, extractor in self._extractors.items()})
+            models = FeatureModels({name: extractor.load() for name, extractor in self._extractors.items()})
+            models.workers = workers_of(default_device())
+            return models
 
     def run_inference(
-        self, batch: ImageBatch, model: Any, inference_args: dict[str, Any] | None = None
+        self, batch: ImageBatch, model: FeatureModels, inference_args: dict[str, Any] | None = None
     ) -> list[tuple[Any, GaussianStatistics] | Failure]:
         """See the class."""
         metrics.observe(metrics.BATCH_SIZE, len(batch.images))
@@ -92,7 +105,7 @@ class FeatureStatisticsModelHandler(_ImageModelHandler):
         images = list(batch.images)
         for feature in self._extractors:
             found[feature] = {}
-            for loaded, result in self._extract(feature, images, model[feature]):
+            for loaded, result in self._extract(feature, images, model):
                 if isinstance(result, Exception):
                     failures.append(Failure.of(loaded.ref, "encode", result))
                 else:
@@ -110,14 +123,15 @@ class FeatureStatisticsModelHandler(_ImageModelHandler):
         return [*totals, *failures]
 
     def _extract(
-        self, feature: str, images: Sequence[LoadedImage], model: Any
+        self, feature: str, images: Sequence[LoadedImage], models: FeatureModels
     ) -> Iterator[tuple[LoadedImage, GaussianStatistics | Exception]]:
-        extractor = self._extractors[feature]
-        return over_equal_shapes(
+        extractor, model = self._extractors[feature], models[feature]
+        return over_images(
             images,
             lambda height, width: extractor.padded_size(model, height, width),
             lambda equal, _: extractor.statistics([loaded.image.pixels for loaded in equal], model),
             default_tile_pixels(),
+            models.workers,
         )
 
 
@@ -143,15 +157,11 @@ class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):
     ) -> None:
         super().__init__({"latent": LatentFeatures(vae, patch_size, device, precision)})
 
-    def load_model(self) -> Autoencoder:
-        """Loads the autoencoder, once per process."""
-        return super().load_model()["latent"]
-
     def run_inference(
-        self, batch: ImageBatch, model: Autoencoder, inference_args: dict[str, Any] | None = None
+        self, batch: ImageBatch, model: FeatureModels, inference_args: dict[str, Any] | None = None
     ) -> list[tuple[str, GaussianStatistics] | Failure]:
         """See the class."""
-        outcomes = super().run_inference(batch, FeatureModels(latent=model))
+        outcomes = super().run_inference(batch, model)
         return [o if isinstance(o, Failure) else (o[0][1], o[1]) for o in outcomes]
 
 
@@ -227,10 +237,10 @@ class TransportModelHandler(_ImageModelHandler):
                 transport_map, self._map, self._vae, self._device, self._precision, self._compiled
             )
             transport = ZeroShotTransport if self._zero_shot else LatentTransport
-            cores = torch.get_num_threads() if autoencoder.device.type == "cpu" else 1
-            workers = threads_of_one_core(cores) if cores > 1 else None
             return TransportModel(
-                autoencoder, transport(transport_map, device=autoencoder.device, **self._folding), workers
+                autoencoder,
+                transport(transport_map, device=autoencoder.device, **self._folding),
+                workers_of(autoencoder.device.type),
             )
 
     def run_inference(
@@ -256,31 +266,11 @@ class TransportModelHandler(_ImageModelHandler):
     def _outcomes(
         self, images: Sequence[LoadedImage], model: TransportModel
     ) -> Iterator[tuple[LoadedImage, _Pixels | Exception]]:
-        """Images of one shape together; on a CPU, small ones side by side.
-
-        There batches gain nothing, and a core for each image is faster than all cores for each: nobody waits for the
-        slowest core after every operation, or while another thread encodes a PNG.
-        """
-
         def transport(images: Sequence[LoadedImage], max_pixels: int) -> list[_Pixels | ImageError]:
             return self._transport(images, model, max_pixels)
 
-        def pixels(loaded: LoadedImage) -> int:
-            return math.prod(model.autoencoder.padded_size(*loaded.image.pixels.shape[:2]))
-
         max_pixels = self._max_tile_pixels or default_tile_pixels()
-        if model.workers is None:
-            yield from over_equal_shapes(images, model.autoencoder.padded_size, transport, max_pixels)
-            return
-        most = min(max_pixels, _PIXELS_SIDE_BY_SIDE // torch.get_num_threads())
-        ordered = sorted(images, key=pixels, reverse=True)  # the largest first, so that none is late
-        large = list(itertools.takewhile(lambda loaded: pixels(loaded) > most, ordered))
-        small = ordered[len(large) :]
-        for loaded in small:
-            metrics.observe(metrics.BATCH_PIXELS, pixels(loaded))
-        futures = [model.workers.submit(halving, [loaded], transport, max_pixels) for loaded in small]
-        yield from itertools.chain.from_iterable(future.result() for future in futures)
-        yield from over_equal_shapes(large, model.autoencoder.padded_size, transport, max_pixels)
+        return over_images(images, model.autoencoder.padded_size, transport, max_pixels, model.workers)
 
     def _transport(
         self, images: Sequence[LoadedImage], model: TransportModel, max_pixels: int
