@@ -5,8 +5,8 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,7 +28,7 @@ def over_images(
     padded_size: _PaddedSize,
     function: _Function[Result],
     max_pixels: int,
-    workers: ThreadPoolExecutor | None = None,
+    workers: Executor | None = None,
 ) -> Iterator[tuple[LoadedImage, Result | Exception]]:
     """Applies a function to images of one padded shape at a time, on less where the device runs out of memory.
 
@@ -55,8 +55,7 @@ def over_images(
     small = ordered[len(large) :]
     for loaded in small:
         metrics.observe(metrics.BATCH_PIXELS, pixels(loaded))
-    futures = [workers.submit(one, loaded) for loaded in small]
-    yield from itertools.chain.from_iterable(future.result() for future in futures)
+    yield from itertools.chain.from_iterable(workers.map(one, small))
     for loaded in large:
         yield from _over_equal_shapes([loaded], padded_size, function, max_pixels)
 
@@ -112,15 +111,22 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def workers_of(device: str) -> ThreadPoolExecutor | None:
-    """On a CPU with several cores, a thread for each, in which torch uses one; the same in the whole process."""
-    cores = torch.get_num_threads() if device == "cpu" else 1
-    return _threads_of_one_core(cores) if cores > 1 else None
+class _ThisThread(Executor):
+    """Does it here and now, which spares a single core what handing over to another thread costs."""
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **_: Any) -> Iterator[Any]:
+        """One after the other."""
+        return map(fn, *iterables)
+
+
+def workers_of(device: str) -> Executor | None:
+    """On a CPU a thread for each core, in which torch uses one; the same in the whole process."""
+    return _workers_of_cpu(torch.get_num_threads()) if device == "cpu" else None
 
 
 @functools.cache
-def _threads_of_one_core(cores: int) -> ThreadPoolExecutor:
-    return threads_of_one_core(cores)
+def _workers_of_cpu(cores: int) -> Executor:
+    return threads_of_one_core(cores) if cores > 1 else _ThisThread()
 
 
 def threads_of_one_core(cores: int) -> ThreadPoolExecutor:

@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ class FeatureModels(dict[str, Any]):
         workers: as in `TransportModel`.
     """
 
-    workers: ThreadPoolExecutor | None = None
+    workers: Executor | None = None
 
 
 class FeatureStatisticsModelHandler(_ImageModelHandler):
@@ -172,12 +172,12 @@ class TransportModel:
     Attributes:
         autoencoder: encodes and decodes.
         transport: the map, on the autoencoder's device.
-        workers: on a CPU with several cores, a thread for each, in which torch uses one.
+        workers: on a CPU a thread for each core, in which torch uses one.
     """
 
     autoencoder: Autoencoder
     transport: LatentTransport | ZeroShotTransport
-    workers: ThreadPoolExecutor | None = None
+    workers: Executor | None = None
 
 
 class TransportModelHandler(_ImageModelHandler):
