@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -95,6 +96,35 @@ def latent_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics | N
         total = part if total is None else total + part
     assert total is not None
     return replace(total, mean=total.mean + centre.flatten().repeat_interleave(patch_size**2).numpy())
+
+
+def tiled_statistics(latents: Sequence[Tensor], patch_size: int) -> GaussianStatistics | None:
+    """Statistics of the patches that lie side by side in several latents, on their device.
+
+    That is a p^2-th of all patches at a p^2-th of the cost, and tells nearly as much, since patches that overlap are much
+    alike. Products are summed in float32, about the mean: meant for latents that an autoencoder has rounded more.
+
+    Args:
+        latents: (C, H, W) of one shape, any float dtype; those that aren't finite are left out.
+        patch_size: p; what is left over at the right and the bottom is not looked at.
+
+    Returns:
+        Statistics of dimension C p^2, or None where not even one patch fits.
+    """
+    p, stacked = patch_size, torch.stack(list(latents)).float()
+    stacked = stacked[stacked.flatten(1).isfinite().all(1)]
+    count, channels, height, width = stacked.shape
+    rows, columns = height // p, width // p
+    if not count * rows * columns:
+        return None
+    tiles = stacked[:, :, : rows * p, : columns * p].reshape(count, channels, rows, p, columns, p)
+    patches = tiles.permute(0, 2, 4, 1, 3, 5).reshape(count * rows * columns, channels * p * p)
+    mean = patches.mean(0)
+    centred = patches - mean
+    residue = centred.mean(0)
+    mean, scatter = mean.double() + residue, (centred.T @ centred).double()
+    scatter = (scatter + scatter.T) / 2 - len(patches) * torch.outer(residue, residue)
+    return GaussianStatistics(len(patches), mean.cpu().numpy(), scatter.cpu().numpy())
 
 
 def _band_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics:

@@ -6,7 +6,8 @@ Meir (2021), arXiv 2107.02555, which Adrai et al. (2023), arXiv 2306.02342, appl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -37,6 +38,8 @@ class TransportMap:
             of content; the target is matched to the source there. None keeps the target as it is.
         noise_floor: squared distance between source and target that chance alone would give (`ot_core.noise_floor`),
             or None if unknown.
+        parts: the same statistics in random parts, by name: "source/0" and so on, "target/0" and so on. Their halves
+            tell how much the choice of images matters. Of a side whose parts aren't known there are none.
     """
 
     source: GaussianStatistics
@@ -51,6 +54,7 @@ class TransportMap:
     metric: Array | None = None
     invariant: Array | None = None
     noise_floor: float | None = None
+    parts: Mapping[str, GaussianStatistics] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -64,6 +68,7 @@ class TransportMap:
         metric: Array | None = None,
         invariant: Array | None = None,
         noise_floor: float | None = None,
+        parts: Mapping[str, GaussianStatistics] | None = None,
     ) -> TransportMap:
         """Solves the map that carries N(source) to N(target) at the least cost.
 
@@ -82,6 +87,7 @@ class TransportMap:
             metric: (D, D), see the class; `ot_core.decoder_geometry` measures it.
             invariant: (k, D), see the class and `matched`.
             noise_floor: kept with the map.
+            parts: the same.
 
         Raises:
             ValueError: if the dimensions differ or don't suit the patch size.
@@ -111,6 +117,7 @@ class TransportMap:
             metric=metric,
             invariant=invariant,
             noise_floor=noise_floor,
+            parts=parts or {},
         )
 
     @property
@@ -125,9 +132,15 @@ class TransportMap:
 
     def distance_squared(self) -> float:
         """Squared 2-Wasserstein distance between source and target, the latter matched where there are invariants."""
-        if self.invariant is None:
-            return gelbrich_distance_squared(self.source, self.target)
-        return gelbrich_distance_squared(self.source, matched(self.source, self.target, self.invariant))
+        return self.distance_squared_between(self.source, self.target)
+
+    def distance_squared_between(self, a: GaussianStatistics, b: GaussianStatistics) -> float:
+        """The same between any two sets of latent patches."""
+        return gelbrich_distance_squared(a, b if self.invariant is None else matched(a, b, self.invariant))
+
+    def parts_of(self, side: str) -> list[GaussianStatistics]:
+        """The random parts of the source or the target; none where they aren't known."""
+        return [part for name, part in sorted(self.parts.items()) if name.partition("/")[0] == side]
 
     def __call__(self, samples: Array) -> Array:
         """Maps samples (n, D) to (n, D), without the noise term."""

@@ -1,0 +1,71 @@
+"""What transport notes of the latents that pass through it: whether the map still suits the images."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.typehints.decorators import no_annotations
+
+from ot_core import GaussianStatistics, read_map, storage
+from ot_core.drift import drift_of
+from ot_core.map_file import LatentSets, write_statistics
+
+#: Groups of the statistics that transport gathers: of the latents that it encoded, and of those that it decoded.
+INPUTS, RESULTS = "inputs", "results"
+#: Files below an output.
+DRIFT, STATISTICS = "drift.json", "drift.safetensors"
+#: Which side of a map each of them should be like.
+_LIKE = {INPUTS: "source", RESULTS: "target"}
+
+
+@beam.typehints.with_input_types(tuple[str, GaussianStatistics])
+@beam.typehints.with_output_types(str)
+class WriteDrift(beam.PTransform):
+    """(group, GaussianStatistics) of `TransportImages` -> the URL of `<output>/drift.json`.
+
+    Tells how far the inputs are from the map's source, and the results from its target (`ot_core.drift`). The
+    statistics themselves are written to `<output>/drift.safetensors`, for fitting a map from.
+
+    Args:
+        map: URL of the map.
+        output: URL of the folder.
+    """
+
+    def __init__(self, map: str, output: str) -> None:
+        super().__init__()
+        self._map, self._output = map, output
+
+    @no_annotations
+    def expand(self, statistics: beam.PCollection[tuple[str, GaussianStatistics]]) -> beam.PCollection[str]:
+        """A few small side inputs; written even where there are none."""
+        return (
+            statistics.pipeline
+            | "Once" >> beam.Create([None])
+            | "Write" >> beam.Map(_write_drift, self._map, self._output, beam.pvalue.AsDict(statistics))
+        )
+
+
+def _write_drift(_: None, map_url: str, output: str, groups: dict[str, GaussianStatistics]) -> str:
+    transport_map = read_map(map_url)
+    sets = LatentSets(
+        groups,
+        transport_map.patch_size,
+        transport_map.latent_channels,
+        transport_map.vae,
+        transport_map.vae_sha256,
+    )
+    write_statistics(sets, storage.join(output, STATISTICS))
+    found: dict[str, Any] = {"map": map_url, "map_distance_squared": transport_map.distance_squared()}
+    for name, side in _LIKE.items():
+        drift = drift_of([part for _, part in sorted(sets.named(name).items())], transport_map, side)
+        found[name] = drift and {field: _json(value) for field, value in dataclasses.asdict(drift).items()}
+    url = storage.join(output, DRIFT)
+    storage.write_bytes(url, json.dumps(found, indent=1).encode())
+    return url
+
+
+def _json(value: Any) -> Any:
+    """JSON has no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
