@@ -18,22 +18,23 @@ class Drift:
     """Distance of a set of latent patches from one side of a map.
 
     In the latents' own units, what images happen to show makes up most of any distance: it varies in the directions in
-    which latents are large, where restoring changes little. In units of the side's standard deviation in each direction,
-    fine detail counts as much, and a few dozen images tell another restorer from other content.
+    which latents are large, where restoring changes little. In units of the side's standard deviation in each
+    direction, fine detail counts as much, and a few dozen images tell another restorer from other content.
 
     Attributes:
         patches: how many the set has.
         distance_squared: from that side, as the map measures distances.
         standard_distance_squared: from that side, in units of its standard deviations.
-        noise_floor: how much of the latter chance alone would give, or None where the map's random parts aren't known.
-        relative: what is left of it above the noise floor, as a share of the distance between the map's two sides in the
-            same units: 0 is no drift, and 1 is as far away as restored images are from natural ones.
+        standard_noise_floor: how much of that chance alone would give, or None where the map's random parts aren't
+            known.
+        relative: what is left of it above the noise floor, as a share of the distance between the map's two sides in
+            the same units: 0 is no drift, and 1 is as far away as restored images are from natural ones.
     """
 
     patches: int
     distance_squared: float
     standard_distance_squared: float
-    noise_floor: float | None
+    standard_noise_floor: float | None
     relative: float
 
 
@@ -63,7 +64,7 @@ def drift_of(parts: Sequence[GaussianStatistics], transport_map: TransportMap, s
         patches=found.count,
         distance_squared=transport_map.distance_squared_between(found, fitted),
         standard_distance_squared=distance,
-        noise_floor=floor if math.isfinite(floor) else None,
+        standard_noise_floor=floor if math.isfinite(floor) else None,
         relative=excess / scale if scale else (math.inf if excess else 0.0),
     )
 

@@ -69,8 +69,8 @@ class LatentSets:
         return sorted({group.partition("/")[0] for group in self.groups})
 
     def named(self, name: str) -> dict[str, GaussianStatistics]:
-        """The statistics of one set, whole or in parts, by the part's name; empty where there is no such set."""
-        return {group.removeprefix(name): s for group, s in self.groups.items() if group.partition("/")[0] == name}
+        """The groups of one set, which is whole or in parts; empty where there is no such set."""
+        return {group: s for group, s in self.groups.items() if group.partition("/")[0] == name}
 
 
 def write_map(transport_map: TransportMap, url: str) -> None:

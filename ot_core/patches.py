@@ -101,8 +101,8 @@ def latent_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics | N
 def tiled_statistics(latents: Sequence[Tensor], patch_size: int) -> GaussianStatistics | None:
     """Statistics of the patches that lie side by side in several latents, on their device.
 
-    That is a p^2-th of all patches at a p^2-th of the cost, and tells nearly as much, since patches that overlap are much
-    alike. Products are summed in float32, about the mean: meant for latents that an autoencoder has rounded more.
+    That is a p^2-th of all patches at a p^2-th of the cost, and tells nearly as much, since patches that overlap are
+    much alike. Products are summed in float32, about the mean: meant for latents that an autoencoder has rounded more.
 
     Args:
         latents: (C, H, W) of one shape, any float dtype; those that aren't finite are left out.

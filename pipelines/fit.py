@@ -19,6 +19,7 @@ from pipelines import options
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
 from transforms import (
+    Failure,
     FitTransportMap,
     GaussianStatisticsCombineFn,
     ImageRef,
@@ -29,7 +30,6 @@ from transforms import (
     WriteTransportMap,
     metrics,
 )
-from transforms.drift import INPUTS
 from transforms.maps import METHODS, autoencoder_of_map, method_of
 
 _EXTENSION = ".safetensors"
@@ -72,61 +72,59 @@ def parser() -> options.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """What is wrong before any work starts."""
+    images, statistics = images_of(args), statistics_of(args)
+    if args.add_to and not args.source and not args.target:
+        raise UserError("--add_to: expected --source, --target or both: what to add")
+    for side in SIDES:
+        if side not in images and side not in dict(statistics):
+            raise UserError(f"--{side}: expected images or statistics; only with --add_to may a side be left out")
+    if args.paired and len(images) < len(SIDES):
+        raise UserError("--paired: expected images in both --source and --target")
+    check_inputs(*((f"--{side}", specs) for side, specs in images.items()))
+    check_output(args)
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """What is wrong of all but the images. What earlier statistics decide is set in the flags that were left open."""
     if not args.map.endswith(_EXTENSION):
         raise UserError(f"--map {args.map}: expected a name ending in {_EXTENSION}")
-    if args.add_to == args.map:
-        raise UserError(f"--map {args.map}: expected another file than --add_to, so that a second run adds nothing")
-    args.images, args.statistics = _split_inputs(args)
-    check_inputs(*((f"--{side}", specs) for side, specs in args.images.items()))
     storage.check_writable(storage.parent(args.map))
-    if args.statistics:
-        _check_statistics(args)
+    statistics = statistics_of(args)
+    if statistics:
+        _agree(args, statistics)
     else:
-        args.patch_size = args.patch_size or 3
         load_autoencoder(args.vae, precision=options.precision_of(args))
+    args.patch_size = args.patch_size or 3
     if args.add_to:
         method = method_of(read_map(args.add_to))
         if args.method not in (None, method):
             raise UserError(f"--method {args.method}: {args.add_to} was fitted with {method}; leave --method out")
         args.method = method
-    args.method = args.method or ("pixels" if args.paired else "matched")
+    args.method = args.method or ("pixels" if getattr(args, "paired", False) else "matched")
 
 
-def _split_inputs(args: argparse.Namespace) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
-    """The images of each side, and the files of statistics, with the side that they are for."""
-    images: dict[str, list[str]] = {}
-    statistics: list[tuple[str, str]] = []
-    for side in SIDES:
-        for spec in getattr(args, side) or []:
-            if spec.endswith(_EXTENSION):
-                statistics.append((side, spec))
-            else:
-                images.setdefault(side, []).append(spec)
-    if args.add_to:
-        statistics += [(side, args.add_to) for side in SIDES]
-        if not args.source and not args.target:
-            raise UserError("--add_to: expected --source, --target or both: what to add")
-    missing = [side for side in SIDES if side not in images and side not in dict(statistics)]
-    twice = [url for side, url in statistics if statistics.count((side, url)) > 1]
-    if twice:
-        raise UserError(f"{twice[0]}: given twice, so its statistics would count twice")
-    if missing:
-        raise UserError(f"--{missing[0]}: expected images or statistics; only with --add_to may a side be left out")
-    if args.paired and len(images) < len(SIDES):
-        raise UserError("--paired: expected images in both --source and --target")
-    return images, statistics
+def images_of(args: argparse.Namespace) -> dict[str, list[str]]:
+    """The inputs of each side that are images."""
+    found = {side: [spec for spec in getattr(args, side) or [] if not spec.endswith(_EXTENSION)] for side in SIDES}
+    return {side: specs for side, specs in found.items() if specs}
 
 
-def _check_statistics(args: argparse.Namespace) -> None:
-    """Finds out what the statistics were gathered with, on which all files and the flags must agree."""
-    for index, (side, url) in enumerate(args.statistics):
+def statistics_of(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Side and URL of the inputs that are files of statistics; a map that is added to is one for either side."""
+    given = [(side, spec) for side in SIDES for spec in getattr(args, side, None) or [] if spec.endswith(_EXTENSION)]
+    return given + [(side, args.add_to) for side in SIDES if args.add_to]
+
+
+def _agree(args: argparse.Namespace, statistics: Sequence[tuple[str, str]]) -> None:
+    """All files of statistics and the flags must have the same patch size and autoencoder."""
+    for side, url in statistics:
+        if statistics.count((side, url)) > 1:
+            raise UserError(f"--{side} {url}: given twice, so its statistics would count twice")
         sets = read_statistics(url)
-        names = [name for name in (side, INPUTS) if sets.named(name)]
-        if not names or (side, names[0]) == ("target", INPUTS):
+        if not sets.named(side):
             raise UserError(
                 f"--{side} {url}: holds statistics of {', '.join(sets.names) or 'nothing'}, not of a {side}"
             )
-        args.statistics[index] = (side, url, names[0])
         args.patch_size = args.patch_size or sets.patch_size
         if sets.patch_size != args.patch_size:
             raise UserError(f"{url}: holds patches of size {sets.patch_size}, expected {args.patch_size}")
@@ -136,25 +134,30 @@ def _check_statistics(args: argparse.Namespace) -> None:
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
-    images, unlisted = pipeline | "ListImages" >> ListImages(args.images, args.max_images, args.paired)
+    images, unlisted = pipeline | "ListImages" >> ListImages(images_of(args), args.max_images, args.paired)
+    _, failures = fit_map(images, args)
+    folder, name = failures_beside(args.map)
+    all_failures = (unlisted, *failures) | "FlattenFailures" >> beam.Flatten()
+    _ = all_failures | "WriteFailures" >> WriteFailures(folder, name=name)
+
+
+def fit_map(
+    images: beam.PCollection[ImageRef], args: argparse.Namespace
+) -> tuple[beam.PCollection[str], Sequence[beam.PCollection[Failure]]]:
+    """From images of the sides, and earlier statistics, to the URL of the map that was written, and failures."""
     encode = LatentStatistics.PerKey(
         args.vae, args.patch_size, args.max_pixels, args.max_batch_pixels, precision=options.precision_of(args)
     )
     statistics, unread = (
         images | "SplitSides" >> beam.Map(_in_random_part) | "LatentStatistics" >> options.on_accelerator(encode, args)
     )
-    if args.statistics:
-        earlier = pipeline | "ReadStatistics" >> ReadStatistics(args.statistics)
-        statistics = (
-            (statistics, earlier)
-            | "FlattenStatistics" >> beam.Flatten()
-            | "MergeStatistics" >> beam.CombinePerKey(GaussianStatisticsCombineFn())
-        )
+    earlier = statistics_of(args)
+    if earlier:
+        read = images.pipeline | "ReadStatistics" >> ReadStatistics(earlier)
+        merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
+        statistics = (statistics, read) | "FlattenStatistics" >> beam.Flatten() | "AddStatistics" >> merge
     maps, unfitted = statistics | "FitTransportMap" >> FitTransportMap(args.vae, args.patch_size, args.method)
-    _ = maps | "WriteTransportMap" >> WriteTransportMap(args.map)
-
-    failures = (unlisted, unread, unfitted) | "FlattenFailures" >> beam.Flatten()
-    _ = failures | "WriteFailures" >> WriteFailures(storage.parent(args.map), name=_failures_name(args.map))
+    return maps | "WriteTransportMap" >> WriteTransportMap(args.map), (unread, unfitted)
 
 
 def _in_random_part(ref: ImageRef) -> ImageRef:
@@ -164,7 +167,7 @@ def _in_random_part(ref: ImageRef) -> ImageRef:
 def report(args: argparse.Namespace, counters: Counters) -> str:
     """What was fitted, read back from the map."""
     if not counters.get(metrics.MAPS_WRITTEN):
-        where = storage.join(storage.parent(args.map), _failures_name(args.map))
+        where = storage.join(*failures_beside(args.map))
         raise UserError(f"no map was written: no image of one side or both could be used; see {where}-*.parquet")
     fitted = read_map(args.map)
     distance = fitted.distance_squared()
@@ -173,7 +176,7 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
         f"  source {fitted.source.count} and target {fitted.target.count} patches of dimension {fitted.dimension}",
         f"  squared Wasserstein distance between them {distance:.4g}",
     ]
-    added = ", ".join(sorted({url for _, url, _ in args.statistics}))
+    added = ", ".join(sorted({url for _, url in statistics_of(args)}))
     if added:
         lines.append(f"  with the statistics of {added}")
     if args.paired:
@@ -202,8 +205,9 @@ def _advice(distance: float, floor: float | None, shared: int) -> list[str]:
     return lines
 
 
-def _failures_name(map_url: str) -> str:
-    return posixpath.basename(map_url).removesuffix(".safetensors") + ".failures"
+def failures_beside(map_url: str) -> tuple[str, str]:
+    """Folder of a map's failures, and what their files' names begin with."""
+    return storage.parent(map_url), posixpath.basename(map_url).removesuffix(".safetensors") + ".failures"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

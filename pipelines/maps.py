@@ -109,7 +109,8 @@ def _told(found: Mapping[str, Any]) -> Iterator[str]:
     for side in SIDES:
         parts = found[f"{side}_parts"]
         yield f"  {side} of {found[f'{side}_patches']} patches{f', in {parts} random parts' if parts else ''}"
-    yield f"  squared distance between them {found['distance_squared']:.4g}, of which {_floor(found)} by chance"
+    floor = _floor(found["noise_floor"])
+    yield f"  squared distance between them {found['distance_squared']:.4g}, of which {floor} by chance"
     gains = ", ".join(f"{gain:.3g}" for gain in found["largest_gains"])
     noise = "; the source is singular, so noise is added" if found["adds_noise"] else ""
     yield f"  largest gains {gains}; smallest {found['smallest_gain']:.3g}{noise}"
@@ -132,15 +133,16 @@ def _told_difference(found: Mapping[str, Any]) -> Iterator[str]:
         one = found[side]
         yield (
             f"  {side}s of {one['patches_a']} and {one['patches_b']} patches: squared distance "
-            f"{one['distance_squared']:.4g}; in standard deviations of a {one['standard_distance_squared']:.4g}, of which "
-            f"{_floor(one)} by chance; the rest is {one['relative']:.3g} of that between a's two sides"
+            f"{one['distance_squared']:.4g}; in standard deviations of a {one['standard_distance_squared']:.4g}, of "
+            f"which {_floor(one['standard_noise_floor'])} by chance; the rest is {one['relative']:.3g} of that between "
+            "a's two sides"
         )
     yield f"  matrices differ by {found['matrix_change']:.3g} of a's norm"
     yield f"  the mean source patch of a moves differently by {found['mean_shift']:.3g} of its way"
 
 
-def _floor(found: Mapping[str, Any]) -> str:
-    return "an unknown part" if found["noise_floor"] is None else f"about {found['noise_floor']:.4g}"
+def _floor(floor: float | None) -> str:
+    return "an unknown part" if floor is None else f"about {floor:.4g}"
 
 
 def _short(value: Any) -> Any:

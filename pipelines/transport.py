@@ -21,6 +21,9 @@ from pipelines import options
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
 from transforms import (
+    Failure,
+    ImageRecord,
+    ImageRef,
     ListImages,
     PackShards,
     RemoveStaging,
@@ -31,7 +34,7 @@ from transforms import (
     WriteManifest,
     metrics,
 )
-from transforms.drift import DRIFT, INPUTS, STATISTICS
+from transforms.drift import DRIFT, STATISTICS
 from transforms.images import IMAGES
 from transforms.maps import autoencoder_of_map
 from transforms.model_handlers import INTERPOLATIONS
@@ -148,6 +151,11 @@ def check(args: argparse.Namespace) -> None:
         if _is_below(args.output, spec):
             raise UserError(f"--output {args.output}: lies in --input {spec}, so a second run would take its results")
     check_inputs(("--input", args.input))
+    check_output(args)
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """What is wrong of all but the inputs. Where nothing is, notes in the output what its images are made with."""
     transport_map = read_map(args.map)
     if args.kernel_size and args.kernel_size > transport_map.patch_size:
         raise UserError(f"--kernel_size {args.kernel_size}: the map's patch size is {transport_map.patch_size}")
@@ -172,11 +180,20 @@ def _settings(args: argparse.Namespace, vae_sha256: str) -> dict[str, object]:
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
+    images, unlisted = pipeline | "ListImages" >> ListImages(args.input, versions=True, since=args.since)
+    _, failures = transport_images(images, args)
+    all_failures = (unlisted, *failures) | "FlattenFailures" >> beam.Flatten()
+    _ = all_failures | "WriteFailures" >> WriteFailures(args.output, args.manifest_shards)
+
+
+def transport_images(
+    images: beam.PCollection[ImageRef], args: argparse.Namespace
+) -> tuple[beam.PCollection[ImageRecord], Sequence[beam.PCollection[Failure]]]:
+    """From images to the rows of the manifest, which is written too, and failures."""
     packed = args.output_format != "files"
     folder = STAGING if packed else IMAGES
     shards_of_output = (args.output, args.output_format, args.output_shards, args.alpha)
 
-    images, unlisted = pipeline | "ListImages" >> ListImages(args.input, versions=True, since=args.since)
     if args.resume:
         images, done = images | "SkipDone" >> SkipDone(args.output, args.alpha, args.format, folder)
     transport = TransportImages(
@@ -200,7 +217,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     )
     records, untransported, statistics = images | "TransportImages" >> options.on_accelerator(transport, args)
     _ = statistics | "WriteDrift" >> WriteDrift(args.map, args.output)
-    failures = [unlisted, untransported]
+    failures = [untransported]
     if args.resume:
         records = (records, done) | "FlattenRecords" >> beam.Flatten()
     if packed:
@@ -209,8 +226,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     manifest = records | "WriteManifest" >> WriteManifest(args.output, args.manifest_shards)
     if packed:
         _ = manifest | "RemoveStaging" >> RemoveStaging(*shards_of_output)
-    all_failures = failures | "FlattenFailures" >> beam.Flatten()
-    _ = all_failures | "WriteFailures" >> WriteFailures(args.output, args.manifest_shards)
+    return records, failures
 
 
 def report(args: argparse.Namespace, counters: Counters) -> str:
@@ -234,12 +250,11 @@ def _drift(args: argparse.Namespace) -> dict[str, Any]:
 def _told(drift: Mapping[str, Any]) -> Iterator[str]:
     for name, found in drift.items():
         if isinstance(found, dict):
-            floor = "unknown" if found["noise_floor"] is None else f"{found['noise_floor']:.3g}"
-            side = "source" if name == INPUTS else "target"
+            floor = found["standard_noise_floor"]
             yield (
                 f"drift of {name}: {_number(found['relative'])} of the map's distance (squared distance from its "
-                f"{side} {found['distance_squared']:.3g}; in standard deviations "
-                f"{found['standard_distance_squared']:.3g}, of which {floor} by chance)"
+                f"{found['from']} {found['distance_squared']:.3g}; in standard deviations "
+                f"{found['standard_distance_squared']:.3g}, by chance {'unknown' if floor is None else f'{floor:.3g}'})"
             )
 
 
@@ -249,7 +264,7 @@ def _number(value: float | None) -> str:
 
 def objection(args: argparse.Namespace) -> str | None:
     """What --max_drift has against the inputs."""
-    found = None if args.max_drift is None else _drift(args)[INPUTS]
+    found = None if args.max_drift is None else _drift(args)["inputs"]
     if found is None or (found["relative"] is not None and found["relative"] <= args.max_drift):
         return None
     return (

@@ -12,12 +12,13 @@ from ot_core import GaussianStatistics, read_map, storage
 from ot_core.drift import drift_of
 from ot_core.map_file import LatentSets, write_statistics
 
-#: Groups of the statistics that transport gathers: of the latents that it encoded, and of those that it decoded.
-INPUTS, RESULTS = "inputs", "results"
+#: Groups of the statistics that transport gathers: of the latents that it encoded, which may become the source of a
+#: map, and of the same ones transported.
+SOURCE, RESULTS = "source", "results"
 #: Files below an output.
 DRIFT, STATISTICS = "drift.json", "drift.safetensors"
-#: Which side of a map each of them should be like.
-_LIKE = {INPUTS: "source", RESULTS: "target"}
+#: What is told: of which group, and which side of the map it should be like.
+_TOLD = {"inputs": (SOURCE, "source"), "results": (RESULTS, "target")}
 
 
 @beam.typehints.with_input_types(tuple[str, GaussianStatistics])
@@ -58,9 +59,9 @@ def _write_drift(_: None, map_url: str, output: str, groups: dict[str, GaussianS
     )
     write_statistics(sets, storage.join(output, STATISTICS))
     found: dict[str, Any] = {"map": map_url, "map_distance_squared": transport_map.distance_squared()}
-    for name, side in _LIKE.items():
-        drift = drift_of([part for _, part in sorted(sets.named(name).items())], transport_map, side)
-        found[name] = drift and {field: _json(value) for field, value in dataclasses.asdict(drift).items()}
+    for name, (group, side) in _TOLD.items():
+        drift = drift_of([part for _, part in sorted(sets.named(group).items())], transport_map, side)
+        found[name] = drift and {"from": side, **{k: _json(v) for k, v in dataclasses.asdict(drift).items()}}
     url = storage.join(output, DRIFT)
     storage.write_bytes(url, json.dumps(found, indent=1).encode())
     return url

@@ -66,10 +66,9 @@ class TransportImages(beam.PTransform):
         max_pixels: larger images are failures.
         max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
         folder: of the images, below the output.
-        statistics: whether to give statistics of the latents too, as a third result. Groups are "inputs/0" and so on,
+        statistics: whether to give statistics of the latents too, as a third result. Groups are "source/0" and so on,
             of patches of the latents that were encoded, and "results/0" and so on, of the same ones fully transported.
-        **options: interpolation, kernel_size, sigma, zero_shot, precision and compiled of
-            `TransportModelHandler`.
+        **options: of `TransportModelHandler`: interpolation, kernel_size, sigma, zero_shot, precision, compiled.
 
     Raises:
         UserError: if the format or interpolation isn't known, there is no alpha, or two alphas are the same to two

@@ -30,7 +30,7 @@ from ot_core.autoencoder import Pixels, default_tile_pixels, to_tensor, unit_pix
 from ot_core.features import FeatureExtractor, LatentFeatures
 from ot_core.tiles import decode_in_tiles, encode_in_tiles
 from transforms import metrics
-from transforms.device_memory import halving, over_equal_shapes
+from transforms.device_memory import halving, over_equal_shapes, threads_of_one_core
 from transforms.elements import (
     Failure,
     GatheredStatistics,
@@ -246,7 +246,7 @@ class TransportModelHandler(_ImageModelHandler):
             )
             transport = ZeroShotTransport if self._zero_shot else LatentTransport
             cores = torch.get_num_threads() if autoencoder.device.type == "cpu" else 1
-            workers = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) if cores > 1 else None
+            workers = threads_of_one_core(cores) if cores > 1 else None
             on_device = transport(transport_map, device=autoencoder.device, **self._folding)
             return TransportModel(autoencoder, on_device, workers, transport_map.patch_size)
 

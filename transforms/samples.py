@@ -1,4 +1,4 @@
-"""Statistics of latents that pass through the model anyway: of patches side by side, so that they cost next to nothing."""
+"""Statistics of latents that pass through the model anyway: of patches side by side, which costs next to nothing."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 from ot_core import GaussianStatistics
 from ot_core.noise import part_of
 from ot_core.patches import tiled_statistics
-from transforms.drift import INPUTS, RESULTS
+from transforms.drift import RESULTS, SOURCE
 from transforms.elements import GatheredStatistics
 
 #: Latent positions along each side of what is looked at of a latent: larger ones cost no more.
@@ -37,7 +37,7 @@ def windows_of(latents: Tensor, transported: Tensor, keys: Sequence[str], patch_
 
 
 def _whole_patches(size: int, patch_size: int) -> int:
-    """Patches may begin anywhere, so where there is room for it, so much is left out that each beginning is possible."""
+    """Room is left where there is any, so that patches may begin at any position of the latent."""
     return min(size, max(patch_size, min(WINDOW, size - patch_size + 1) // patch_size * patch_size))
 
 
@@ -45,7 +45,7 @@ def gather(windows: Sequence[tuple[str, Windows]], patch_size: int) -> GatheredS
     """Statistics of the patches in a batch's windows, given with the images' keys: for each kind and random part."""
     alike: dict[tuple[str, tuple[int, ...]], list[Tensor]] = {}
     for key, pair in windows:
-        for kind, window in zip((INPUTS, RESULTS), pair, strict=True):
+        for kind, window in zip((SOURCE, RESULTS), pair, strict=True):
             alike.setdefault((part_of(kind, key), tuple(window.shape)), []).append(window)
     totals: dict[str, list[GaussianStatistics]] = {}
     for (group, _), several in alike.items():

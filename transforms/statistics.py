@@ -92,9 +92,8 @@ class LatentStatistics:
         def expand(self, refs: beam.PCollection[ImageRef]) -> StatisticsOutcome:
             """Read, encode, merge."""
             images, unread = refs | "ReadImages" >> ReadImages(self._max_pixels)
-            statistics, unencoded = _gather(
-                images, "EncodeLatents", self._handler, self._max_batch_pixels, self._fanout
-            )
+            batching = BatchByPixels(self._max_batch_pixels, alone_on_cpu=True)
+            statistics, unencoded = _gather(images, batching, "EncodeLatents", self._handler, self._fanout)
             failures = (unread, unencoded) | "FlattenFailures" >> beam.Flatten()
             return StatisticsOutcome(statistics, failures)
 
@@ -123,24 +122,22 @@ class ReadStatistics(beam.PTransform):
     """Statistics that were gathered before: gives (group, GaussianStatistics), as `LatentStatistics.PerKey`.
 
     Args:
-        sets: (group, URL, name): of the statistics file or map at the URL, the set of that name, as that group. A set
-            in random parts comes as one group for each, "source/0" and so on.
+        sets: (name, URL): of the statistics file or map at the URL, the set of that name. A set in random parts comes
+            as one group for each, "source/0" and so on.
     """
 
-    def __init__(self, sets: Sequence[tuple[str, str, str]]) -> None:
+    def __init__(self, sets: Sequence[tuple[str, str]]) -> None:
         super().__init__()
         self._sets = list(sets)
 
     @no_annotations
     def expand(self, pbegin: beam.Pipeline) -> beam.PCollection[tuple[str, GaussianStatistics]]:
         """Read by a worker: a job's graph has no room for large matrices."""
-        return pbegin | "Files" >> beam.Create(self._sets) | "ReadFile" >> beam.FlatMap(_read_sets)
+        return pbegin | "Files" >> beam.Create(self._sets) | "ReadFile" >> beam.FlatMapTuple(_read_set)
 
 
-def _read_sets(chosen: tuple[str, str, str]) -> Iterator[tuple[str, GaussianStatistics]]:
-    group, url, name = chosen
-    for part, statistics in read_statistics(url).named(name).items():
-        yield group + part, statistics
+def _read_set(name: str, url: str) -> Iterator[tuple[str, GaussianStatistics]]:
+    yield from read_statistics(url).named(name).items()
 
 
 @beam.typehints.with_input_types(LoadedImage)
@@ -175,19 +172,20 @@ class FeatureStatistics(beam.PTransform):
     @no_annotations
     def expand(self, images: beam.PCollection[LoadedImage]) -> StatisticsOutcome:
         """Batch, extract, merge."""
-        return _gather(images, "ExtractFeatures", self._handler, self._max_batch_pixels, self._fanout)
+        batching = BatchByPixels(self._max_batch_pixels)
+        return _gather(images, batching, "ExtractFeatures", self._handler, self._fanout)
 
 
 def _gather(
     images: beam.PCollection[LoadedImage],
+    batching: BatchByPixels,
     label: str,
     handler: FeatureStatisticsModelHandler,
-    max_batch_pixels: int | None,
     fanout: int | None,
 ) -> StatisticsOutcome:
     outcomes = (
         images
-        | "BatchByPixels" >> BatchByPixels(max_batch_pixels)
+        | "BatchByPixels" >> batching
         | label >> RunInference(handler)
         | "SplitOutcome" >> beam.ParDo(_SplitOutcomeDoFn()).with_outputs("failures", main="statistics")
     )

@@ -40,7 +40,7 @@ def test_what_is_distributed_like_the_source_has_drifted_by_nothing_but_chance()
 def test_what_is_distributed_like_the_target_has_drifted_all_the_way():
     drift = drift_of(_parts(20, 3.0), _map(), "source")
     assert drift.relative == pytest.approx(1, abs=0.1)
-    assert drift.noise_floor < 0.2 * drift.distance_squared
+    assert drift.standard_noise_floor < 0.2 * drift.standard_distance_squared
     assert drift_of(_parts(20, 3.0), _map(), "target").relative < 0.1
 
 
@@ -53,7 +53,7 @@ def test_the_further_the_more():
 def test_a_difference_in_what_restoring_keeps_is_content_and_no_drift():
     invariant = np.ones((1, DIMENSION))
     plain, matched = (drift_of(_parts(40, 1.0, 0.5), m, "source") for m in (_map(), _map(invariant=invariant)))
-    assert matched.distance_squared < 0.5 * plain.distance_squared
+    assert matched.distance_squared < 0.8 * plain.distance_squared
 
 
 def test_fewer_than_two_patches_tell_nothing():
@@ -66,5 +66,5 @@ def test_against_a_map_whose_sides_do_not_differ_any_drift_is_infinite():
     unmoved = TransportMap.fit(same, same)
     object.__setattr__(unmoved, "target", same)
     drift = drift_of(_parts(5, 4.0), unmoved, "source")
-    assert drift.noise_floor is None
+    assert drift.standard_noise_floor is None
     assert drift.relative == math.inf or drift.relative > 1e6

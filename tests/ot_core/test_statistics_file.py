@@ -37,7 +37,7 @@ def test_statistics_come_back_exactly_on_every_store(store: str):
     assert read.groups.keys() == groups.keys()
     for name, statistics in groups.items():
         _assert_same(read.groups[name], statistics)
-    assert list(read.named("inputs")) == ["/0", "/1", "/2", "/3"]
+    assert list(read.named("inputs")) == ["inputs/0", "inputs/1", "inputs/2", "inputs/3"]
     assert read.named("nothing") == {}
 
 
@@ -63,7 +63,7 @@ def test_of_a_map_without_parts_the_sides_are_its_statistics(tmp_path: Path):
     write_map(TransportMap.fit(made.source, made.target, patch_size=3), url)
     sets = read_statistics(url)
     assert sets.names == ["source", "target"]
-    _assert_same(sets.named("source")[""], made.source)
+    _assert_same(sets.named("source")["source"], made.source)
 
 
 def test_statistics_are_no_map(tmp_path: Path):

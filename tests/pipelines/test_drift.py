@@ -95,7 +95,7 @@ def test_the_statistics_are_those_of_windows_of_the_latents_however_they_are_bat
         assert _transport(archive, "q30", tmp_path / name, "--precision", "float32", *flags) == 0
     autoencoder, transport_map = load_autoencoder(), read_map(f"{archive}/map.safetensors")
     usual, alone = (read_statistics(f"{tmp_path}/{name}/drift.safetensors") for name in ("usual", "alone"))
-    assert usual.names == ["inputs", "results"]
+    assert usual.names == ["results", "source"]
     side = CROP // autoencoder.downsampling_factor
     patches = (min(side, WINDOW) - transport_map.patch_size + 1) ** 2
     for group, statistics in usual.groups.items():
@@ -107,10 +107,10 @@ def test_the_statistics_are_those_of_windows_of_the_latents_however_they_are_bat
         latents = torch.cat([autoencoder.encode(to_tensor([one], autoencoder)) for one in pixels]).numpy()
         unfolded = np.lib.stride_tricks.sliding_window_view(latents, (3, 3), (2, 3)).transpose(0, 2, 3, 1, 4, 5)
         expected = GaussianStatistics.of(unfolded.reshape(-1, transport_map.dimension))
-        found = GaussianStatistics.total(list(usual.named("inputs").values()))
+        found = GaussianStatistics.total(list(usual.named("source").values()))
         assert found.count == expected.count
         assert gelbrich_distance_squared(found, expected) < 1e-6 * np.trace(expected.covariance())
-    assert sum(part.count for part in usual.named("inputs").values()) == 24 * patches
+    assert sum(part.count for part in usual.named("source").values()) == 24 * patches
 
 
 def test_a_map_fitted_anew_from_the_statistics_finds_no_drift_any_more(archive, drifted, tmp_path):
@@ -124,7 +124,7 @@ def test_a_map_fitted_anew_from_the_statistics_finds_no_drift_any_more(archive, 
 def test_statistics_add_to_a_map_too(archive, drifted, tmp_path):
     old, new = f"{archive}/map.safetensors", str(tmp_path / "new.safetensors")
     assert fit.main(["--add_to", old, "--source", f"{drifted}/drift.safetensors", "--map", new]) == 0
-    seen = sum(part.count for part in read_statistics(f"{drifted}/drift.safetensors").named("inputs").values())
+    seen = sum(part.count for part in read_statistics(f"{drifted}/drift.safetensors").named("source").values())
     assert read_map(new).source.count == read_map(old).source.count + seen
     assert read_map(new).target.count == read_map(old).target.count
 

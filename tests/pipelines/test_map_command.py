@@ -82,10 +82,10 @@ def test_diff_tells_sources_that_moved_from_those_that_only_differ_by_chance(tmp
     _map(alike, seed=1)
     same, far = _json(capsys, "diff", a, alike), _json(capsys, "diff", a, moved)
     assert far["source"]["distance_squared"] == pytest.approx(gelbrich_distance_squared(other.source, made.source))
-    assert same["source"]["distance_squared"] < 3 * same["source"]["noise_floor"]
-    assert far["source"]["distance_squared"] > 30 * far["source"]["noise_floor"]
+    assert same["source"]["standard_distance_squared"] < 3 * same["source"]["standard_noise_floor"]
+    assert far["source"]["standard_distance_squared"] > 30 * far["source"]["standard_noise_floor"]
     assert far["source"]["relative"] > 10 * same["source"]["relative"]
-    assert far["target"]["distance_squared"] < 3 * far["target"]["noise_floor"]
+    assert far["target"]["standard_distance_squared"] < 3 * far["target"]["standard_noise_floor"]
     assert far["mean_shift"] > 5 * same["mean_shift"]
     assert maps.main(["diff", a, moved]) == 0
     assert "sources of 1600 and 1600 patches: squared distance" in capsys.readouterr().out

@@ -81,13 +81,13 @@ def test_gathering_keeps_kinds_and_parts_apart_and_takes_windows_of_any_size():
     both = [*zip(keys, windows_of(latents, latents + 1, keys, 3), strict=True)]
     both += [*zip(keys, windows_of(small, small + 1, keys, 3), strict=True)]
     found = dict(gather(both, 3).groups)
-    assert {group.partition("/")[0] for group in found} == {"inputs", "results"}
-    for kind in ("inputs", "results"):
+    assert {group.partition("/")[0] for group in found} == {"source", "results"}
+    for kind in ("source", "results"):
         total = sum(statistics.count for group, statistics in found.items() if group.startswith(kind))
         assert total == 8 * (9 * 9 + 2 * 3)
     for group, statistics in found.items():
         if group.startswith("results"):
-            before = found[group.replace("results", "inputs")]
+            before = found[group.replace("results", "source")]
             np.testing.assert_allclose(statistics.mean, before.mean + 1, atol=1e-6)
             np.testing.assert_allclose(statistics.scatter, before.scatter, atol=1e-2)
 
