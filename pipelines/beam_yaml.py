@@ -23,7 +23,7 @@ from transforms import Failure, ImageQuality, ImageRecord, ImageRef
 
 #: A transform's rows and its failures.
 Wired = tuple[beam.PCollection[Any], Sequence[beam.PCollection[Failure]]]
-_EXIT_CODES = "max_failure_fraction"  # which Beam YAML doesn't have
+_EXIT_CODES = ("max_failure_fraction", "max_drift")  # which Beam YAML doesn't have
 
 
 class File(NamedTuple):
@@ -120,12 +120,12 @@ class FitTransportMap(_YamlTransform):
     @classmethod
     def flags(cls) -> options.ArgumentParser:
         """The parameters."""
-        return _flags_of(fit.parser(), but=("target", "source", "max_images", "paired", _EXIT_CODES))
+        return _flags_of(fit.parser(), but=("target", "source", "max_images", "paired", *_EXIT_CODES))
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
         fit.check_output(args)
-        urls, failures = fit.fit_map(given, args, args.method or "matched")
+        urls, failures = fit.fit_map(given, args)
         return urls | "Files" >> beam.Map(File), failures
 
 
@@ -138,7 +138,7 @@ class TransportImages(_YamlTransform):
     @classmethod
     def flags(cls) -> options.ArgumentParser:
         """The parameters."""
-        return _flags_of(transport.parser(), but=("input", "since", _EXIT_CODES))
+        return _flags_of(transport.parser(), but=("input", "since", *_EXIT_CODES))
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
@@ -155,7 +155,7 @@ class EvaluateImages(_YamlTransform):
     @classmethod
     def flags(cls) -> options.ArgumentParser:
         """The parameters."""
-        return _flags_of(evaluate.parser(), but=(_EXIT_CODES,))
+        return _flags_of(evaluate.parser(), but=_EXIT_CODES)
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""

@@ -33,9 +33,11 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def add_input(parser: ArgumentParser, flag: str, what: str) -> None:
+def add_input(parser: ArgumentParser, flag: str, what: str, required: bool = True) -> None:
     """A flag that names images."""
-    parser.add_argument(flag, required=True, nargs="+", action="extend", metavar="URL", help=f"{what}: {_INPUT_HELP}")
+    parser.add_argument(
+        flag, required=required, nargs="+", action="extend", metavar="URL", help=f"{what}: {_INPUT_HELP}"
+    )
 
 
 def add_common(parser: ArgumentParser, precision: str = "float32") -> None:
