@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -14,6 +15,7 @@ from ot_core import GaussianStatistics, read_map, storage
 from ot_core.drift import drift_of
 from ot_core.map_file import LatentSets, write_statistics
 from ot_core.noise import part_of
+from ot_core.patches import patch_statistics
 from transforms.elements import GatheredStatistics
 
 #: Groups of the statistics that transport gathers: of the latents that it encoded, which may become the source of a
@@ -33,17 +35,16 @@ class SampledPatches(NamedTuple):
     after: torch.Tensor
 
 
-def gather(sampled: Sequence[SampledPatches]) -> GatheredStatistics:
+def gather(sampled: Sequence[SampledPatches], workers: Executor | None = None) -> GatheredStatistics:
     """Statistics of the patches of a batch, for each kind and random part; latents that aren't finite don't count."""
     together: dict[str, list[torch.Tensor]] = {}
     for key, before, after in sampled:
         if len(before) and bool(before.isfinite().all() and after.isfinite().all()):
             together.setdefault(part_of(SOURCE, key), []).append(before)
             together.setdefault(part_of(RESULTS, key), []).append(after)
-    statistics = {
-        group: GaussianStatistics.of(torch.cat(several).cpu().double().numpy()) for group, several in together.items()
-    }
-    return GatheredStatistics(tuple(statistics.items()))
+    patches = [torch.cat(several) for several in together.values()]
+    statistics = workers.map(patch_statistics, patches) if workers else map(patch_statistics, patches)
+    return GatheredStatistics(tuple(zip(together, statistics, strict=True)))
 
 
 @beam.typehints.with_input_types(tuple[str, GaussianStatistics])
