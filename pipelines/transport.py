@@ -35,7 +35,7 @@ from transforms import (
     WriteManifest,
     metrics,
 )
-from transforms.drift import DRIFT, STATISTICS
+from transforms.drift import DRIFT, statistics_of_group
 from transforms.images import IMAGES
 from transforms.maps import read_maps
 from transforms.model_handlers import INTERPOLATIONS
@@ -167,8 +167,6 @@ def check_output(args: argparse.Namespace) -> None:
     grouped = is_pattern(args.map)
     if args.default_map and not grouped:
         raise UserError(f"--default_map: expected --group_by, and {GROUP} in --map")
-    if grouped and args.max_drift is not None:
-        raise UserError("--max_drift: expected no --group_by; ask for the drift of one group at a time")
     args.maps = find_maps(args.map) if grouped else {"": args.map}
     if args.default_map:
         args.maps[""] = args.default_map
@@ -211,7 +209,7 @@ def transport_images(
     images: beam.PCollection[ImageRef], args: argparse.Namespace
 ) -> tuple[beam.PCollection[ImageRecord], Sequence[beam.PCollection[Failure]]]:
     """From images to the rows of the manifest, which is written too, and failures."""
-    packed, grouped = args.output_format != "files", is_pattern(args.map)
+    packed = args.output_format != "files"
     folder = STAGING if packed else IMAGES
     shards_of_output = (args.output, args.output_format, args.output_shards, args.alpha)
 
@@ -234,11 +232,10 @@ def transport_images(
         precision=options.precision_of(args),
         compiled=args.compile,
         folder=folder,
-        statistics=not grouped,
+        statistics=True,
     )
-    records, untransported, *statistics = images | "TransportImages" >> options.on_accelerator(transport, args)
-    if not grouped:
-        _ = statistics[0] | "WriteDrift" >> WriteDrift(args.map, args.output)
+    records, untransported, statistics = images | "TransportImages" >> options.on_accelerator(transport, args)
+    _ = statistics | "WriteDrift" >> WriteDrift(args.maps, args.output)
     failures = [untransported]
     if args.resume:
         records = (records, done) | "FlattenRecords" >> beam.Flatten()
@@ -262,21 +259,29 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
         lines.append(f"  {skipped} images were there already, {recovered} of them not yet in the manifest")
     if args.since is not None:
         lines.append(f"  {counters.get(metrics.IMAGES_OLDER, 0)} older images left out")
-    drift = {} if args.group_by else _drift(args)
-    return "\n".join(lines + [f"  {line}" for line in _told(drift)])
+    return "\n".join(lines + [f"  {line}" for line in _told(*_largest_drift(args))])
 
 
-def _drift(args: argparse.Namespace) -> dict[str, Any]:
-    return dict(json.loads(storage.read_bytes(storage.join(args.output, DRIFT))))
+def _largest_drift(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The group whose inputs drifted furthest, or "" where there are none, and what was found of it."""
+    found = dict(json.loads(storage.read_bytes(storage.join(args.output, DRIFT))))
+    by_group = {"": found, **found.pop("groups", {})}
+
+    def distance(item: tuple[str, dict[str, Any]]) -> float:
+        inputs = item[1].get("inputs")
+        return -1.0 if inputs is None else math.inf if inputs["relative"] is None else inputs["relative"]
+
+    return max(by_group.items(), key=distance)
 
 
-def _told(drift: Mapping[str, Any]) -> Iterator[str]:
+def _told(group: str, drift: Mapping[str, Any]) -> Iterator[str]:
+    of_group = f" of group {group}, the furthest" if group else ""
     for name, found in drift.items():
         if isinstance(found, dict):
             floor = found["standard_noise_floor"]
             yield (
-                f"drift of {name}: {_number(found['relative'])} of the map's distance (squared distance from its "
-                f"{found['from']} {found['distance_squared']:.3g}; in standard deviations "
+                f"drift of {name}{of_group}: {_number(found['relative'])} of the map's distance (squared distance from "
+                f"its {found['from']} {found['distance_squared']:.3g}; in standard deviations "
                 f"{found['standard_distance_squared']:.3g}, by chance {'unknown' if floor is None else f'{floor:.3g}'})"
             )
 
@@ -287,12 +292,17 @@ def _number(value: float | None) -> str:
 
 def objection(args: argparse.Namespace) -> str | None:
     """What --max_drift has against the inputs."""
-    found = None if args.max_drift is None else _drift(args)["inputs"]
+    if args.max_drift is None:
+        return None
+    group, drift = _largest_drift(args)
+    found = drift.get("inputs")
     if found is None or (found["relative"] is not None and found["relative"] <= args.max_drift):
         return None
+    of_group = f" of group {group}" if group else ""
     return (
-        f"the inputs drifted by {_number(found['relative'])} of the map's distance, over --max_drift {args.max_drift}; "
-        f"for a map of them, dot-fit --source {storage.join(args.output, STATISTICS)} --target {args.map}"
+        f"the inputs{of_group} drifted by {_number(found['relative'])} of the map's distance, over --max_drift "
+        f"{args.max_drift}; for a map of them, dot-fit --source {statistics_of_group(args.output, group)} "
+        f"--target {args.maps[group]}"
     )
 
 

@@ -45,11 +45,10 @@ class NameStatisticsDoFn(_ChooseDoFn):
 
     def chosen(self, ref: ImageRef) -> ImageRef:
         """See the class."""
-        name = part_of(ref.group, ref.key)
-        if ref.group in self._grouped:
+        grouped = ref.group in self._grouped
+        if grouped:
             check_group(ref.subgroup)
-            name += f"/{ref.subgroup}"
-        return ref._replace(group=name)
+        return ref._replace(group=part_of(ref.group, ref.key, ref.subgroup if grouped else ""))
 
 
 class HasMapDoFn(_ChooseDoFn):

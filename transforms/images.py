@@ -69,7 +69,8 @@ class TransportImages(beam.PTransform):
         max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
         folder: of the images, below the output.
         statistics: whether to give statistics of the latents too, as a third result. Groups are "source/0" and so on,
-            of patches of the latents that were encoded, and "results/0" and so on, of the same ones fully transported.
+            of patches of the latents that were encoded, and "results/0" and so on, of the same ones fully transported;
+            of those transported with the map of a subgroup, "source/0/<subgroup>" and so on.
         **options: of `TransportModelHandler`: interpolation, kernel_size, sigma, zero_shot, precision, compiled.
 
     Raises:

@@ -26,6 +26,7 @@ from ot_core.autoencoder import DEFAULT_VAE, is_factory, vae_name
 from ot_core.decoder import DecoderGeometry
 from ot_core.groups import map_of_group
 from ot_core.map_file import LatentSets
+from ot_core.noise import split_group
 from transforms import metrics
 from transforms.elements import Failure, failure_of_group
 
@@ -88,7 +89,7 @@ class FitTransportMap(beam.PTransform):
         common, elements = statistics, statistics.pipeline | "Once" >> beam.Create([("", ())])
         if self._grouped:
             common, own = statistics | "IsOfGroup" >> beam.Partition(_is_of_group, 2)
-            elements = own | "KeyByGroup" >> beam.Map(_by_group) | "GroupByGroup" >> beam.GroupByKey()
+            elements = own | "KeyByGroup" >> beam.Map(by_group) | "GroupByGroup" >> beam.GroupByKey()
         fitted = elements | "Fit" >> beam.ParDo(
             _FitDoFn(self._vae, self._patch_size, self._method), beam.pvalue.AsDict(common)
         ).with_outputs("failures", main="maps")
@@ -96,11 +97,12 @@ class FitTransportMap(beam.PTransform):
 
 
 def _is_of_group(item: tuple[str, GaussianStatistics], partitions: int) -> int:
-    return int(item[0].count("/") == 2)
+    return int(bool(split_group(item[0])[1]))
 
 
-def _by_group(item: tuple[str, GaussianStatistics]) -> tuple[str, tuple[str, GaussianStatistics]]:
-    name, _, group = item[0].rpartition("/")
+def by_group(item: tuple[str, GaussianStatistics]) -> tuple[str, tuple[str, GaussianStatistics]]:
+    """Statistics of a group, such as "source/3/a", as those of "source/3" under the key "a"."""
+    name, group = split_group(item[0])
     return group, (name, item[1])
 
 
@@ -203,11 +205,15 @@ def read_maps(
     """Maps by group, one by one, each with the autoencoder that they all were fitted with.
 
     Raises:
-        MapFileError: as `autoencoder_of_map`, also if two of them weren't fitted with the same one.
+        MapFileError: as `autoencoder_of_map`, also if two of them weren't fitted with the same one or patch size.
         UserError: likewise.
     """
+    patch_size = None
     for group, url in urls.items():
         transport_map = read_map(url)
+        patch_size = patch_size or transport_map.patch_size
+        if transport_map.patch_size != patch_size:
+            raise MapFileError(f"map {url}: has patch size {transport_map.patch_size}, and the others {patch_size}")
         autoencoder = autoencoder_of_map(transport_map, url, vae, device, precision, compiled)
         vae = autoencoder.name
         yield group, transport_map, autoencoder

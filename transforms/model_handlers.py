@@ -184,11 +184,15 @@ class TransportModel:
     workers: ThreadPoolExecutor | None = None
     patch_size: int = 3
 
+    def group_of(self, ref: ImageRef) -> str:
+        """Whose map an image is transported with."""
+        return ref.subgroup if ref.subgroup in self.transports else ""
+
     def transport(self, latents: Tensor, refs: Sequence[ImageRef]) -> Tensor:
         """Each latent by the map of its image: images of several groups are encoded and decoded together."""
         members: dict[str, list[int]] = {}
         for index, ref in enumerate(refs):
-            members.setdefault(ref.subgroup if ref.subgroup in self.transports else "", []).append(index)
+            members.setdefault(self.group_of(ref), []).append(index)
         if len(members) == 1:
             return self.transports[next(iter(members))](latents, [ref.key for ref in refs])
         result = torch.empty_like(latents)
@@ -272,7 +276,7 @@ class TransportModelHandler(_ImageModelHandler):
             outcomes = list(self._outcomes(batch.images, model))
         share = (time.perf_counter() - start) / len(batch.images)
         results: list[TransportPrediction] = []
-        windows: list[tuple[str, Windows]] = []
+        windows: list[tuple[str, str, Windows]] = []
         for loaded, result in outcomes:
             inference: TransportedImage | Failure | GatheredStatistics
             if isinstance(result, Exception):
@@ -281,7 +285,7 @@ class TransportModelHandler(_ImageModelHandler):
                 metrics.count(metrics.IMAGES_TRANSPORTED)
                 inference = TransportedImage(loaded, result.pixels, loaded.seconds + share)
                 if result.windows is not None:
-                    windows.append((loaded.ref.key, result.windows))
+                    windows.append((loaded.ref.key, model.group_of(loaded.ref), result.windows))
             results.append(TransportPrediction(loaded.ref, inference, model.autoencoder.fingerprint))
         if windows:
             with metrics.timed("gather_statistics"):

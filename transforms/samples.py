@@ -41,12 +41,12 @@ def _whole_patches(size: int, patch_size: int) -> int:
     return min(size, max(patch_size, min(WINDOW, size - patch_size + 1) // patch_size * patch_size))
 
 
-def gather(windows: Sequence[tuple[str, Windows]], patch_size: int) -> GatheredStatistics:
-    """Statistics of the patches in a batch's windows, given with the images' keys: for each kind and random part."""
+def gather(windows: Sequence[tuple[str, str, Windows]], patch_size: int) -> GatheredStatistics:
+    """Statistics of the patches in a batch's windows, given with keys and groups: for each kind, part and group."""
     alike: dict[tuple[str, tuple[int, ...]], list[Tensor]] = {}
-    for key, pair in windows:
+    for key, of_map, pair in windows:
         for kind, window in zip((SOURCE, RESULTS), pair, strict=True):
-            alike.setdefault((part_of(kind, key), tuple(window.shape)), []).append(window)
+            alike.setdefault((part_of(kind, key, of_map), tuple(window.shape)), []).append(window)
     totals: dict[str, list[GaussianStatistics]] = {}
     for (group, _), several in alike.items():
         statistics = tiled_statistics(several, patch_size)

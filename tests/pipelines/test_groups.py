@@ -141,6 +141,33 @@ def test_each_image_is_transported_with_the_map_of_its_group(archive, maps, tmp_
     assert wrong.read_bytes() != right.read_bytes()
 
 
+def test_drift_is_told_for_each_map_and_the_furthest_group_is_named(archive, maps, tmp_path, capsys):
+    shutil.copytree(archive / "restored", tmp_path / "in", ignore=lambda _, names: [n for n in names if n[:2] == "g1"])
+    for image in range(2):  # another camera
+        shutil.copy(archive / f"natural/g15/{image}.png", tmp_path / f"in/g03/{image}.png")
+    flags = ["--map", maps, "--group_by", "folder:1", "--precision", "float32"]
+    assert _transport(tmp_path, tmp_path / "out", *flags, "--max_drift", "0.5", given="in") == 1
+    printed = capsys.readouterr()
+    assert "drift of inputs of group g03, the furthest: " in printed.out
+    (error,) = [line for line in printed.err.splitlines() if "error" in line]
+    statistics, map_url = tmp_path / "out/drift/g03.safetensors", maps.replace("{group}", "g03")
+    assert "the inputs of group g03 drifted by" in error
+    assert f"dot-fit --source {statistics} --target {map_url}" in error
+    drift = json.loads((tmp_path / "out/drift.json").read_text())
+    assert sorted(drift) == ["groups"]
+    assert sorted(drift["groups"]) == GROUPS
+    assert drift["groups"]["g12"]["inputs"] is None
+    alone = ["--map", map_url, "--precision", "float32"]
+    assert _transport(tmp_path, tmp_path / "alone", *alone, given="in/g03*/*.png") == 0
+    expected = json.loads((tmp_path / "alone/drift.json").read_text())
+    for side in ("inputs", "results"):
+        found = drift["groups"]["g03"][side]
+        assert found.pop("from") == expected[side].pop("from")
+        assert found == pytest.approx(expected[side], rel=1e-6)
+    new = str(tmp_path / "new.safetensors")
+    assert fit.main(["--source", str(statistics), "--target", map_url, "--map", new, "--method", "pixels"]) == 0
+
+
 def test_a_group_without_a_map_is_a_failure_or_takes_the_default_map(archive, maps, tmp_path, photo):
     few = tmp_path / "maps"
     few.mkdir()
@@ -253,7 +280,6 @@ MISTAKES = {
         ({"--group_by": None, "--map": "{maps}/g00.safetensors", "--default_map": "m"}, "--default_map"),
         ({"--vae": "pixels"}, "was fitted with the autoencoder"),
         ({"--kernel_size": "5"}, "--kernel_size 5"),
-        ({"--max_drift": "1"}, "--max_drift"),
     ],
 }
 

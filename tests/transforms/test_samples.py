@@ -9,7 +9,7 @@ import torch
 
 from ot_core import DecodedImage, GaussianStatistics, LatentTransport, TransportMap, unfold
 from ot_core.autoencoder import Autoencoder
-from ot_core.noise import PARTS, part_of
+from ot_core.noise import PARTS, part_of, split_group
 from ot_core.patches import tiled_statistics
 from transforms import TransportModelHandler
 from transforms.elements import Failure, GatheredStatistics, ImageBatch, ImageRef, LoadedImage
@@ -78,9 +78,12 @@ def test_gathering_keeps_kinds_and_parts_apart_and_takes_windows_of_any_size():
     latents = _latents(8, 30)
     keys = [f"{i}" for i in range(8)]
     small = latents[:, :, :10, :12]
-    both = [*zip(keys, windows_of(latents, latents + 1, keys, 3), strict=True)]
-    both += [*zip(keys, windows_of(small, small + 1, keys, 3), strict=True)]
+    both = [(key, "", pair) for key, pair in zip(keys, windows_of(latents, latents + 1, keys, 3), strict=True)]
+    both += [(key, "", pair) for key, pair in zip(keys, windows_of(small, small + 1, keys, 3), strict=True)]
     found = dict(gather(both, 3).groups)
+    in_groups = dict(gather([(key, f"group {key}", pair) for key, _, pair in both], 3).groups)
+    assert {split_group(name)[1] for name in in_groups} == {f"group {key}" for key in keys}
+    assert {split_group(name)[0] for name in in_groups} == set(found)
     assert {group.partition("/")[0] for group in found} == {"source", "results"}
     for kind in ("source", "results"):
         total = sum(statistics.count for group, statistics in found.items() if group.startswith(kind))
