@@ -163,7 +163,7 @@ def test_drift_is_told_for_each_map_and_the_furthest_group_is_named(archive, map
     for side in ("inputs", "results"):
         found = drift["groups"]["g03"][side]
         assert found.pop("from") == expected[side].pop("from")
-        assert found == pytest.approx(expected[side], rel=1e-6)
+        assert found == pytest.approx(expected[side], rel=1e-3)  # sums in float32
     new = str(tmp_path / "new.safetensors")
     assert fit.main(["--source", str(statistics), "--target", map_url, "--map", new, "--method", "pixels"]) == 0
 

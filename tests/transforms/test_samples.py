@@ -109,7 +109,9 @@ class _Mean(torch.nn.Module):
 def model() -> TransportModel:
     rng = np.random.default_rng(0)
     source, target = (GaussianStatistics.of(rng.standard_normal((50, 27))) for _ in range(2))
-    return TransportModel(Autoencoder(_Mean(), "mean"), LatentTransport(TransportMap.fit(source, target, patch_size=3)))
+    return TransportModel(
+        Autoencoder(_Mean(), "mean"), {"": LatentTransport(TransportMap.fit(source, target, patch_size=3))}
+    )
 
 
 def _batch(n: int) -> ImageBatch:
