@@ -271,7 +271,8 @@ def _columns(row: Any, column: str) -> _Row | str:
         found = sorted(map(str, row)) if isinstance(row, dict) else type(row).__name__
         return f"expected a text column 'uri', found {found}"
     key = row.get("key")
-    return row["uri"].strip(), key if isinstance(key, str) and key else None, _text(row.get(column))
+    group = _text(row.get(column)) if column else ""
+    return row["uri"].strip(), key if isinstance(key, str) and key else None, group
 
 
 def _text(value: Any) -> str:

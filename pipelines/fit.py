@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
 
-from ot_core import UserError, load_autoencoder, read_map, storage
+from ot_core import TransportMap, UserError, load_autoencoder, read_map, storage
 from ot_core.groups import GROUP, is_pattern, map_of_group
 from ot_core.map_file import read_statistics
 from pipelines import options
@@ -31,7 +31,7 @@ from transforms import (
     metrics,
 )
 from transforms.groups import NameStatisticsDoFn
-from transforms.maps import METHODS, autoencoder_of_map, method_of
+from transforms.maps import METHODS, autoencoder_of_map, is_mostly_noise, method_of
 
 _EXTENSION = ".safetensors"
 SIDES = ("source", "target")
@@ -194,7 +194,7 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
         where = storage.join(*failures_beside(args.map))
         raise UserError(f"no map was written: no image of one side or both could be used; see {where}-*.parquet")
     if args.group_by:
-        return "\n".join(_maps_written(args.map, counters))
+        return "\n".join(_maps_written(args, counters))
     fitted = read_map(args.map)
     distance = fitted.distance_squared()
     lines = [
@@ -208,27 +208,29 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
     if args.paired:
         lines.append(f"  {counters.get(metrics.IMAGES_UNPAIRED, 0)} images without a partner left out")
     else:
-        lines += _advice(distance, fitted.noise_floor, counters.get(metrics.KEYS_SHARED, 0))
+        lines += _advice(fitted, distance, counters.get(metrics.KEYS_SHARED, 0))
     return "\n".join(lines)
 
 
-def _maps_written(pattern: str, counters: Counters) -> Iterator[str]:
-    yield f"{counters[metrics.MAPS_WRITTEN]} maps {pattern}"
-    if noisy := counters.get(metrics.MAPS_MOSTLY_NOISE, 0):
+def _maps_written(args: argparse.Namespace, counters: Counters) -> Iterator[str]:
+    """The same of many maps."""
+    yield f"{counters[metrics.MAPS_WRITTEN]} maps {args.map}"
+    noisy = counters.get(metrics.MAPS_MOSTLY_NOISE, 0)
+    if noisy and not args.paired:
         yield (
             f"  WARNING: {noisy} of them are mostly noise (dot-map inspect tells which): they carry what their "
             "two sides happen to show. Fit on more images, or on pairs (--paired)"
         )
 
 
-def _advice(distance: float, floor: float | None, shared: int) -> list[str]:
+def _advice(fitted: TransportMap, distance: float, shared: int) -> list[str]:
     """What the user should know about how far to trust a map of unpaired images."""
-    lines = []
+    lines, floor = [], fitted.noise_floor
     if floor is not None:
         lines.append(
             f"  of which the choice of images explains about {floor:.4g} (noise floor, from random halves of each side)"
         )
-        if floor > distance / 2:  # as `is_mostly_noise`
+        if is_mostly_noise(fitted):
             times = math.ceil(4 * floor / (distance - floor)) if distance > 1.1 * floor else 0
             more = f"about {times} times as many" if times else "many more"
             lines.append(
