@@ -117,7 +117,10 @@ class _FitDoFn(beam.DoFn):
         common: Mapping[str, GaussianStatistics],
     ) -> Iterator[Any]:
         group, own = element[0], dict(element[1])
-        statistics = {**common, **own}
+        statistics = {
+            **common,
+            **{name: found + common[name] if name in common else found for name, found in own.items()},
+        }
         parts = {side: _parts_of(side, statistics) for side in ("source", "target")}
         missing = [side for side in parts if sum(part.count for part in parts[side]) < 2]
         for side in missing:
