@@ -24,7 +24,7 @@ from pipelines import fit, transport
 #: What is promised: so much of the speed with one map.
 TARGET = 0.95
 #: Images of each side that a map is fitted on.
-_FIT = 2
+_FIT = 1
 
 
 class Run(NamedTuple):
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures, and writes what was found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--groups", type=int, default=20)
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--images", type=int, default=320)
     parser.add_argument("--size", type=int, nargs=2, default=[256, 512], help="least and most pixels of a side")
     parser.add_argument("--repeat", type=int, default=3, help="medians are reported")
     parser.add_argument("--work", type=Path, help="folder for images and results; default a temporary one")
