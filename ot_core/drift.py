@@ -28,7 +28,8 @@ class Drift:
         standard_noise_floor: how much of that chance alone would give, or None where the map's random parts aren't
             known.
         relative: what is left of it above the noise floor, as a share of the distance between the map's two sides in
-            the same units: 0 is no drift, and 1 is as far away as restored images are from natural ones.
+            the same units: 0 is no drift, and 1 is as far away as restored images are from natural ones. Where the
+            floor isn't known, nothing is taken off.
     """
 
     patches: int

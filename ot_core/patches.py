@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,6 +13,8 @@ from ot_core.statistics import GaussianStatistics
 
 #: How many patch values are held at a time while gathering statistics: 32 MiB of float64.
 _BAND_VALUES = 2**22
+#: Patches along either side of a latent that `spread_patches` takes.
+_SPREAD = 16
 
 
 def unfold(latent: Tensor, patch_size: int) -> Tensor:
@@ -98,33 +99,24 @@ def latent_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics | N
     return replace(total, mean=total.mean + centre.flatten().repeat_interleave(patch_size**2).numpy())
 
 
-def tiled_statistics(latents: Sequence[Tensor], patch_size: int) -> GaussianStatistics | None:
-    """Statistics of the patches that lie side by side in several latents, on their device.
+def spread_patches(latents: Tensor, patch_size: int) -> Tensor:
+    """Some patches of each latent, evenly spread over it: what is looked at where all would cost too much.
 
-    That is a p^2-th of all patches at a p^2-th of the cost, and tells nearly as much, since patches that overlap are
-    much alike. Products are summed in float32, about the mean: meant for latents that an autoencoder has rounded more.
+    Patches that overlap are much alike, and so are those of one image; so these tell nearly as much as all.
 
     Args:
-        latents: (C, H, W) of one shape, any float dtype; those that aren't finite are left out.
-        patch_size: p; what is left over at the right and the bottom is not looked at.
+        latents: (B, C, H, W).
+        patch_size: p.
 
     Returns:
-        Statistics of dimension C p^2, or None where not even one patch fits.
+        (B, n, C p^2), at most `_SPREAD` patches along either side and none that overlap; n is 0 where none fits.
     """
-    p, stacked = patch_size, torch.stack(list(latents)).float()
-    stacked = stacked[stacked.flatten(1).isfinite().all(1)]
-    count, channels, height, width = stacked.shape
-    rows, columns = height // p, width // p
-    if not count * rows * columns:
-        return None
-    tiles = stacked[:, :, : rows * p, : columns * p].reshape(count, channels, rows, p, columns, p)
-    patches = tiles.permute(0, 2, 4, 1, 3, 5).reshape(count * rows * columns, channels * p * p)
-    mean = patches.mean(0)
-    centred = patches - mean
-    residue = centred.mean(0)
-    mean, scatter = mean.double() + residue, (centred.T @ centred).double()
-    scatter = (scatter + scatter.T) / 2 - len(patches) * torch.outer(residue, residue)
-    return GaussianStatistics(len(patches), mean.cpu().numpy(), scatter.cpu().numpy())
+    batch, channels, *sizes = latents.shape
+    if min(sizes) < patch_size:
+        return latents.new_empty(batch, 0, channels * patch_size**2)
+    down, across = (max(patch_size, -(-size // _SPREAD)) for size in sizes)
+    patches = latents.unfold(2, patch_size, down).unfold(3, patch_size, across)
+    return patches.permute(0, 2, 3, 1, 4, 5).reshape(batch, -1, channels * patch_size**2)
 
 
 def _band_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics:

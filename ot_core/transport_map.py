@@ -181,19 +181,33 @@ def matched(source: GaussianStatistics, target: GaussianStatistics, invariant: A
 
 
 def _optimal_matrix_in(metric: Array | None, ks: Array, kt: Array) -> tuple[Array, Array | None]:
-    if metric is None:
-        return _optimal_matrix(ks, kt)
-    root, inverse_root = _power(metric, 0.5), _power(metric, -0.5)
-    matrix, noise = _optimal_matrix(_symmetric(root @ ks @ root), _symmetric(root @ kt @ root))
-    return inverse_root @ matrix @ root, None if noise is None else _symmetric(inverse_root @ noise @ inverse_root)
-
-
-def _optimal_matrix(ks: Array, kt: Array) -> tuple[Array, Array | None]:
     """T and, where Ks is singular, the covariance of the noise that makes T Ks T^T up to Kt."""
     eigenvalues = np.linalg.eigvalsh(ks)
     if eigenvalues[0] > RANK_TOLERANCE * eigenvalues[-1]:
-        root, inverse_root = _power(ks, 0.5), _power(ks, -0.5)
-        return _symmetric(inverse_root @ _power(root @ kt @ root, 0.5) @ inverse_root), None
+        return _matrix_from_invertible(metric, ks, kt), None
+    if metric is None:
+        return _matrix_from_singular(ks, kt)
+    root, inverse_root = _power(metric, 0.5), _power(metric, -0.5)
+    matrix, noise = _matrix_from_singular(_symmetric(root @ ks @ root), _symmetric(root @ kt @ root))
+    return inverse_root @ matrix @ root, _symmetric(inverse_root @ noise @ inverse_root)
+
+
+def _matrix_from_invertible(metric: Array | None, ks: Array, kt: Array) -> Array:
+    """T without the products of covariances that eq. 17 takes roots of, which would lose half of the digits.
+
+    With Ks = M M^T, Kt = R^T R and the singular value decomposition R G M = W S V^T:
+        T = R^T W V^T M^(-1).
+    Then T Ks T^T = Kt, and G T = M^(-T) V S V^T M^(-1) is symmetric positive semi-definite, which make T the map.
+    """
+    m = np.linalg.cholesky(ks)
+    values, vectors = np.linalg.eigh(kt)  # Kt may be singular
+    r = (vectors * np.sqrt(np.clip(values, 0, None))).T
+    w, _, vt = np.linalg.svd(r @ m if metric is None else r @ metric @ m)
+    matrix: Array = np.linalg.solve(m.T, (r.T @ w @ vt).T).T
+    return _symmetric(matrix) if metric is None else matrix
+
+
+def _matrix_from_singular(ks: Array, kt: Array) -> tuple[Array, Array]:
     root = _power(kt, 0.5)
     matrix = root @ _power(root @ ks @ root, 0.5) @ _power(kt, -0.5) @ _power(ks, -1.0)
     return matrix, _power(kt - matrix @ ks @ matrix.T, 1.0)

@@ -17,6 +17,7 @@ import numpy as np
 from ot_core import TransportMap, UserError, read_map, storage
 from ot_core.drift import drift_of
 from ot_core.map_file import metadata_of
+from ot_core.statistics import Array
 from pipelines import options
 from transforms.maps import method_of
 
@@ -40,7 +41,7 @@ def parser() -> options.ArgumentParser:
 def inspect(url: str) -> dict[str, Any]:
     """What there is to know of a map."""
     found, data = read_map(url), storage.read_bytes(url)
-    gains = np.linalg.svd(found.matrix, compute_uv=False)
+    _, gains, directions = np.linalg.svd(found.matrix)
     return {
         "map": url,
         "bytes": len(data),
@@ -55,10 +56,21 @@ def inspect(url: str) -> dict[str, Any]:
         **{f"{side}_parts": len(found.parts_of(side)) for side in SIDES},
         "distance_squared": found.distance_squared(),
         "noise_floor": found.noise_floor,
-        "largest_gains": gains[:_SHOWN].tolist(),
+        "largest_gains": [_gain(*one, found) for one in zip(gains[:_SHOWN], directions, strict=False)],
         "smallest_gain": float(gains[-1]),
         "adds_noise": found.noise_covariance is not None,
         "provenance": {name: value for name, value in sorted(metadata_of(url).items()) if name not in _TOLD},
+    }
+
+
+def _gain(gain: float, direction: Array, found: TransportMap) -> dict[str, Any]:
+    """A direction that the map stretches, and the latent channel that has the largest share in it."""
+    shares = np.square(direction).reshape(found.latent_channels, -1).sum(1)
+    return {
+        "gain": float(gain),
+        "channel": int(shares.argmax()),
+        "share": float(shares.max()),
+        "direction": direction.tolist(),
     }
 
 
@@ -111,7 +123,9 @@ def _told(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {side} of {found[f'{side}_patches']} patches{f', in {parts} random parts' if parts else ''}"
     floor = _floor(found["noise_floor"])
     yield f"  squared distance between them {found['distance_squared']:.4g}, of which {floor} by chance"
-    gains = ", ".join(f"{gain:.3g}" for gain in found["largest_gains"])
+    gains = ", ".join(
+        f"{one['gain']:.3g} (channel {one['channel']} for {one['share']:.0%})" for one in found["largest_gains"]
+    )
     noise = "; the source is singular, so noise is added" if found["adds_noise"] else ""
     yield f"  largest gains {gains}; smallest {found['smallest_gain']:.3g}{noise}"
     yield f"  {found['bytes']} bytes, sha256 {_short(found['sha256'])}"

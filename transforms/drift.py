@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import apache_beam as beam
+import torch
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import GaussianStatistics, read_map, storage
 from ot_core.drift import drift_of
 from ot_core.map_file import LatentSets, write_statistics
+from ot_core.noise import part_of
+from transforms.elements import GatheredStatistics
 from transforms.maps import by_group
 
 #: Groups of the statistics that transport gathers: of the latents that it encoded, which may become the source of a
@@ -21,6 +24,31 @@ SOURCE, RESULTS = "source", "results"
 DRIFT, STATISTICS = "drift.json", "drift.safetensors"
 #: What is told: of which group, and which side of the map it should be like.
 _TOLD = {"inputs": (SOURCE, "source"), "results": (RESULTS, "target")}
+
+
+class SampledPatches(NamedTuple):
+    """Some patches of an image's latent, (n, D) each: as it was encoded, and the same ones transported.
+
+    The group is the one whose map it was transported with, "" where that is for images of any.
+    """
+
+    key: str
+    before: torch.Tensor
+    after: torch.Tensor
+    group: str = ""
+
+
+def gather(sampled: Sequence[SampledPatches]) -> GatheredStatistics:
+    """Statistics of the patches of a batch, for each kind, part and group; latents that aren't finite don't count."""
+    together: dict[str, list[torch.Tensor]] = {}
+    for key, before, after, group in sampled:
+        if len(before) and bool(before.isfinite().all() and after.isfinite().all()):
+            together.setdefault(part_of(SOURCE, key, group), []).append(before)
+            together.setdefault(part_of(RESULTS, key, group), []).append(after)
+    statistics = {
+        name: GaussianStatistics.of(torch.cat(several).cpu().double().numpy()) for name, several in together.items()
+    }
+    return GatheredStatistics(tuple(statistics.items()))
 
 
 @beam.typehints.with_input_types(tuple[str, GaussianStatistics])

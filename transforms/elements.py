@@ -167,7 +167,7 @@ class TransportedImage(NamedTuple):
 
 
 class GatheredStatistics(NamedTuple):
-    """Statistics of the latents of a batch, by group: a few kilobytes that go the way of its images."""
+    """Statistics of the latents of a batch, by group; they go the way of its images."""
 
     groups: tuple[tuple[str, GaussianStatistics], ...]
 

@@ -42,7 +42,7 @@ class TransportOutcome(NamedTuple):
 
 
 class TransportOutcomeWithStatistics(NamedTuple):
-    """The same, and (group, GaussianStatistics) of the latents: see `transforms.samples`."""
+    """The same, and (group, GaussianStatistics) of the latents: see `transforms.drift`."""
 
     records: beam.PCollection[ImageRecord]
     failures: beam.PCollection[Failure]

@@ -27,9 +27,11 @@ from ot_core import (
 )
 from ot_core.autoencoder import Pixels, default_tile_pixels, to_tensor, unit_pixels
 from ot_core.features import FeatureExtractor, LatentFeatures
+from ot_core.patches import spread_patches
 from ot_core.tiles import decode_in_tiles, encode_in_tiles
 from transforms import metrics
 from transforms.device_memory import halving, over_equal_shapes, threads_of_one_core
+from transforms.drift import SampledPatches, gather
 from transforms.elements import (
     Failure,
     GatheredStatistics,
@@ -40,7 +42,6 @@ from transforms.elements import (
     TransportPrediction,
 )
 from transforms.maps import read_maps
-from transforms.samples import Windows, gather, windows_of
 
 #: Where alpha mixes the restored image with the transported one.
 INTERPOLATIONS = ("pixels", "latents")
@@ -50,10 +51,10 @@ _Pixels = tuple[NDArray[np.uint8], ...]
 
 
 class _Transported(NamedTuple):
-    """The results of one image, and the window of its latent where statistics are gathered."""
+    """The results of one image, and what statistics are gathered of."""
 
     pixels: _Pixels
-    windows: Windows | None
+    sampled: SampledPatches | None
 
 
 class _ImageModelHandler(ModelHandler[ImageBatch, Any, Any]):
@@ -219,7 +220,7 @@ class TransportModelHandler(_ImageModelHandler):
         precision: one of `ot_core.autoencoder.PRECISIONS`; default the device's fastest.
         compiled: see `ot_core.Autoencoder`.
         max_tile_pixels: larger images are done in overlapping tiles; default `default_tile_pixels`.
-        statistics: whether to gather statistics of the latents, before and after transport (`transforms.samples`).
+        statistics: whether to gather statistics of the latents, before and after transport (`transforms.drift`).
 
     Raises:
         UserError: if the interpolation isn't known.
@@ -276,7 +277,7 @@ class TransportModelHandler(_ImageModelHandler):
             outcomes = list(self._outcomes(batch.images, model))
         share = (time.perf_counter() - start) / len(batch.images)
         results: list[TransportPrediction] = []
-        windows: list[tuple[str, str, Windows]] = []
+        sampled: list[SampledPatches] = []
         for loaded, result in outcomes:
             inference: TransportedImage | Failure | GatheredStatistics
             if isinstance(result, Exception):
@@ -284,12 +285,12 @@ class TransportModelHandler(_ImageModelHandler):
             else:
                 metrics.count(metrics.IMAGES_TRANSPORTED)
                 inference = TransportedImage(loaded, result.pixels, loaded.seconds + share)
-                if result.windows is not None:
-                    windows.append((loaded.ref.key, model.group_of(loaded.ref), result.windows))
+                if result.sampled is not None:
+                    sampled.append(result.sampled)
             results.append(TransportPrediction(loaded.ref, inference, model.autoencoder.fingerprint))
-        if windows:
+        if sampled:
             with metrics.timed("gather_statistics"):
-                inference = gather(windows, model.patch_size)
+                inference = gather(sampled)
             results.append(TransportPrediction(None, inference, model.autoencoder.fingerprint))
         return results
 
@@ -339,9 +340,13 @@ class TransportModelHandler(_ImageModelHandler):
             decode = lambda z: [(slice(0, height), autoencoder.decode(z))]  # noqa: E731
         with torch.inference_mode():
             transported = model.transport(latents, refs)
-            windows: Sequence[Windows | None] = [None] * len(images)
+            sampled: Sequence[SampledPatches | None] = [None] * len(images)
             if self._statistics:
-                windows = windows_of(latents, transported, [ref.key for ref in refs], model.patch_size)
+                both = (spread_patches(z, model.patch_size) for z in (latents, transported))
+                sampled = [
+                    SampledPatches(ref.key, before, after, model.group_of(ref))
+                    for ref, before, after in zip(refs, *both, strict=True)
+                ]
         if self._interpolation == "pixels":
             results = _blended(pixels, decode(transported), self._alphas, autoencoder.device)
         else:
@@ -351,8 +356,8 @@ class TransportModelHandler(_ImageModelHandler):
             ]
             results = [_joined(several) for several in zip(*each, strict=True)]
         return [
-            result if isinstance(result, ImageError) else _Transported(result, window)
-            for result, window in zip(results, windows, strict=True)
+            result if isinstance(result, ImageError) else _Transported(result, patches)
+            for result, patches in zip(results, sampled, strict=True)
         ]
 
 

@@ -11,15 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ot_core import GaussianStatistics, gelbrich_distance_squared, load_autoencoder, read_map
+from ot_core import GaussianStatistics, LatentTransport, load_autoencoder, read_map
 from ot_core.autoencoder import to_tensor
 from ot_core.map_file import read_statistics
+from ot_core.patches import spread_patches
 from pipelines import demo, fit, transport
-from transforms.samples import WINDOW
 
 CROP = 128
-#: What inputs of the fitted quality stay under and of another exceed, as a share of the map's distance.
-THRESHOLD = 0.15
+#: What inputs of the fitted quality stay under and of another exceed, as a share of the map's distance. With so few
+#: images chance is large; benchmarks/drift.py uses hundreds.
+THRESHOLD = 0.5
 
 
 def _crops(folder: Path, photos: list[Path], quality: int | None = None) -> str:
@@ -44,7 +45,8 @@ def archive(tmp_path_factory):
     photos = sorted(demo.PHOTOS.glob("*.jpg"))
     fitted, others = photos[::3], [photo for index, photo in enumerate(photos) if index % 3][:12]
     target, source = _crops(root / "natural", fitted), _crops(root / "restored", fitted, 10)
-    assert fit.main(["--target", target, "--source", source, "--paired", "--map", f"{root}/map.safetensors"]) == 0
+    given = ["--target", target, "--source", source, "--map", f"{root}/map.safetensors", "--method", "paper"]
+    assert fit.main(given) == 0
     for quality in (10, 30):
         _crops(root / f"q{quality}", others, quality)
     return root
@@ -85,37 +87,33 @@ def test_inputs_of_another_quality_exceed_a_threshold_that_those_of_the_same_sta
         else:
             assert lines == []
     same, other = _drift(tmp_path / "q10")["inputs"], _drift(tmp_path / "q30")["inputs"]
-    assert other["distance_squared"] > 2 * same["distance_squared"]
-    # What was transported is nearer to natural images than what was not.
-    assert _drift(tmp_path / "q10")["results"]["relative"] < 0.7
+    assert other["relative"] > 3 * same["relative"]
 
 
-def test_the_statistics_are_those_of_windows_of_the_latents_however_they_are_batched(archive, tmp_path):
+def test_the_statistics_are_those_of_patches_of_the_latents_however_they_are_batched(archive, tmp_path):
     for name, flags in (("usual", []), ("alone", ["--max_batch_pixels", "0"])):
         assert _transport(archive, "q30", tmp_path / name, "--precision", "float32", *flags) == 0
-    autoencoder, transport_map = load_autoencoder(), read_map(f"{archive}/map.safetensors")
     usual, alone = (read_statistics(f"{tmp_path}/{name}/drift.safetensors") for name in ("usual", "alone"))
     assert usual.names == ["results", "source"]
-    side = CROP // autoencoder.downsampling_factor
-    patches = (min(side, WINDOW) - transport_map.patch_size + 1) ** 2
     for group, statistics in usual.groups.items():
         assert statistics.count == alone.groups[group].count
         np.testing.assert_allclose(statistics.mean, alone.groups[group].mean, atol=1e-4)
         np.testing.assert_allclose(statistics.scatter, alone.groups[group].scatter, rtol=1e-3, atol=1e-2)
-    if side <= WINDOW:  # the windows are the whole latents then
-        pixels = [np.asarray(Image.open(path)) for path in (archive / "q30").iterdir()]
-        latents = torch.cat([autoencoder.encode(to_tensor([one], autoencoder)) for one in pixels]).numpy()
-        unfolded = np.lib.stride_tricks.sliding_window_view(latents, (3, 3), (2, 3)).transpose(0, 2, 3, 1, 4, 5)
-        expected = GaussianStatistics.of(unfolded.reshape(-1, transport_map.dimension))
-        found = GaussianStatistics.total(list(usual.named("source").values()))
-        assert found.count == expected.count
-        assert gelbrich_distance_squared(found, expected) < 1e-6 * np.trace(expected.covariance())
-    assert sum(part.count for part in usual.named("source").values()) == 24 * patches
+    autoencoder, transport_map = load_autoencoder(), read_map(f"{archive}/map.safetensors")
+    transported = LatentTransport(transport_map)
+    pixels = [np.asarray(Image.open(path)) for path in (archive / "q30").iterdir()]
+    latents = torch.cat([autoencoder.encode(to_tensor([one], autoencoder)) for one in pixels])
+    for name, expected in (("source", latents), ("results", transported(latents))):
+        by_hand = GaussianStatistics.of(spread_patches(expected, transport_map.patch_size).flatten(0, 1).numpy())
+        found = GaussianStatistics.total(list(usual.named(name).values()))
+        assert found.count == by_hand.count
+        np.testing.assert_allclose(found.mean, by_hand.mean, atol=1e-4)
+        assert np.abs(found.scatter - by_hand.scatter).max() < 1e-4 * np.abs(by_hand.scatter).max()
 
 
 def test_a_map_fitted_anew_from_the_statistics_finds_no_drift_any_more(archive, drifted, tmp_path):
     refitted, flags = str(tmp_path / "refitted.safetensors"), ["--source", f"{drifted}/drift.safetensors"]
-    assert fit.main([*flags, "--target", f"{archive}/map.safetensors", "--method", "pixels", "--map", refitted]) == 0
+    assert fit.main([*flags, "--target", f"{archive}/map.safetensors", "--method", "paper", "--map", refitted]) == 0
     given = ["--input", str(archive / "q30"), "--map", refitted, "--output", str(tmp_path / "again")]
     assert transport.main([*given, "--max_drift", "0.01"]) == 0
     assert read_map(refitted).noise_floor is not None
@@ -148,4 +146,4 @@ def test_images_in_tiles_and_images_that_are_too_small_are_no_trouble(archive, t
     inputs = ["--input", str(folder), "--map", f"{archive}/map.safetensors", "--output", str(tmp_path / "out")]
     assert transport.main([*inputs, "--max_batch_pixels", "262144"]) == 0
     assert len(list((tmp_path / "out/images").iterdir())) == 2
-    assert _drift(tmp_path / "out")["inputs"]["patches"] == (WINDOW - 2) ** 2
+    assert _drift(tmp_path / "out")["inputs"]["patches"] == 15 * 15  # the small one's latent has room for none

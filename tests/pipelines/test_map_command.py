@@ -44,7 +44,12 @@ def test_inspect_tells_what_a_map_was_fitted_from_and_does(tmp_path, capsys):
     assert found["distance_squared"] == gelbrich_distance_squared(made.source, made.target)
     assert found["noise_floor"] == 0.5
     eigenvalues = np.linalg.eigvalsh(made.matrix)  # which are its gains: this map is symmetric
-    np.testing.assert_allclose(found["largest_gains"], eigenvalues[::-1][:5])
+    np.testing.assert_allclose([one["gain"] for one in found["largest_gains"]], eigenvalues[::-1][:5])
+    for one in found["largest_gains"]:
+        np.testing.assert_allclose(made.matrix @ one["direction"], one["gain"] * np.array(one["direction"]), atol=1e-9)
+        squares = np.square(one["direction"]).reshape(CHANNELS, -1).sum(1)
+        assert squares[one["channel"]] == pytest.approx(one["share"])
+        assert one["share"] == squares.max()
     assert found["smallest_gain"] == pytest.approx(eigenvalues[0])
     assert found["provenance"] == {"created_by": "dot-beam", "format_version": "1"}
 
