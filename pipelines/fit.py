@@ -176,7 +176,7 @@ def fit_map(
     )
     grouped = _grouped(args)
     name = beam.ParDo(NameStatisticsDoFn(grouped)).with_output_types(ImageRef)
-    named, unnamed = images | "NameStatistics" >> name.with_outputs("failures", main="images")
+    named, unnamed = images | "SplitSides" >> name.with_outputs("failures", main="images")
     statistics, unread = named | "LatentStatistics" >> options.on_accelerator(encode, args)
     earlier = statistics_of(args)
     if earlier:
