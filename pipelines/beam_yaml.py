@@ -97,7 +97,7 @@ class ListImages(_YamlTransform):
     @classmethod
     def flags(cls) -> options.ArgumentParser:
         """The parameters."""
-        flags = _flags_of(fit.parser(), only=("max_images", "paired"))
+        flags = _flags_of(fit.parser(), only=("max_images", "paired", "group_by"))
         flags._add_action(_by_name(transport.parser())["since"])
         flags.add_argument("--versions", action="store_true")
         flags.add_argument("--inputs")  # checked by itself, since a flag can't hold groups; here so that it is known
@@ -105,8 +105,10 @@ class ListImages(_YamlTransform):
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
-        check_inputs(*((f"inputs {group}".strip(), specs) for group, specs in self._inputs.items()))
-        listed = transforms.ListImages(self._inputs, args.max_images, args.paired, args.versions, args.since)
+        flags = ((f"inputs {group}".strip(), specs) for group, specs in self._inputs.items())
+        check_inputs(*flags, group_by=args.group_by)
+        names = ("max_images", "paired", "versions", "since", "group_by")
+        listed = transforms.ListImages(self._inputs, **{name: getattr(args, name) for name in names})
         images, failures = given | "ListImages" >> listed
         return images, (failures,)
 
@@ -120,10 +122,12 @@ class FitTransportMap(_YamlTransform):
     @classmethod
     def flags(cls) -> options.ArgumentParser:
         """The parameters."""
-        return _flags_of(fit.parser(), but=("target", "source", "max_images", "paired", *_EXIT_CODES))
+        listing = ("target", "source", "max_images", "paired", "group_by")
+        return _flags_of(fit.parser(), but=(*listing, *_EXIT_CODES))
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
+        args.method, args.statistics = args.method or "matched", []
         fit.check_output(args)
         urls, failures = fit.fit_map(given, args)
         return urls | "Files" >> beam.Map(File), failures
@@ -138,7 +142,7 @@ class TransportImages(_YamlTransform):
     @classmethod
     def flags(cls) -> options.ArgumentParser:
         """The parameters."""
-        return _flags_of(transport.parser(), but=("input", "since", *_EXIT_CODES))
+        return _flags_of(transport.parser(), but=("input", "since", "group_by", *_EXIT_CODES))
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""

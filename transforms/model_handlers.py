@@ -23,7 +23,6 @@ from ot_core import (
     UserError,
     ZeroShotTransport,
     blend,
-    read_map,
 )
 from ot_core.autoencoder import Pixels, default_device, default_tile_pixels, to_tensor, unit_pixels
 from ot_core.features import FeatureExtractor, LatentFeatures
@@ -36,11 +35,12 @@ from transforms.elements import (
     Failure,
     GatheredStatistics,
     ImageBatch,
+    ImageRef,
     LoadedImage,
     TransportedImage,
     TransportPrediction,
 )
-from transforms.maps import autoencoder_of_map
+from transforms.maps import read_maps
 
 #: Where alpha mixes the restored image with the transported one.
 INTERPOLATIONS = ("pixels", "latents")
@@ -177,15 +177,31 @@ class TransportModel:
 
     Attributes:
         autoencoder: encodes and decodes.
-        transport: the map, on the autoencoder's device.
+        transports: the maps by subgroup, on the autoencoder's device; "" is for images of any other.
         workers: on a CPU a thread for each core, in which torch uses one.
-        patch_size: the map's.
+        patch_size: the maps'.
     """
 
     autoencoder: Autoencoder
-    transport: LatentTransport | ZeroShotTransport
+    transports: Mapping[str, LatentTransport | ZeroShotTransport]
     workers: Executor | None = None
     patch_size: int = 3
+
+    def group_of(self, ref: ImageRef) -> str:
+        """Whose map an image is transported with."""
+        return ref.subgroup if ref.subgroup in self.transports else ""
+
+    def transport(self, latents: Tensor, refs: Sequence[ImageRef]) -> Tensor:
+        """Each latent by the map of its image: images of several groups are encoded and decoded together."""
+        members: dict[str, list[int]] = {}
+        for index, ref in enumerate(refs):
+            members.setdefault(self.group_of(ref), []).append(index)
+        if len(members) == 1:
+            return self.transports[next(iter(members))](latents, [ref.key for ref in refs])
+        result = torch.empty_like(latents)
+        for group, indices in members.items():
+            result[indices] = self.transports[group](latents[indices], [refs[index].key for index in indices])
+        return result
 
 
 class TransportModelHandler(_ImageModelHandler):
@@ -194,7 +210,7 @@ class TransportModelHandler(_ImageModelHandler):
     Inference gives a `TransportPrediction` for each image, and with statistics one more.
 
     Args:
-        map: URL of the transport map.
+        map: URL of the transport map; or of several, by subgroup, of which "" is for images of any other.
         alphas: weights of the restored image in the results, one result for each.
         vae: the autoencoder; default the one that the map names.
         device: torch device; default CUDA where there is one.
@@ -214,7 +230,7 @@ class TransportModelHandler(_ImageModelHandler):
 
     def __init__(
         self,
-        map: str,
+        map: str | Mapping[str, str],
         alphas: Sequence[float] = (0.0,),
         vae: str | None = None,
         device: str | None = None,
@@ -230,7 +246,8 @@ class TransportModelHandler(_ImageModelHandler):
         super().__init__()
         if interpolation not in INTERPOLATIONS:
             raise UserError(f"interpolation {interpolation}: expected one of {', '.join(INTERPOLATIONS)}")
-        self._map, self._alphas, self._vae, self._device = map, tuple(alphas), vae, device
+        self.maps = {"": map} if isinstance(map, str) else dict(map)
+        self._alphas, self._vae, self._device = tuple(alphas), vae, device
         self._interpolation, self._zero_shot = interpolation, zero_shot
         self._precision, self._compiled, self._max_tile_pixels = precision, compiled, max_tile_pixels
         self._statistics = statistics
@@ -238,19 +255,18 @@ class TransportModelHandler(_ImageModelHandler):
 
     def update_model_path(self, model_path: str | None = None) -> None:
         """Lets `model_metadata_pcoll` name the map, so that one pipeline can fit and transport."""
-        self._map = model_path or self._map
+        self.maps = {"": model_path} if model_path else self.maps
 
     def load_model(self) -> TransportModel:
-        """Loads the map and the autoencoder, once per process."""
+        """Loads the maps and the autoencoder, once per process."""
         with metrics.timed("load_model"):
-            transport_map = read_map(self._map)
-            autoencoder = autoencoder_of_map(
-                transport_map, self._map, self._vae, self._device, self._precision, self._compiled
-            )
             transport = ZeroShotTransport if self._zero_shot else LatentTransport
-            on_device = transport(transport_map, device=autoencoder.device, **self._folding)
+            transports: dict[str, LatentTransport | ZeroShotTransport] = {}
+            maps = read_maps(self.maps, self._vae, self._device, self._precision, self._compiled)
+            for group, transport_map, autoencoder in maps:
+                transports[group] = transport(transport_map, device=autoencoder.device, **self._folding)
             workers = workers_of(autoencoder.device.type)
-            return TransportModel(autoencoder, on_device, workers, transport_map.patch_size)
+            return TransportModel(autoencoder, transports, workers, transport_map.patch_size)
 
     def run_inference(
         self, batch: ImageBatch, model: TransportModel, inference_args: dict[str, Any] | None = None
@@ -293,7 +309,7 @@ class TransportModelHandler(_ImageModelHandler):
     ) -> list[_Transported | ImageError]:
         """Images of one padded shape; a single one of more than max_pixels in tiles."""
         autoencoder, pixels = model.autoencoder, [loaded.image.pixels for loaded in images]
-        keys = [loaded.ref.key for loaded in images]
+        refs = [loaded.ref for loaded in images]
         height, width = autoencoder.padded_size(*pixels[0].shape[:2])
         if len(images) == 1 and height * width > max_pixels:
             latents = encode_in_tiles(autoencoder, pixels[0], max_pixels)
@@ -304,11 +320,14 @@ class TransportModelHandler(_ImageModelHandler):
             latents = autoencoder.encode(to_tensor(pixels, autoencoder))
             decode = lambda z: [(slice(0, height), autoencoder.decode(z))]  # noqa: E731
         with torch.inference_mode():
-            transported = model.transport(latents, keys)
+            transported = model.transport(latents, refs)
             sampled: Sequence[SampledPatches | None] = [None] * len(images)
             if self._statistics:
                 both = (spread_patches(z, model.patch_size) for z in (latents, transported))
-                sampled = [SampledPatches(*one) for one in zip(keys, *both, strict=True)]
+                sampled = [
+                    SampledPatches(ref.key, before, after, model.group_of(ref))
+                    for ref, before, after in zip(refs, *both, strict=True)
+                ]
         if self._interpolation == "pixels":
             results = _blended(pixels, decode(transported), self._alphas, autoencoder.device)
         else:

@@ -207,7 +207,7 @@ def _tight_model(most_pixels: int) -> TransportModel:
     rng = np.random.default_rng(0)
     source, target = (GaussianStatistics.of(rng.standard_normal((50, 27))) for _ in range(2))
     autoencoder = Autoencoder(_Tight(most_pixels), "tight")
-    return TransportModel(autoencoder, LatentTransport(TransportMap.fit(source, target, patch_size=3)))
+    return TransportModel(autoencoder, {"": LatentTransport(TransportMap.fit(source, target, patch_size=3))})
 
 
 def test_an_image_that_does_not_fit_is_done_in_ever_smaller_tiles():
