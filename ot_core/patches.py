@@ -14,7 +14,7 @@ from ot_core.statistics import GaussianStatistics
 #: How many patch values are held at a time while gathering statistics: 32 MiB of float64.
 _BAND_VALUES = 2**22
 #: Patches along either side of a latent that `spread_patches` takes.
-_SPREAD = 16
+_SPREAD = 8
 
 
 def unfold(latent: Tensor, patch_size: int) -> Tensor:
@@ -117,6 +117,15 @@ def spread_patches(latents: Tensor, patch_size: int) -> Tensor:
     down, across = (max(patch_size, -(-size // _SPREAD)) for size in sizes)
     patches = latents.unfold(2, patch_size, down).unfold(3, patch_size, across)
     return patches.permute(0, 2, 3, 1, 4, 5).reshape(batch, -1, channels * patch_size**2)
+
+
+def patch_statistics(patches: Tensor) -> GaussianStatistics:
+    """Statistics of patches (n, D), computed in float64 on their device and by as many cores as torch has there."""
+    patches = patches.double()
+    mean = patches.mean(0)
+    centred = patches - mean
+    scatter = centred.T @ centred
+    return GaussianStatistics(len(patches), mean.cpu().numpy(), ((scatter + scatter.T) / 2).cpu().numpy())
 
 
 def _band_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -14,6 +15,7 @@ from ot_core import GaussianStatistics, read_map, storage
 from ot_core.drift import drift_of
 from ot_core.map_file import LatentSets, write_statistics
 from ot_core.noise import part_of
+from ot_core.patches import patch_statistics
 from transforms.elements import GatheredStatistics
 from transforms.maps import by_group
 
@@ -38,17 +40,16 @@ class SampledPatches(NamedTuple):
     group: str = ""
 
 
-def gather(sampled: Sequence[SampledPatches]) -> GatheredStatistics:
+def gather(sampled: Sequence[SampledPatches], workers: Executor | None = None) -> GatheredStatistics:
     """Statistics of the patches of a batch, for each kind, part and group; latents that aren't finite don't count."""
     together: dict[str, list[torch.Tensor]] = {}
     for key, before, after, group in sampled:
         if len(before) and bool(before.isfinite().all() and after.isfinite().all()):
             together.setdefault(part_of(SOURCE, key, group), []).append(before)
             together.setdefault(part_of(RESULTS, key, group), []).append(after)
-    statistics = {
-        name: GaussianStatistics.of(torch.cat(several).cpu().double().numpy()) for name, several in together.items()
-    }
-    return GatheredStatistics(tuple(statistics.items()))
+    patches = [torch.cat(several) for several in together.values()]
+    statistics = workers.map(patch_statistics, patches) if workers else map(patch_statistics, patches)
+    return GatheredStatistics(tuple(zip(together, statistics, strict=True)))
 
 
 @beam.typehints.with_input_types(tuple[str, GaussianStatistics])

@@ -290,7 +290,7 @@ class TransportModelHandler(_ImageModelHandler):
             results.append(TransportPrediction(loaded.ref, inference, model.autoencoder.fingerprint))
         if sampled:
             with metrics.timed("gather_statistics"):
-                inference = gather(sampled)
+                inference = gather(sampled, model.workers)
             results.append(TransportPrediction(None, inference, model.autoencoder.fingerprint))
         return results
 

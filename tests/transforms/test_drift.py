@@ -22,14 +22,14 @@ def _latents(n: int, side: int = 40) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("patch_size", "side", "stride"), [(1, 16, 1), (1, 17, 2), (3, 17, 3), (3, 48, 3), (3, 49, 4), (5, 400, 25)]
+    ("patch_size", "side", "stride"), [(1, 8, 1), (1, 9, 2), (3, 17, 3), (3, 24, 3), (3, 25, 4), (5, 400, 50)]
 )
 def test_patches_are_spread_over_the_latent_and_do_not_overlap(patch_size, side, stride):
     latents = _latents(2, side)
     every = unfold(latents, patch_size)[:, :, ::stride, ::stride]
     found = spread_patches(latents, patch_size)
     torch.testing.assert_close(found, every.permute(0, 2, 3, 1).flatten(1, 2), rtol=0, atol=0)
-    assert found.shape[1] <= 16**2
+    assert found.shape[1] <= 8**2
     assert found.untyped_storage().nbytes() <= found.numel() * 4  # no view, which would keep the latents in memory
 
 
