@@ -31,7 +31,8 @@ from transforms import (
 from transforms.images import IMAGES
 from transforms.model_handlers import INTERPOLATIONS, autoencoder_of_map
 from transforms.packing import STAGING
-from transforms.resume import start_job
+from transforms.records import counted
+from transforms.resume import check_job, start_job
 
 
 def parser() -> options.ArgumentParser:
@@ -46,6 +47,7 @@ def parser() -> options.ArgumentParser:
         "--alpha",
         type=options.number(float),
         nargs="+",
+        action=options.Several,
         default=[0.0],
         metavar="A",
         help="weight of the restored image in the result: 0 is full transport (default), 1 the restored image",
@@ -106,6 +108,11 @@ def parser() -> options.ArgumentParser:
         help="leave out what the output already holds, unless its source has changed since; default: do everything",
     )
     flags.add_argument(
+        "--plan",
+        action="store_true",
+        help="with --resume: only count the images that it would do, new and changed ones; write nothing to --output",
+    )
+    flags.add_argument(
         "--since",
         type=_time,
         metavar="TIME",
@@ -139,9 +146,16 @@ def check(args: argparse.Namespace) -> None:
     transport_map = read_map(args.map)
     if args.kernel_size and args.kernel_size > transport_map.patch_size:
         raise UserError(f"--kernel_size {args.kernel_size}: the map's patch size is {transport_map.patch_size}")
-    storage.check_writable(args.output)
+    if args.plan and not args.resume:
+        raise UserError("--plan: counts what --resume would do; add --resume")
+    if not args.plan:
+        storage.check_writable(args.output)
     autoencoder = autoencoder_of_map(transport_map, args.map, args.vae, precision=options.precision_of(args))
-    start_job(args.output, _settings(args, autoencoder.fingerprint), args.resume)
+    settings = _settings(args, autoencoder.fingerprint)
+    if args.plan:
+        check_job(args.output, settings)
+    else:
+        start_job(args.output, settings, args.resume)
 
 
 def _settings(args: argparse.Namespace, vae_sha256: str) -> dict[str, object]:
@@ -167,6 +181,9 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     images, unlisted = pipeline | "ListImages" >> ListImages(args.input, versions=True, since=args.since)
     if args.resume:
         images, done = images | "SkipDone" >> SkipDone(args.output, args.alpha, args.format, folder)
+    if args.plan:
+        _ = unlisted | "CountFailures" >> beam.Map(counted)
+        return
     transport = TransportImages(
         map=args.map,
         output=args.output,
@@ -202,7 +219,12 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace, counters: Counters) -> str:
     """Where the results are."""
     written, size = counters.get(metrics.IMAGES_WRITTEN, 0), counters.get(metrics.BYTES_WRITTEN, 0)
-    lines = [f"output {args.output}", f"  {written} images transported, {size / 1e6:.1f} MB written"]
+    lines = [f"output {args.output}"]
+    if args.plan:
+        new, changed = counters.get(metrics.IMAGES_NEW, 0), counters.get(metrics.IMAGES_CHANGED, 0)
+        lines.append(f"  {new + changed} images to do: {new} new, {changed} changed")
+    else:
+        lines.append(f"  {written} images transported, {size / 1e6:.1f} MB written")
     if args.output_format != "files":
         lines.append(f"  {counters.get(metrics.SHARDS_WRITTEN, 0)} shards written")
     if args.resume:
