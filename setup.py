@@ -13,6 +13,7 @@ _GCP = ["gcsfs>=2025.9"]
 _S3 = ["s3fs>=2025.9"]
 # What submitting to Dataflow and staging to gs:// take of Beam's own extra, which brings forty clients more.
 _DATAFLOW = ["google-cloud-dataflow-client>=0.13,<0.14", "google-cloud-storage>=2.18.2,<4", *_GCP]
+_YAML = ["apache-beam[yaml]==2.77.*"]
 _DEMO = ["scikit-image>=0.24"]
 _EVALUATE = ["torchmetrics>=1.9,<2", "torch-fidelity>=0.4,<0.5", "torchvision>=0.21"]
 _BENCHMARK = ["ray[data]>=2.60", "pandas<2.4"]
@@ -58,12 +59,13 @@ setup(
         "gcp": ["apache-beam[gcp]==2.77.*", *_GCP],
         "dataflow": _DATAFLOW,
         "s3": _S3,
+        "yaml": _YAML,
         "azure": ["adlfs>=2024.12"],
         "demo": _DEMO,
         "evaluate": _EVALUATE,
         "benchmark": _BENCHMARK,
-        "test": [*_TEST, *_DATAFLOW, *_S3, *_DEMO, *_EVALUATE],
-        "dev": [*_TEST, *_DATAFLOW, *_S3, *_DEMO, *_EVALUATE, *_LINT],
+        "test": [*_TEST, *_DATAFLOW, *_S3, *_YAML, *_DEMO, *_EVALUATE],
+        "dev": [*_TEST, *_DATAFLOW, *_S3, *_YAML, *_DEMO, *_EVALUATE, *_LINT],
     },
     entry_points={
         "console_scripts": [

@@ -32,7 +32,7 @@ def job(settings: Figures) -> Figures:
         ready_at, start = time.time(), time.perf_counter()
         argv = ["--source", f"{settings[name]}/source", "--target", f"{settings[name]}/target"]
         argv += ["--map", f"{settings['work']}/{name}.safetensors", "--precision", settings["precision"]]
-        if code := fit.main([*argv]):
+        if code := fit.main(argv):
             raise SystemExit(code)
     return {"seconds": time.perf_counter() - start, "ready_at": ready_at, "peak_rss_bytes": peak_rss_bytes()}
 

@@ -94,10 +94,10 @@ class LatentTransport:
 
     def _transport_border(self, padded: Tensor, result: Tensor) -> None:
         """Fills in the border: r of its rows, or q of its columns, on each of s or z sides, and where those cross."""
-        windows = padded.unfold(2, self._taps, 1).unfold(3, self._taps, 1)
         radius, (height, width) = self._kernel_size // 2, result.shape[2:]
         if not radius:
             return
+        windows = padded.unfold(2, self._taps, 1).unfold(3, self._taps, 1)
         (rows, down), (columns, across) = _sides(height, radius), _sides(width, radius)
         if width > 2 * radius:
             inner = slice(radius, width - radius)

@@ -24,8 +24,10 @@ from pipelines.summary import Counters
 from pipelines.verdict import MEASURES, Result, judge
 from transforms import (
     CompareImages,
+    Failure,
     FeatureStatistics,
     GelbrichDistances,
+    ImageQuality,
     ListImages,
     TotalQuality,
     WriteFailures,
@@ -88,6 +90,14 @@ def check(args: argparse.Namespace) -> None:
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
+    _, failures = evaluate_images(pipeline, args)
+    _ = failures | "WriteFailures" >> WriteFailures(args.report)
+
+
+def evaluate_images(
+    pipeline: beam.Pipeline, args: argparse.Namespace
+) -> tuple[beam.PCollection[ImageQuality], beam.PCollection[Failure]]:
+    """Writes all of the report but the failures; gives these, and the rows of the images compared."""
     groups = {REFERENCE: args.reference, **{candidate.name: candidate.url for candidate in args.candidates}}
     refs, unlisted = pipeline | "ListImages" >> ListImages(groups)
     baseline = baseline_of(args.candidates)
@@ -104,7 +114,6 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     distances, unmeasured = statistics | "GelbrichDistances" >> GelbrichDistances()
 
     failures = (unlisted, uncompared, unread, unmeasured) | "FlattenFailures" >> beam.Flatten()
-    _ = failures | "WriteFailures" >> WriteFailures(args.report)
 
     _ = (
         pipeline
@@ -123,6 +132,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
             failures=beam.pvalue.AsSingleton(failures | "CountFailures" >> beam.combiners.Count.Globally()),
         )
     )
+    return quality, failures
 
 
 def report(args: argparse.Namespace, counters: Counters) -> str:

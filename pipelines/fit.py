@@ -17,6 +17,7 @@ from pipelines import options
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
 from transforms import (
+    Failure,
     FitTransportMap,
     ImageRef,
     LatentStatistics,
@@ -57,19 +58,33 @@ def parser() -> options.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """What is wrong before any work starts."""
+    check_inputs(("--target", args.target), ("--source", args.source))
+    check_output(args)
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """What is wrong of all but the inputs."""
     if not args.map.endswith(".safetensors"):
         raise UserError(f"--map {args.map}: expected a name ending in .safetensors")
-    check_inputs(("--target", args.target), ("--source", args.source))
     storage.check_writable(storage.parent(args.map))
     load_autoencoder(args.vae, precision=options.precision_of(args))
 
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
-    method = args.method or ("pixels" if args.paired else "matched")
     images, unlisted = pipeline | "ListImages" >> ListImages(
         {"source": args.source, "target": args.target}, args.max_images, args.paired
     )
+    _, failures = fit_map(images, args, args.method or ("pixels" if args.paired else "matched"))
+    folder, name = failures_beside(args.map)
+    all_failures = (unlisted, *failures) | "FlattenFailures" >> beam.Flatten()
+    _ = all_failures | "WriteFailures" >> WriteFailures(folder, name=name)
+
+
+def fit_map(
+    images: beam.PCollection[ImageRef], args: argparse.Namespace, method: str
+) -> tuple[beam.PCollection[str], Sequence[beam.PCollection[Failure]]]:
+    """From the images of both sides to the URL of the map that was written, and failures."""
     encode = LatentStatistics.PerKey(
         args.vae, args.patch_size, args.max_pixels, args.max_batch_pixels, precision=options.precision_of(args)
     )
@@ -77,10 +92,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         images | "SplitSides" >> beam.Map(_in_random_part) | "LatentStatistics" >> options.on_accelerator(encode, args)
     )
     maps, unfitted = statistics | "FitTransportMap" >> FitTransportMap(args.vae, args.patch_size, method)
-    _ = maps | "WriteTransportMap" >> WriteTransportMap(args.map)
-
-    failures = (unlisted, unread, unfitted) | "FlattenFailures" >> beam.Flatten()
-    _ = failures | "WriteFailures" >> WriteFailures(storage.parent(args.map), name=_failures_name(args.map))
+    return maps | "WriteTransportMap" >> WriteTransportMap(args.map), (unread, unfitted)
 
 
 def _in_random_part(ref: ImageRef) -> ImageRef:
@@ -90,7 +102,7 @@ def _in_random_part(ref: ImageRef) -> ImageRef:
 def report(args: argparse.Namespace, counters: Counters) -> str:
     """What was fitted, read back from the map."""
     if not counters.get(metrics.MAPS_WRITTEN):
-        where = storage.join(storage.parent(args.map), _failures_name(args.map))
+        where = storage.join(*failures_beside(args.map))
         raise UserError(f"no map was written: no image of one side or both could be used; see {where}-*.parquet")
     fitted = read_map(args.map)
     distance = fitted.distance_squared()
@@ -125,8 +137,9 @@ def _advice(distance: float, floor: float | None, shared: int) -> list[str]:
     return lines
 
 
-def _failures_name(map_url: str) -> str:
-    return posixpath.basename(map_url).removesuffix(".safetensors") + ".failures"
+def failures_beside(map_url: str) -> tuple[str, str]:
+    """Folder of a map's failures, and what their files' names begin with."""
+    return storage.parent(map_url), posixpath.basename(map_url).removesuffix(".safetensors") + ".failures"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -140,22 +140,28 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.
     options = PipelineOptions(rest)
     standard = options.view_as(StandardOptions)
     standard.runner = standard.runner or LOCAL_RUNNER
-    _refuse_runner(standard.runner)
+    check_engine(args, options)
     if not _has_job_server(standard.runner):
         _refuse_unknown(parser, rest, ours + beams)
-    services = options.view_as(GoogleCloudOptions).dataflow_service_options or []
-    if getattr(args, "accelerator", None) and any(service.startswith("worker_accelerator") for service in services):
-        raise UserError("--accelerator: gives the model's stage its own workers; leave out worker_accelerator")
     return args, options
 
 
-def _refuse_runner(runner: str) -> None:
-    """Refuses runners that would lose images without a word, however they are spelt."""
+def check_engine(args: argparse.Namespace, options: PipelineOptions) -> None:
+    """Refuses what doesn't work on Beam's side, whatever the job.
+
+    Raises:
+        UserError: for runners that would lose images without a word, however they are spelt, and for accelerators that
+            are asked for twice.
+    """
+    runner = options.view_as(StandardOptions).runner or ""
     if "dask" in runner.lower():
         raise UserError(
             f"--runner {runner}: Beam's DaskRunner loses images (it drops what a bundle gives at its end); use "
             "--direct_running_mode multi_processing --direct_num_workers N on one machine, FlinkRunner on several"
         )
+    services = options.view_as(GoogleCloudOptions).dataflow_service_options or []
+    if getattr(args, "accelerator", None) and any(service.startswith("worker_accelerator") for service in services):
+        raise UserError("--accelerator: gives the model's stage its own workers; leave out worker_accelerator")
 
 
 def _has_job_server(runner: str) -> bool:

@@ -19,6 +19,9 @@ from pipelines import options
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
 from transforms import (
+    Failure,
+    ImageRecord,
+    ImageRef,
     ListImages,
     PackShards,
     RemoveStaging,
@@ -143,30 +146,38 @@ def check(args: argparse.Namespace) -> None:
         if _is_below(args.output, spec):
             raise UserError(f"--output {args.output}: lies in --input {spec}, so a second run would take its results")
     check_inputs(("--input", args.input))
+    if not args.plan:
+        check_output(args)
+    elif args.resume:
+        check_job(args.output, _settings(args))
+    else:
+        raise UserError("--plan: counts what --resume would do; add --resume")
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """What is wrong of all but the inputs. Where nothing is, notes in the output what its images are made with."""
+    settings = _settings(args)
+    storage.check_writable(args.output)
+    start_job(args.output, settings, args.resume)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, object]:
+    """What decides the bytes of the images.
+
+    Raises:
+        UserError: if map, autoencoder and flags don't go together.
+    """
     transport_map = read_map(args.map)
     if args.kernel_size and args.kernel_size > transport_map.patch_size:
         raise UserError(f"--kernel_size {args.kernel_size}: the map's patch size is {transport_map.patch_size}")
-    if args.plan and not args.resume:
-        raise UserError("--plan: counts what --resume would do; add --resume")
-    if not args.plan:
-        storage.check_writable(args.output)
     autoencoder = autoencoder_of_map(transport_map, args.map, args.vae, precision=options.precision_of(args))
-    settings = _settings(args, autoencoder.fingerprint)
-    if args.plan:
-        check_job(args.output, settings)
-    else:
-        start_job(args.output, settings, args.resume)
-
-
-def _settings(args: argparse.Namespace, vae_sha256: str) -> dict[str, object]:
-    """What decides the bytes of the images."""
     names = ("alpha", "format", "quality", "compress_level", "interpolation", "kernel_size", "zero_shot", "precision")
     return {
         "compile": args.compile,
         "output_format": args.output_format,
         "output_shards": None if args.output_format == "files" else args.output_shards,
         "map_sha256": hashlib.sha256(storage.read_bytes(args.map)).hexdigest(),
-        "vae_sha256": vae_sha256,
+        "vae_sha256": autoencoder.fingerprint,
         "sigma": str(args.sigma),
         **{name: getattr(args, name) for name in names},
     }
@@ -174,16 +185,24 @@ def _settings(args: argparse.Namespace, vae_sha256: str) -> dict[str, object]:
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
-    packed = args.output_format != "files"
-    folder = STAGING if packed else IMAGES
-    shards_of_output = (args.output, args.output_format, args.output_shards, args.alpha)
-
     images, unlisted = pipeline | "ListImages" >> ListImages(args.input, versions=True, since=args.since)
-    if args.resume:
-        images, done = images | "SkipDone" >> SkipDone(args.output, args.alpha, args.format, folder)
     if args.plan:
+        _ = images | "SkipDone" >> _skip_done(args)
         _ = unlisted | "CountFailures" >> beam.Map(counted)
         return
+    _, failures = transport_images(images, args)
+    all_failures = (unlisted, *failures) | "FlattenFailures" >> beam.Flatten()
+    _ = all_failures | "WriteFailures" >> WriteFailures(args.output, args.manifest_shards)
+
+
+def transport_images(
+    images: beam.PCollection[ImageRef], args: argparse.Namespace
+) -> tuple[beam.PCollection[ImageRecord], Sequence[beam.PCollection[Failure]]]:
+    """From images to the rows of the manifest, which is written too, and failures."""
+    packed = args.output_format != "files"
+    shards_of_output = (args.output, args.output_format, args.output_shards, args.alpha)
+    if args.resume:
+        images, done = images | "SkipDone" >> _skip_done(args)
     transport = TransportImages(
         map=args.map,
         output=args.output,
@@ -200,10 +219,10 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         zero_shot=args.zero_shot,
         precision=options.precision_of(args),
         compiled=args.compile,
-        folder=folder,
+        folder=_folder(args),
     )
     records, untransported = images | "TransportImages" >> options.on_accelerator(transport, args)
-    failures = [unlisted, untransported]
+    failures = [untransported]
     if args.resume:
         records = (records, done) | "FlattenRecords" >> beam.Flatten()
     if packed:
@@ -212,8 +231,16 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     manifest = records | "WriteManifest" >> WriteManifest(args.output, args.manifest_shards)
     if packed:
         _ = manifest | "RemoveStaging" >> RemoveStaging(*shards_of_output)
-    all_failures = failures | "FlattenFailures" >> beam.Flatten()
-    _ = all_failures | "WriteFailures" >> WriteFailures(args.output, args.manifest_shards)
+    return records, failures
+
+
+def _skip_done(args: argparse.Namespace) -> SkipDone:
+    return SkipDone(args.output, args.alpha, args.format, _folder(args))
+
+
+def _folder(args: argparse.Namespace) -> str:
+    """Where images are written at first."""
+    return IMAGES if args.output_format == "files" else STAGING
 
 
 def report(args: argparse.Namespace, counters: Counters) -> str:

@@ -1,7 +1,9 @@
 """Working on images of one shape together, and on less at once where the device runs out of memory."""
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -20,9 +22,10 @@ def over_equal_shapes(
     function: Callable[[Sequence[LoadedImage], int], Sequence[Result | ImageError]],
     max_pixels: int,
 ) -> Iterator[tuple[LoadedImage, Result | Exception]]:
-    """Applies a function to the images of each padded shape, on less at once where the device runs out of memory.
+    """Applies a function to images of one padded shape at a time, on less where the device runs out of memory.
 
-    The function is given images and the most pixels that it may work on at once, if it can split an image.
+    The function is given at most so many pixels, or one image, which it has to split itself where it is larger; and
+    the most pixels that it may work on at once.
     """
 
     def shape(loaded: LoadedImage) -> tuple[int, int]:
@@ -30,12 +33,14 @@ def over_equal_shapes(
         return padded_size(height, width)
 
     for (height, width), equal in itertools.groupby(sorted(images, key=shape), key=shape):
-        several = list(equal)
-        metrics.observe(metrics.BATCH_PIXELS, min(len(several) * height * width, max_pixels))
-        results = halving(several, function, max_pixels)
-        if torch.cuda.is_available():
-            metrics.observe(metrics.DEVICE_MEMORY, torch.cuda.max_memory_allocated())
-        yield from results
+        alike = list(equal)
+        most = max(max_pixels // (height * width), 1)  # one that is larger by itself is split by the function
+        for several in (alike[start : start + most] for start in range(0, len(alike), most)):
+            metrics.observe(metrics.BATCH_PIXELS, min(len(several) * height * width, max_pixels))
+            results = halving(several, function, max_pixels)
+            if torch.cuda.is_available():
+                metrics.observe(metrics.DEVICE_MEMORY, torch.cuda.max_memory_allocated())
+            yield from results
 
 
 def halving(
@@ -67,3 +72,21 @@ def halving(
 
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def threads_of_one_core(cores: int) -> ThreadPoolExecutor:
+    """So many threads, in each of which torch uses one core.
+
+    What torch is told in one thread is its default in all that begin to use it later. So they all begin here, and the
+    default is put back: else Beam's next thread, and the next job of the process, would have one core, too.
+    """
+    begun = threading.Barrier(cores)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # from now on a new default doesn't concern this thread
+
+    threads = ThreadPoolExecutor(cores, initializer=begin)
+    list(threads.map(lambda _: begun.wait(), range(cores)))
+    torch.set_num_threads(cores)
+    return threads

@@ -56,8 +56,7 @@ class TransportImages(beam.PTransform):
         max_pixels: larger images are failures.
         max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
         folder: of the images, below the output.
-        **options: interpolation, kernel_size, sigma, zero_shot, precision and compiled of
-            `TransportModelHandler`.
+        **options: of `TransportModelHandler`: interpolation, kernel_size, sigma, zero_shot, precision, compiled.
 
     Raises:
         UserError: if the format or interpolation isn't known, there is no alpha, or two alphas are the same to two

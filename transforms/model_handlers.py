@@ -33,7 +33,7 @@ from ot_core.autoencoder import DEFAULT_VAE, Pixels, default_tile_pixels, is_fac
 from ot_core.features import FeatureExtractor, LatentFeatures
 from ot_core.tiles import decode_in_tiles, encode_in_tiles
 from transforms import metrics
-from transforms.device_memory import halving, over_equal_shapes
+from transforms.device_memory import halving, over_equal_shapes, threads_of_one_core
 from transforms.elements import Failure, ImageBatch, LoadedImage, TransportedImage, TransportPrediction
 
 #: Where alpha mixes the restored image with the transported one.
@@ -228,7 +228,7 @@ class TransportModelHandler(_ImageModelHandler):
             )
             transport = ZeroShotTransport if self._zero_shot else LatentTransport
             cores = torch.get_num_threads() if autoencoder.device.type == "cpu" else 1
-            workers = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) if cores > 1 else None
+            workers = threads_of_one_core(cores) if cores > 1 else None
             return TransportModel(
                 autoencoder, transport(transport_map, device=autoencoder.device, **self._folding), workers
             )

@@ -91,9 +91,8 @@ class LatentStatistics:
         def expand(self, refs: beam.PCollection[ImageRef]) -> StatisticsOutcome:
             """Read, encode, merge."""
             images, unread = refs | "ReadImages" >> ReadImages(self._max_pixels)
-            statistics, unencoded = _gather(
-                images, "EncodeLatents", self._handler, self._max_batch_pixels, self._fanout
-            )
+            batching = BatchByPixels(self._max_batch_pixels, alone_on_cpu=True)
+            statistics, unencoded = _gather(images, batching, "EncodeLatents", self._handler, self._fanout)
             failures = (unread, unencoded) | "FlattenFailures" >> beam.Flatten()
             return StatisticsOutcome(statistics, failures)
 
@@ -150,19 +149,20 @@ class FeatureStatistics(beam.PTransform):
     @no_annotations
     def expand(self, images: beam.PCollection[LoadedImage]) -> StatisticsOutcome:
         """Batch, extract, merge."""
-        return _gather(images, "ExtractFeatures", self._handler, self._max_batch_pixels, self._fanout)
+        batching = BatchByPixels(self._max_batch_pixels)
+        return _gather(images, batching, "ExtractFeatures", self._handler, self._fanout)
 
 
 def _gather(
     images: beam.PCollection[LoadedImage],
+    batching: BatchByPixels,
     label: str,
     handler: FeatureStatisticsModelHandler,
-    max_batch_pixels: int | None,
     fanout: int | None,
 ) -> StatisticsOutcome:
     outcomes = (
         images
-        | "BatchByPixels" >> BatchByPixels(max_batch_pixels)
+        | "BatchByPixels" >> batching
         | label >> RunInference(handler)
         | "SplitOutcome" >> beam.ParDo(_SplitOutcomeDoFn()).with_outputs("failures", main="statistics")
     )

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
 from pipelines import fit, transport
@@ -42,17 +41,6 @@ class Jobs:
     def transport(self, map_url: str, output: Path, *flags: str) -> int:
         inputs = ["--input", str(self.root / "in"), "--map", map_url, "--output", str(output)]
         return transport.main([*inputs, *self.options, *flags])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """Every process computes on one core: how many torch uses decides the last bits of what it computes in float32."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -216,6 +216,15 @@ def test_an_image_that_does_not_fit_is_done_in_ever_smaller_tiles():
     assert failure.inference.error_type == "out_of_memory"
 
 
+def test_images_of_one_shape_are_not_worked_on_together_beyond_the_budget():
+    model, budget = _tight_model(10**9), 2**18
+    predictions = TransportModelHandler("m", max_tile_pixels=budget).run_inference(
+        _batch(0, 1, 2, size=(400, 400)), model
+    )
+    assert [p.inference.pixels[0].shape for p in predictions] == [(400, 400, 3)] * 3
+    assert model.autoencoder._module.largest <= budget
+
+
 @pytest.mark.parametrize("interpolation", ["pixels", "latents"])
 def test_no_call_of_the_model_works_on_more_pixels_than_the_budget(interpolation):
     model, budget = _tight_model(10**9), 2**18
