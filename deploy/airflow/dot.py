@@ -1,4 +1,4 @@
-"""Airflow's DAGs: `dot_nightly` transports what is new or changed since the last night, `dot_refit` fits a map.
+"""Airflow's DAGs: `dot_nightly` transports what is new or changed since the last night, `dot_refit` fits its next map.
 
 Copy this file into Airflow's folder of DAGs. What they work on, and on which runner, is told by the Variables
 `dot_nightly` and `dot_refit`: README.md, beside this file, has them.
@@ -36,34 +36,41 @@ def _job(task_id: str, module: str, settings: Any, flags: str) -> BeamRunPythonP
     )
 
 
-def _common(variable: str) -> dict[str, Any]:
-    """What both DAGs take from their Variable, and a name for this run, the same each time that its tasks run."""
-    given = Variable.get(variable, deserialize_json=True)
+def _settings(variable: str) -> dict[str, Any]:
+    """What a DAG's Variable says, and a name for this run, the same each time that its tasks run."""
+    run = get_current_context()["dag_run"].run_after.strftime("%Y-%m-%dT%H%M%S")
+    return {"dataflow": {}, **Variable.get(variable, deserialize_json=True), "run": run}
+
+
+def nightly(given: dict[str, Any], map: str) -> dict[str, Any]:
+    """The command lines of a night, as the operator takes them, where its report goes, and what is published.
+
+    Each map has an output of its own, of its name.
+    """
+    output = f"{given['outputs']}/{map.rpartition('/')[2].removesuffix('.safetensors')}"
+    report = f"{output}/reports/{given['run']}.json"
+    flags = {**given["flags"], "map": map, "output": output, "resume": True, "summary": report}
+    points_to = {"output": output, "map": map, "report": report}
     return {
-        "runner": given["runner"],
-        "dataflow": given.get("dataflow", {}),
-        "max_failure_fraction": given["max_failure_fraction"],
-        "flags": given["flags"],
-        "latest": given["latest"],
-        "run": get_current_context()["dag_run"].run_after.strftime("%Y-%m-%dT%H%M%S"),
+        **given,
+        "plan": {**flags, "plan": True},
+        "transport": flags,
+        "report": report,
+        "latest": f"{given['outputs']}/latest.json",
+        "points_to": points_to,
     }
 
 
-def nightly(common: dict[str, Any]) -> dict[str, Any]:
-    """The command lines of a night, as the operator takes them, where its report goes, and what is published."""
-    output = common["flags"]["output"]
-    report = f"{output.rstrip('/')}/reports/{common['run']}.json"
-    flags = {**common["flags"], "resume": True, "summary": report}
-    points_to = {"output": output, "map": flags["map"], "report": report}
-    return {**common, "transport": flags, "plan": {**flags, "plan": True}, "report": report, "points_to": points_to}
-
-
-def refit(common: dict[str, Any]) -> dict[str, Any]:
+def refit(given: dict[str, Any]) -> dict[str, Any]:
     """The command line of a fit, which never replaces an older map."""
-    stem = common["latest"].rpartition("/")[0] + "/" + common["run"]
-    points_to = {"map": f"{stem}.safetensors", "report": f"{stem}.json"}
-    fit = {**common["flags"], "map": points_to["map"], "summary": points_to["report"]}
-    return {**common, "fit": fit, "report": points_to["report"], "points_to": points_to}
+    map, report = (f"{given['maps']}/{given['run']}.{extension}" for extension in ("safetensors", "json"))
+    return {
+        **given,
+        "fit": {**given["flags"], "map": map, "summary": report},
+        "report": report,
+        "latest": f"{given['maps']}/latest.json",
+        "points_to": {"map": map, "report": report},
+    }
 
 
 def _read(url: str) -> dict[str, Any]:
@@ -100,7 +107,7 @@ def check(report: str, max_failure_fraction: float, latest: str) -> dict[str, in
 
 @task
 def publish(latest: str, points_to: dict[str, Any], images: dict[str, int]) -> None:
-    """Replaces the file that readers start from; only what passed the check gets here."""
+    """Puts in place what passed the check, by replacing the file that says which output, or map, is to be used."""
     ObjectStoragePath(latest).write_text(json.dumps({**points_to, "images": images}, indent=1))
 
 
@@ -118,7 +125,8 @@ def dot_nightly() -> None:
 
     @task(multiple_outputs=True)
     def settings() -> dict[str, Any]:
-        return nightly(_common("dot_nightly"))
+        given = _settings("dot_nightly")
+        return nightly(given, _read(f"{given['maps']}/latest.json")["map"])
 
     night = settings()
     what_is_new = _job("what_is_new", "pipelines.transport", night, "plan")
@@ -130,11 +138,11 @@ def dot_nightly() -> None:
 
 @dag(schedule=None, **_EVERY_DAG)  # a new map means doing the archive again: somebody decides that
 def dot_refit() -> None:
-    """Fit -> check -> publish: a new map beside the older ones."""
+    """Fit a map beside the older ones -> check -> put it in place, for dot_nightly."""
 
     @task(multiple_outputs=True)
     def settings() -> dict[str, Any]:
-        return refit(_common("dot_refit"))
+        return refit(_settings("dot_refit"))
 
     new = settings()
     checked = check(new["report"], new["max_failure_fraction"], new["latest"])

@@ -1,6 +1,6 @@
-"""deploy/airflow: the Variables here, and under a real Airflow, which `make test-airflow` installs, the DAGs."""
+"""deploy/airflow: the Variables here, and under a real Airflow, which `make airflow` installs, the DAGs."""
 
-import io
+import hashlib
 import json
 import os
 import re
@@ -8,42 +8,46 @@ import shlex
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pipelines import fit, options, transport
-from tests.deploy.test_flink import _flink, _FlinkRest
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/airflow"
 README = (FOLDER / "README.md").read_text()
 VARIABLES = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in ("local", "flink", "dataflow")}
 RUNNERS = {"local": "FnApiRunner", "flink": "FlinkRunner", "dataflow": "DataflowRunner"}
+AIRFLOW = Path.home() / ".cache/dot-airflow/bin"
 needs_airflow = pytest.mark.skipif(
-    "DOT_AIRFLOW" not in os.environ, reason="Airflow is installed and tested by make test-airflow"
+    not (AIRFLOW.parent / "installed").exists(), reason="no Airflow; `make test-airflow` installs it and runs this"
 )
 
 
 @pytest.mark.parametrize("name", VARIABLES)
 def test_the_flags_of_the_variables_are_ours_or_beams(name):
-    for variable, job in (("dot_nightly", transport), ("dot_refit", fit)):
+    jobs = {"dot_nightly": (transport, ["--map=m", "--output=o"]), "dot_refit": (fit, ["--map=m"])}
+    for variable, (job, words) in jobs.items():
         given = VARIABLES[name][variable]
-        assert set(given) - {"dataflow"} == {"runner", "flags", "max_failure_fraction", "latest"}
-        words = ["--map=m.safetensors"] if variable == "dot_refit" else []
         for flag, value in given["flags"].items():
             values = value if isinstance(value, list) else [value]
             words += [f"--{flag}" if one is True else f"--{flag}={one}" for one in values]
-        args, _ = options.parse(job.parser(), [f"--runner={given['runner']}", *words])
-        assert given["latest"].rpartition("/")[0] in getattr(args, "output", given["latest"])
+        options.parse(job.parser(), [f"--runner={given['runner']}", *words])
     assert VARIABLES[name]["dot_nightly"]["runner"] == RUNNERS[name]
+    assert VARIABLES[name]["dot_nightly"]["maps"] == VARIABLES[name]["dot_refit"]["maps"]
+
+
+def test_every_setting_of_the_variables_is_on_the_page():
+    settings = {name for file in VARIABLES.values() for variable in file.values() for name in variable}
+    assert settings == set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
 
 
 def test_the_page_names_the_airflow_that_is_installed():
-    (version,) = re.findall(r"^apache-airflow==(\S+)$", (FOLDER / "requirements.txt").read_text(), re.M)
-    assert f"installs Airflow {version} into" in README
+    (version,) = re.findall(r"^apache-airflow==(\S+)$", (FOLDER / "requirements.txt").read_text(), re.MULTILINE)
+    assert f"Airflow {version}" in README
     pins = (FOLDER / "constraints.txt").read_text().splitlines()
     assert all(line in pins for line in (FOLDER / "requirements.txt").read_text().splitlines())
 
@@ -52,30 +56,30 @@ class Airflow:
     """An Airflow with a home of its own, SQLite, and the folder of our DAGs."""
 
     def __init__(self, home: Path) -> None:
-        self.bin = Path(os.environ["DOT_AIRFLOW"])
         self.environment = {
             **os.environ,
-            "PATH": f"{self.bin}:{os.environ['PATH']}",
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(FOLDER),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+            "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": "google-cloud-platform://",
             "DOT_PYTHON": sys.executable,
+            "PYTHONPATH": str(ROOT),
         }
         self.run("airflow db migrate")
 
-    def run(self, line: str, code: int = 0) -> str:
+    def run(self, line: str) -> str:
         """What a command printed; line is as on the page."""
         program, *words = shlex.split(line)
-        command = [self.bin / program, *words]
+        command = [AIRFLOW / program, *words]
         done = subprocess.run(command, env=self.environment, cwd=ROOT, text=True, capture_output=True, timeout=280)
-        assert done.returncode == code, f"{line}\n{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
-        return done.stderr + done.stdout
+        assert done.returncode == 0, f"{line}\n{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
+        return done.stdout
 
     def python(self, program: str) -> object:
-        """The JSON that a program printed last."""
-        return json.loads(self.run(f"python -c {shlex.quote(program)}").strip().splitlines()[-1])
+        """The JSON that a program printed last; it finds our DAGs as the module `dot`."""
+        start = f"import json, os, sys; sys.path.insert(0, {str(FOLDER)!r}); import dot\n"
+        return json.loads(self.run(f"python -c {shlex.quote(start + program)}").strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -83,156 +87,188 @@ def airflow(tmp_path_factory):
     return Airflow(tmp_path_factory.mktemp("airflow"))
 
 
-@needs_airflow
-def test_the_dags_are_imported_without_an_error(airflow):
-    program = (
-        "import json\n"
-        "from airflow.dag_processing.dagbag import DagBag\n"
-        f"bag = DagBag({str(FOLDER)!r})\n"
-        "tasks = {name: list(dag.task_dict) for name, dag in bag.dags.items()}\n"
-        "print(json.dumps([dict(bag.import_errors), tasks]))\n"
-    )
-    errors, tasks = airflow.python(program)
-    assert errors == {}
-    assert {name: set(found) for name, found in tasks.items()} == {
-        "dot_nightly": {"settings", "what_is_new", "anything_new", "transport", "check", "publish"},
-        "dot_refit": {"settings", "fit", "check", "publish"},
-    }
+#: In place of our interpreter: notes the command line, and fails.
+RECORDER = """#!{python}
+import json, sys
+if sys.argv[1] == "-c":  # the operator asks for Beam's version
+    print("2.77.0")
+else:
+    open("{notes}", "a").write(json.dumps(sys.argv[1:]) + "\\n")
+    sys.exit(3)
+"""
+
+IMPORT_AND_EXECUTE = """
+from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk.exceptions import AirflowException
+
+def execute(*job):
+    try:
+        dot._job(*job).execute({})
+    except AirflowException as error:
+        return str(error)
+
+found = {}
+for name in ("local", "flink", "dataflow"):
+    variables = json.load(open(os.path.join(sys.path[0], name + ".json")))
+    os.environ.update({"AIRFLOW_VAR_" + key.upper(): json.dumps(value) for key, value in variables.items()})
+    bag = DagBag(sys.path[0])
+    tasks = {key: sorted(dag.task_dict) for key, dag in bag.dags.items()}
+    given = [{"dataflow": {}, **value, "run": "2026"} for value in variables.values()]
+    night, refit = dot.nightly(given[0], given[0]["maps"] + "/run7.safetensors"), dot.refit(given[1])
+    transport = "pipelines.transport"
+    plan, whole = ("what_is_new", transport, night, "plan"), ("transport", transport, night, "transport")
+    ends = [execute(*job) for job in (plan, whole, ("fit", "pipelines.fit", refit, "fit"))]
+    found[name] = dict(bag.import_errors), tasks, ends
+print(json.dumps(found))
+"""
 
 
 @needs_airflow
-@pytest.mark.parametrize("name", VARIABLES)
-def test_the_operators_command_lines_are_what_the_jobs_take(airflow, name):
-    program = (
-        "import json, sys\n"
-        f"sys.path.insert(0, {str(FOLDER)!r})\n"
-        "import dot\n"
-        "from airflow.providers.apache.beam.hooks.beam import beam_options_to_args\n"
-        "from airflow.providers.google.cloud.operators.dataflow import DataflowConfiguration\n"
-        f"variables = json.load(open({str(FOLDER / name)!r} + '.json'))\n"
-        "night, new = ({**given, 'run': '2026'} for given in variables.values())\n"
-        "night, new = dot.nightly(night), dot.refit(new)\n"
-        "DataflowConfiguration(**night.get('dataflow', {}))\n"
-        "flags = (night['plan'], night['transport'], new['fit'])\n"
-        "print(json.dumps([beam_options_to_args(given) for given in flags]))\n"
-    )
-    plan, whole, refit = airflow.python(program)
-    given = VARIABLES[name]["dot_nightly"]
-    args, beam_options = options.parse(transport.parser(), [f"--runner={given['runner']}", *whole])
-    assert args.resume
-    assert args.alpha == given["flags"].get("alpha", [0.0])
-    assert args.summary == f"{args.output.rstrip('/')}/reports/2026.json"
-    assert beam_options.get_all_options()["runner"] == RUNNERS[name]
-    assert plan == [*whole, "--plan"]
-    args, _ = options.parse(fit.parser(), refit)
-    assert args.map == VARIABLES[name]["dot_refit"]["latest"].replace("latest.json", "2026.safetensors")
+def test_with_each_file_of_variables_the_dags_are_imported_and_run_the_right_commands(airflow, tmp_path, monkeypatch):
+    notes, recorder = tmp_path / "notes", tmp_path / "python"
+    recorder.write_text(RECORDER.format(python=sys.executable, notes=notes))
+    recorder.chmod(0o755)
+    monkeypatch.setitem(airflow.environment, "DOT_PYTHON", str(recorder))
+    found = airflow.python(IMPORT_AND_EXECUTE)
+    commands = iter([json.loads(line) for line in notes.read_text().splitlines()])
+    for name, (errors, tasks, ends) in found.items():
+        assert errors == {}
+        assert tasks == {
+            "dot_nightly": ["anything_new", "check", "publish", "settings", "transport", "what_is_new"],
+            "dot_refit": ["check", "fit", "publish", "settings"],
+        }
+        assert ends == ["Apache Beam process failed with return code 3"] * 3, "a job that fails fails its task"
+
+        given = VARIABLES[name]["dot_nightly"]
+        for plan in (True, False):
+            dash_m, module, *flags = next(commands)
+            assert (dash_m, module) == ("-m", "pipelines.transport")
+            args, beam_options = options.parse(transport.parser(), flags)
+            assert (args.resume, args.plan) == (True, plan)
+            assert args.alpha == given["flags"].get("alpha", [0.0])
+            assert args.map == f"{given['maps']}/run7.safetensors"
+            assert args.output == f"{given['outputs']}/run7", "each map has an output of its own"
+            assert args.summary == f"{args.output}/reports/2026.json"
+            beams = beam_options.get_all_options()
+            assert beams["runner"] == RUNNERS[name]
+            if name == "dataflow":
+                assert (beams["project"], beams["region"]) == tuple(given["dataflow"].values())
+                assert beams["job_name"] == given["flags"]["job_name"]
+        _, module, *flags = next(commands)
+        args, _ = options.parse(fit.parser(), flags)
+        assert (module, args.map) == ("pipelines.fit", f"{given['maps']}/2026.safetensors")
 
 
-@pytest.fixture
-def archive(tmp_path, photo, vae):
-    """Sixty images, a map, and the page's local Variables moved here, as a file."""
-    for index in range(60):
-        _put(tmp_path, photo, index)
-    for index in range(3):
-        _put(tmp_path, photo, index, side="natural")
-    sides = ["--target", str(tmp_path / "natural"), "--source", str(tmp_path / "restored"), "--max_images", "3"]
-    assert fit.main([*sides, "--map", str(tmp_path / "maps/run7.safetensors"), "--vae", vae]) == 0
-    moved = json.loads((FOLDER / "local.json").read_text().replace("/archive/", f"{tmp_path}/"))
-    moved["dot_nightly"]["flags"].update(direct_num_workers=1, direct_running_mode="in_memory")
-    moved["dot_refit"]["flags"]["vae"] = vae
-    (tmp_path / "variables.json").write_text(json.dumps(moved))
-    return tmp_path
+CHECK = """
+from airflow.sdk.exceptions import AirflowFailException
+
+def check(failed, before):
+    report = {"images": {"encoded": 0, "written": 100 - failed, "failed": failed}, "failures": {"damaged": failed}}
+    json.dump(report, open("report.json", "w"))
+    json.dump({"images": {"failed": before}}, open("latest.json", "w"))
+    try:
+        return dot.check.function(os.path.abspath("report.json"), 0.1, os.path.abspath("latest.json"))["failed"]
+    except AirflowFailException as error:
+        return str(error)
+
+os.chdir(FOLDER)
+print(json.dumps([check(10, 0), check(11, 0), check(11, 1)]))
+"""
 
 
-def _put(root, photo, index, seed=0, side="restored"):
+@needs_airflow
+def test_the_check_lets_pass_what_failed_before(airflow, tmp_path):
+    few, many, as_before = airflow.python(CHECK.replace("FOLDER", repr(str(tmp_path))))
+    assert (few, as_before) == (10, 11)
+    assert many.startswith("11 of 100 images failed ({'damaged': 11}), 0 when last published: over max_failure_")
+
+
+def _put(root: Path, photo, index: int, seed: int = 0, side: str = "restored") -> None:
     (root / side).mkdir(exist_ok=True)
     Image.fromarray(photo(24, 32, seed=100 * seed + index)).save(root / side / f"{index}.png")
 
 
-def _pages_command(beginning: str) -> str:
+def _command(beginning: str) -> str:
+    """A line of the page."""
     (line,) = [line.strip() for line in README.splitlines() if line.startswith(f"    {beginning}")]
     return line
 
 
-def _latest(root):
-    return json.loads((root / "latest.json").read_text())
+def _published(folder: Path) -> dict:
+    return json.loads((folder / "latest.json").read_text())
 
 
-def _counts(report):
-    return {name: n for name, n in json.loads(Path(report).read_text())["images"].items() if n and name != "read"}
+def _counts(latest: dict) -> dict[str, int]:
+    """Of the report that a night has published, without zeros; every image that is written has been read."""
+    report = json.loads(Path(latest["report"]).read_text())
+    assert latest["images"] == report["images"]
+    assert report["failures"] == {}
+    counts = {name: n for name, n in report["images"].items() if n}
+    assert counts.pop("read", 0) == counts.get("written", counts.get("encoded", 0))
+    return counts
+
+
+def _files(output: Path) -> dict[str, tuple[int, bytes]]:
+    return {path.stem: (path.stat().st_mtime_ns, path.read_bytes()) for path in (output / "images").iterdir()}
+
+
+def _check_manifest(output: Path, files: dict[str, tuple[int, bytes]]) -> None:
+    (manifest,) = output.glob("manifest-*.parquet")
+    rows = pq.read_table(manifest).to_pylist()
+    assert {row["key"]: row["sha256"] for row in rows} == {
+        key: hashlib.sha256(data).hexdigest() for key, (_, data) in files.items()
+    }
+    assert len(rows) == len(files)
 
 
 @needs_airflow
 @pytest.mark.timeout(900)
-def test_nights_do_only_what_is_new_or_changed_and_say_so(airflow, archive, photo):
-    output = archive / "enhanced/run7"
-    command = _pages_command("airflow variables").replace("deploy/airflow/local.json", str(archive / "variables.json"))
-    airflow.run(command)
-    night = _pages_command("airflow dags test dot_nightly")
-
-    airflow.run(night)
-    latest = _latest(archive / "enhanced")
-    assert _counts(latest["report"]) == {"listed": 60, "new": 60, "written": 60}
-    assert (latest["output"], latest["map"]) == (str(output), str(archive / "maps/run7.safetensors"))
-    first = {path.name: path.stat().st_mtime_ns for path in (output / "images").iterdir()}
-    assert len(first) == 60
-
-    time.sleep(0.05)
-    for index in range(60, 75):
-        _put(archive, photo, index)
-    for index in range(5):
-        _put(archive, photo, index, seed=1)
-    airflow.run(night)
-    report = _latest(archive / "enhanced")["report"]
-    assert _counts(report) == {"listed": 75, "new": 15, "changed": 5, "skipped": 55, "written": 20}
-    second = {path.name: path.stat().st_mtime_ns for path in (output / "images").iterdir()}
-    assert len(second) == 75
-    assert sum(first.get(name) != written for name, written in second.items()) == 20
-
-    airflow.run(night)
-    third = _latest(archive / "enhanced")
-    assert _counts(third["report"]) == {"listed": 75, "skipped": 75}
-    assert {path.name: path.stat().st_mtime_ns for path in (output / "images").iterdir()} == second
-
+def test_a_fit_and_three_nights_of_which_each_does_what_is_new_or_changed_and_says_so(airflow, tmp_path, photo, vae):
+    for index in range(60):
+        _put(tmp_path, photo, index)
     for index in range(3):
-        (archive / f"restored/bad{index}.png").write_text("no image")
-    printed = airflow.run(night, code=1)
-    assert "3 of 3 images failed ({'not_an_image': 3}), 0 when last published" in printed
-    assert _latest(archive / "enhanced") == third, "what failed the check is not published"
-    reports = sorted((output / "reports").iterdir())
-    assert len(reports) == 4
-    assert _counts(reports[-1]) == {"listed": 78, "new": 3, "skipped": 75, "failed": 3}
+        _put(tmp_path, photo, index, side="natural")
+    moved = json.loads((FOLDER / "local.json").read_text().replace("/archive/", f"{tmp_path}/"))
+    moved["dot_nightly"]["flags"].update(direct_num_workers=1, direct_running_mode="in_memory")
+    moved["dot_refit"]["flags"].update(max_images=3, vae=vae)
+    (tmp_path / "variables.json").write_text(json.dumps(moved))
+    airflow.run(_command("airflow variables").replace("deploy/airflow/local.json", str(tmp_path / "variables.json")))
 
+    airflow.run(_command("airflow dags test dot_refit"))
+    fitted = _published(tmp_path / "maps")
+    assert _counts(fitted) == {"listed": 63, "encoded": 6}
+    assert Path(fitted["map"]).parent == tmp_path / "maps"
 
-@needs_airflow
-@pytest.mark.timeout(600)
-def test_a_refit_puts_a_new_map_beside_the_old_one(airflow, archive):
-    old = (archive / "maps/run7.safetensors").read_bytes()
-    airflow.run(f"airflow variables import {archive / 'variables.json'}")
-    airflow.run(_pages_command("airflow dags test dot_refit"))
-    latest = _latest(archive / "maps")
-    assert Path(latest["map"]).is_file()
-    assert Path(latest["map"]).parent == archive / "maps"
-    assert latest["images"]["encoded"] == 63
-    assert (archive / "maps/run7.safetensors").read_bytes() == old
+    night, outputs = _command("airflow dags test dot_nightly"), tmp_path / "enhanced"
+    airflow.run(night)
+    first = _published(outputs)
+    output = Path(first["output"])
+    assert _counts(first) == {"listed": 60, "new": 60, "written": 60}
+    assert first["map"] == fitted["map"]
+    assert output == outputs / Path(fitted["map"]).stem
+    files = _files(output)
+    assert len(files) == 60
+    _check_manifest(output, files)
 
+    time.sleep(0.05)  # so that changed files are younger, on a coarse clock too
+    for index in range(60, 75):
+        _put(tmp_path, photo, index)
+    for index in range(5):
+        _put(tmp_path, photo, index, seed=1)
+    airflow.run(night)
+    second = _published(outputs)
+    assert _counts(second) == {"listed": 75, "new": 15, "changed": 5, "skipped": 55, "written": 20}
+    before, files = files, _files(output)
+    assert len(files) == 75
+    touched = {key for key, file in files.items() if before.get(key) != file}
+    assert touched == {str(index) for index in (*range(5), *range(60, 75))}
+    assert all(before[str(index)][1] != files[str(index)][1] for index in range(5))
+    _check_manifest(output, files)
 
-@needs_airflow
-@pytest.mark.timeout(600)
-def test_with_flinks_variables_the_same_dag_submits_to_flink(airflow, archive):
-    """To a stand-in that ends each job at once, with nothing counted: so there is nothing to transport."""
-    moved = json.loads((FOLDER / "flink.json").read_text().replace('"gs://', f'"{archive}/'))
-    jar = archive / "runner.jar"
-    with zipfile.ZipFile(jar, "w") as archived:  # in place of Beam's runner, to which the graph is added
-        archived.writestr("META-INF/MANIFEST.MF", "Manifest-Version: 1.0\n")
-    with _flink() as master:
-        moved["dot_nightly"]["flags"].update(flink_master=master, flink_job_server_jar=str(jar))
-        (archive / "flink.json").write_text(json.dumps(moved))
-        airflow.run(f"airflow variables import {archive / 'flink.json'}")
-        (archive / "enhanced").mkdir()
-        airflow.run(_pages_command("airflow dags test dot_nightly"))
-    with zipfile.ZipFile(io.BytesIO(_FlinkRest.jar)) as archived:
-        graph = archived.read("BEAM-PIPELINE/pipeline/pipeline.json").decode()
-    assert "SkipDone" in graph
-    assert "beam:env:external:v1" in graph
-    assert not (archive / "enhanced/run7/images").exists()
+    manifest = {path: path.read_bytes() for path in output.glob("*.parquet")}
+    airflow.run(night)
+    third = _published(outputs)
+    assert _counts(third) == {"listed": 75, "skipped": 75}
+    assert _files(output) == files
+    assert {path: path.read_bytes() for path in output.glob("*.parquet")} == manifest
+    assert len({night["report"] for night in (first, second, third)}) == 3
