@@ -23,7 +23,7 @@ VARIABLES = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in
 RUNNERS = {"local": "FnApiRunner", "flink": "FlinkRunner", "dataflow": "DataflowRunner"}
 AIRFLOW = Path.home() / ".cache/dot-airflow/bin"
 needs_airflow = pytest.mark.skipif(
-    not (AIRFLOW.parent / "installed").exists(), reason="no Airflow; `make test-airflow` installs it and runs this"
+    not (AIRFLOW.parent / "installed").exists(), reason="no Airflow in ~/.cache/dot-airflow; `make airflow` installs it"
 )
 
 
