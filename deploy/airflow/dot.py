@@ -21,7 +21,8 @@ def _job(task_id: str, module: str, settings: Any, flags: str) -> BeamRunPythonP
     """A command of ours, as a task that ends as it does.
 
     Not tried again by Airflow: where a worker of Airflow's is lost, the job may go on at Flink or Dataflow, and two
-    jobs must not write to one output.
+    jobs must not write to one output. On Dataflow the operator would leave the command as soon as Beam logs the job's
+    id, which our commands keep it from: so it waits for their summary and exit code there, too.
     """
     return BeamRunPythonPipelineOperator(
         task_id=task_id,
@@ -31,7 +32,7 @@ def _job(task_id: str, module: str, settings: Any, flags: str) -> BeamRunPythonP
         runner=settings["runner"],
         pipeline_options=settings[flags],
         dataflow_config=settings["dataflow"],
-        deferrable=False,  # the command waits for its job, writes its summary and tells by its exit code how it went
+        deferrable=False,
         retries=0,
     )
 
@@ -94,7 +95,8 @@ def check(report: str, max_failure_fraction: float, latest: str) -> dict[str, in
     told = _read(report)
     images = dict(told["images"])
     tried = images["encoded"] + images["written"] + images["failed"]
-    before = _read(latest)["images"]["failed"] if ObjectStoragePath(latest).exists() else 0
+    published = _read(latest) if ObjectStoragePath(latest).exists() else {}
+    before = published.get("images", {}).get("failed", 0)  # somebody may have written but the name of a map
     counts = ", ".join(f"{n} {name}" for name, n in images.items())
     print(f"{report}: {counts}; failures {told['failures']}, {before} when last published")
     if images["failed"] - before > max_failure_fraction * tried:

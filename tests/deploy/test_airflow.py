@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -50,6 +51,11 @@ def test_the_page_names_the_airflow_that_is_installed():
     assert f"Airflow {version}" in README
     pins = (FOLDER / "constraints.txt").read_text().splitlines()
     assert all(line in pins for line in (FOLDER / "requirements.txt").read_text().splitlines())
+
+
+def test_beam_does_not_log_the_id_that_would_make_the_operator_leave_before_the_summary():
+    assert transport.main([]) == 2
+    assert not logging.getLogger("apache_beam.runners.dataflow.internal.apiclient").isEnabledFor(logging.INFO)
 
 
 class Airflow:
