@@ -72,6 +72,7 @@ setup(
             "dot-fit=pipelines.fit:main",
             "dot-transport=pipelines.transport:main",
             "dot-evaluate=pipelines.evaluate:main",
+            "dot-map=pipelines.maps:main",
             "dot-demo=pipelines.demo:main",
         ]
     },

@@ -53,7 +53,12 @@ def decoder_geometry(autoencoder: Autoencoder, statistics: GaussianStatistics, p
     """
     channels, p = autoencoder.latent_channels, patch_size
     centre = np.arange(channels) * p * p + p * p // 2
-    mean, covariance = statistics.mean[centre], statistics.covariance()[np.ix_(centre, centre)]
+    # Rounded, so that statistics which differ in their last digits alone, as sums in another order do, give the same
+    # fields: decoding is done in float32, which would make a millionth of any difference.
+    mean, covariance = (
+        rounded.astype(np.float32).astype(np.float64)
+        for rounded in (statistics.mean[centre], statistics.covariance()[np.ix_(centre, centre)])
+    )
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(np.clip(values, 0, None))
     steps = _STEP * np.sqrt(np.diagonal(covariance)) + 1e-12

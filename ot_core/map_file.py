@@ -1,14 +1,17 @@
-"""The map file: one `.safetensors` file; no other module knows its tensor names.
+"""The map file and the statistics file, each one `.safetensors` file; no other module knows their tensor names.
 
-It carries the statistics as well as the map, so that a map can be refitted, merged with more data and
-checked without reading an image again. Reading never unpickles: anything but a consistent safetensors file
-is refused by name.
+A map carries its statistics too, so that it can be refitted, merged with more data and checked without reading an image
+again; a statistics file carries nothing else. Reading never unpickles: anything but a consistent safetensors file is
+refused by name.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,51 @@ from ot_core.transport_map import TransportMap
 FORMAT_VERSION = "1"
 CREATED_BY = "dot-beam"
 _MAX_BYTES = 2**32
+_PART = re.compile(r"((?:source|target)/.+)\.count")
+_COUNT = ".count"
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSets:
+    """Statistics of sets of latent patches, and what they were gathered with.
+
+    Attributes:
+        groups: statistics by name; those of a set in random parts are named like "source/0".
+        patch_size: p, odd; their dimension is C p^2.
+        latent_channels: C.
+        vae: the name that the autoencoder was loaded from, or "" if unknown.
+        vae_sha256: fingerprint of the autoencoder's weights and config, or "" if unknown.
+    """
+
+    groups: Mapping[str, GaussianStatistics]
+    patch_size: int
+    latent_channels: int
+    vae: str = ""
+    vae_sha256: str = ""
+
+    @classmethod
+    def of_map(cls, transport_map: TransportMap) -> LatentSets:
+        """What a map was fitted from: each side in its parts, or whole where they aren't known."""
+        groups = dict(transport_map.parts)
+        for side, whole in (("source", transport_map.source), ("target", transport_map.target)):
+            if not transport_map.parts_of(side):
+                groups[side] = whole
+        return cls(
+            groups,
+            transport_map.patch_size,
+            transport_map.latent_channels,
+            transport_map.vae,
+            transport_map.vae_sha256,
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """Of the sets."""
+        return sorted({group.partition("/")[0] for group in self.groups})
+
+    def named(self, name: str) -> dict[str, GaussianStatistics]:
+        """The groups of one set, which is whole or in parts; empty where there is no such set."""
+        return {group: s for group, s in self.groups.items() if group.partition("/")[0] == name}
 
 
 def write_map(transport_map: TransportMap, url: str) -> None:
@@ -36,13 +84,33 @@ def read_map(url: str) -> TransportMap:
     Raises:
         MapFileError: if the file is missing, isn't a safetensors file, or is inconsistent; names the tensor.
     """
+    return from_bytes(_read(f"map {url}", url, f"write one with dot-fit --map {url}"), name=f"map {url}")
+
+
+def write_statistics(sets: LatentSets, url: str) -> None:
+    """Writes statistics atomically to any fsspec URL."""
+    metadata = _metadata(sets.patch_size, sets.latent_channels, sets.vae, sets.vae_sha256)
+    storage.write_bytes(url, _to_safetensors(_tensors(sets.groups), metadata))
+
+
+def read_statistics(url: str) -> LatentSets:
+    """Reads and checks a statistics file, or the statistics that a map carries.
+
+    Raises:
+        MapFileError: as `read_map`.
+    """
+    name = f"statistics {url}"
+    checker = _checker(_read(name, url, "expected a map or a statistics file"), name)
+    return LatentSets.of_map(checker.map()) if "map.matrix" in checker.tensors else checker.sets()
+
+
+def _read(name: str, url: str, hint: str) -> bytes:
     try:
-        data = storage.read_bytes(url, max_bytes=_MAX_BYTES)
+        return storage.read_bytes(url, max_bytes=_MAX_BYTES)
     except FileNotFoundError:
-        raise MapFileError(f"map {url}: not found; write one with dot-fit --map {url}") from None
+        raise MapFileError(f"{name}: not found; {hint}") from None
     except (OSError, ValueError) as error:
-        raise MapFileError(f"map {url}: can't be read ({error})") from None
-    return from_bytes(data, name=f"map {url}")
+        raise MapFileError(f"{name}: can't be read ({error})") from None
 
 
 def to_bytes(transport_map: TransportMap) -> bytes:
@@ -58,20 +126,36 @@ def to_bytes(transport_map: TransportMap) -> bytes:
         tensors["map.metric"] = transport_map.metric
     if transport_map.invariant is not None:
         tensors["map.invariant"] = transport_map.invariant
-    for side, statistics in (("source", transport_map.source), ("target", transport_map.target)):
-        tensors[f"{side}.count"] = np.array(statistics.count, dtype=np.int64)
-        tensors[f"{side}.mean"] = statistics.mean
-        tensors[f"{side}.scatter"] = statistics.scatter
-    metadata = {
-        "format_version": FORMAT_VERSION,
-        "patch_size": str(transport_map.patch_size),
-        "latent_channels": str(transport_map.latent_channels),
-        "vae": transport_map.vae,
-        "vae_sha256": transport_map.vae_sha256,
-        "created_by": CREATED_BY,
-    }
+    tensors |= _tensors({"source": transport_map.source, "target": transport_map.target, **transport_map.parts})
+    metadata = _metadata(
+        transport_map.patch_size, transport_map.latent_channels, transport_map.vae, transport_map.vae_sha256
+    )
     if transport_map.noise_floor is not None:
         metadata["noise_floor"] = repr(float(transport_map.noise_floor))
+    return _to_safetensors(tensors, metadata)
+
+
+def _tensors(groups: Mapping[str, GaussianStatistics]) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for name, statistics in groups.items():
+        tensors[name + _COUNT] = np.array(statistics.count, dtype=np.int64)
+        tensors[f"{name}.mean"] = statistics.mean
+        tensors[f"{name}.scatter"] = statistics.scatter
+    return tensors
+
+
+def _metadata(patch_size: int, latent_channels: int, vae: str, vae_sha256: str) -> dict[str, str]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "patch_size": str(patch_size),
+        "latent_channels": str(latent_channels),
+        "vae": vae,
+        "vae_sha256": vae_sha256,
+        "created_by": CREATED_BY,
+    }
+
+
+def _to_safetensors(tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> bytes:
     data = save({name: np.array(tensor, order="C") for name, tensor in tensors.items()}, metadata)
     # safetensors writes metadata in a random order; the header is written again in ours.
     end = 8 + int.from_bytes(data[:8], "little")
@@ -86,6 +170,19 @@ def from_bytes(data: bytes, name: str = "map") -> TransportMap:
     Raises:
         MapFileError: as `read_map`.
     """
+    return _checker(data, name).map()
+
+
+def metadata_of(url: str) -> dict[str, str]:
+    """All metadata of a map, whatever wrote them.
+
+    Raises:
+        MapFileError: as `read_map`.
+    """
+    return _checker(_read(f"map {url}", url, "expected a map"), f"map {url}").metadata
+
+
+def _checker(data: bytes, name: str) -> _Checker:
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "map.safetensors"
@@ -95,22 +192,28 @@ def from_bytes(data: bytes, name: str = "map") -> TransportMap:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise MapFileError(f"{name}: not a safetensors file ({error}); expected a map written by dot-fit") from None
-    return _Checker(name, metadata, tensors).map()
+    return _Checker(name, metadata, tensors)
 
 
 class _Checker:
-    """Turns the file's content into a map, refusing whatever doesn't hold together."""
+    """Turns the file's content into a map or statistics, refusing whatever doesn't hold together."""
 
     def __init__(self, name: str, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> None:
         self.name, self.metadata, self.tensors = name, metadata, tensors
 
+    def sets(self) -> LatentSets:
+        patch_size, channels = self._sizes()
+        names = [key.removesuffix(_COUNT) for key in self.tensors if key.endswith(_COUNT)]
+        return LatentSets(
+            {name: self._statistics(name, channels * patch_size**2, least=1) for name in sorted(names)},
+            patch_size,
+            channels,
+            self.metadata.get("vae", ""),
+            self.metadata.get("vae_sha256", ""),
+        )
+
     def map(self) -> TransportMap:
-        version = self.metadata.get("format_version")
-        if version != FORMAT_VERSION:
-            raise self._refusal(f"metadata format_version is {version!r}, expected {FORMAT_VERSION!r}")
-        patch_size, channels = self._integer("patch_size"), self._integer("latent_channels")
-        if patch_size % 2 == 0:
-            raise self._refusal(f"metadata patch_size is {patch_size}, expected an odd number")
+        patch_size, channels = self._sizes()
         dimension = channels * patch_size**2
         noise = self.tensors.get("map.noise_covariance")
         if noise is not None:
@@ -126,9 +229,10 @@ class _Checker:
         matrix = self._tensor("map.matrix", (dimension, dimension), symmetric=noise is None and metric is None)
         if noise is None and metric is not None and not _is_symmetric(metric @ matrix):
             raise self._refusal("tensor map.matrix doesn't suit map.metric: their product isn't symmetric")
+        source, target = self._statistics("source", dimension), self._statistics("target", dimension)
         return TransportMap(
-            source=self._statistics("source", dimension),
-            target=self._statistics("target", dimension),
+            source=source,
+            target=target,
             matrix=matrix,
             source_mean=self._tensor("map.source_mean", (dimension,)),
             target_mean=self._tensor("map.target_mean", (dimension,)),
@@ -139,17 +243,35 @@ class _Checker:
             metric=metric,
             invariant=invariant,
             noise_floor=self._number("noise_floor"),
+            parts={**self._parts("source", source), **self._parts("target", target)},
         )
 
-    def _statistics(self, side: str, dimension: int) -> GaussianStatistics:
-        count = int(self._tensor(f"{side}.count", (), dtype="int64"))
-        if count < 2:
-            raise self._refusal(f"tensor {side}.count is {count}, expected at least 2")
-        scatter = self._tensor(f"{side}.scatter", (dimension, dimension), symmetric=True)
+    def _sizes(self) -> tuple[int, int]:
+        version = self.metadata.get("format_version")
+        if version != FORMAT_VERSION:
+            raise self._refusal(f"metadata format_version is {version!r}, expected {FORMAT_VERSION!r}")
+        patch_size, channels = self._integer("patch_size"), self._integer("latent_channels")
+        if patch_size % 2 == 0:
+            raise self._refusal(f"metadata patch_size is {patch_size}, expected an odd number")
+        return patch_size, channels
+
+    def _parts(self, side: str, whole: GaussianStatistics) -> dict[str, GaussianStatistics]:
+        names = sorted(found[1] for key in self.tensors if (found := _PART.fullmatch(key)) and key.startswith(side))
+        parts = {name: self._statistics(name, whole.dimension, least=1) for name in names}
+        count = sum(part.count for part in parts.values())
+        if parts and count != whole.count:
+            raise self._refusal(f"tensor {side}.count is {whole.count}, but its parts hold {count}")
+        return parts
+
+    def _statistics(self, name: str, dimension: int, least: int = 2) -> GaussianStatistics:
+        count = int(self._tensor(name + _COUNT, (), dtype="int64"))
+        if count < least:
+            raise self._refusal(f"tensor {name}.count is {count}, expected at least {least}")
+        scatter = self._tensor(f"{name}.scatter", (dimension, dimension), symmetric=True)
         eigenvalues = np.linalg.eigvalsh(scatter)
         if eigenvalues[0] < -1e-9 * max(abs(float(eigenvalues[-1])), 1e-300):
-            raise self._refusal(f"tensor {side}.scatter isn't positive semi-definite (eigenvalue {eigenvalues[0]:.3g})")
-        return GaussianStatistics(count, self._tensor(f"{side}.mean", (dimension,)), scatter)
+            raise self._refusal(f"tensor {name}.scatter isn't positive semi-definite (eigenvalue {eigenvalues[0]:.3g})")
+        return GaussianStatistics(count, self._tensor(f"{name}.mean", (dimension,)), scatter)
 
     def _tensor(
         self, key: str, shape: tuple[int, ...], *, dtype: str = "float64", symmetric: bool = False

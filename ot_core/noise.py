@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import zlib
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -11,6 +12,14 @@ import numpy as np
 
 from ot_core.statistics import Array, GaussianStatistics
 from ot_core.transport_map import gelbrich_distance_squared, matched
+
+#: Sets of images are gathered in so many random parts, whose halves tell how much the choice of images matters.
+PARTS = 4
+
+
+def part_of(name: str, key: str) -> str:
+    """The name of the random part of a set that an image falls into, such as "source/3": the same one in every job."""
+    return f"{name}/{zlib.crc32(key.encode('utf-8', 'surrogatepass')) % PARTS}"
 
 
 def noise_floor(
@@ -27,7 +36,7 @@ def noise_floor(
         invariant: what distances are matched in, as in `TransportMap`.
 
     Returns:
-        v_source / n_source + v_target / n_target, in squared units of the latents; NaN where a side has one part only.
+        v_source / n_source + v_target / n_target, in squared units of the latents; NaN where a side has not two parts.
     """
     return _variance_of_mean(source, invariant) + _variance_of_mean(target, invariant)
 
@@ -42,8 +51,10 @@ def _variance_of_mean(parts: Sequence[GaussianStatistics], invariant: Array | No
             continue  # the same two halves the other way round
         first = functools.reduce(operator.add, (parts[i] for i in chosen))
         second = functools.reduce(operator.add, (part for i, part in enumerate(parts) if i not in chosen))
+        if min(first.count, second.count) < 2:
+            continue
         share = first.count / (first.count + second.count)
         if invariant is not None:
             second = matched(first, second, invariant)
         estimates.append(share * (1 - share) * gelbrich_distance_squared(first, second))
-    return float(np.mean(estimates))
+    return float(np.mean(estimates)) if estimates else float("nan")

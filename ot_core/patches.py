@@ -13,6 +13,8 @@ from ot_core.statistics import GaussianStatistics
 
 #: How many patch values are held at a time while gathering statistics: 32 MiB of float64.
 _BAND_VALUES = 2**22
+#: Patches along either side of a latent that `spread_patches` takes.
+_SPREAD = 8
 
 
 def unfold(latent: Tensor, patch_size: int) -> Tensor:
@@ -95,6 +97,35 @@ def latent_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics | N
         total = part if total is None else total + part
     assert total is not None
     return replace(total, mean=total.mean + centre.flatten().repeat_interleave(patch_size**2).numpy())
+
+
+def spread_patches(latents: Tensor, patch_size: int) -> Tensor:
+    """Some patches of each latent, evenly spread over it: what is looked at where all would cost too much.
+
+    Patches that overlap are much alike, and so are those of one image; so these tell nearly as much as all.
+
+    Args:
+        latents: (B, C, H, W).
+        patch_size: p.
+
+    Returns:
+        (B, n, C p^2), at most `_SPREAD` patches along either side and none that overlap; n is 0 where none fits.
+    """
+    batch, channels, *sizes = latents.shape
+    if min(sizes) < patch_size:
+        return latents.new_empty(batch, 0, channels * patch_size**2)
+    down, across = (max(patch_size, -(-size // _SPREAD)) for size in sizes)
+    patches = latents.unfold(2, patch_size, down).unfold(3, patch_size, across)
+    return patches.permute(0, 2, 3, 1, 4, 5).reshape(batch, -1, channels * patch_size**2)
+
+
+def patch_statistics(patches: Tensor) -> GaussianStatistics:
+    """Statistics of patches (n, D), computed in float64 on their device and by as many cores as torch has there."""
+    patches = patches.double()
+    mean = patches.mean(0)
+    centred = patches - mean
+    scatter = centred.T @ centred
+    return GaussianStatistics(len(patches), mean.cpu().numpy(), ((scatter + scatter.T) / 2).cpu().numpy())
 
 
 def _band_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics:

@@ -6,7 +6,8 @@ Meir (2021), arXiv 2107.02555, which Adrai et al. (2023), arXiv 2306.02342, appl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -37,6 +38,8 @@ class TransportMap:
             of content; the target is matched to the source there. None keeps the target as it is.
         noise_floor: squared distance between source and target that chance alone would give (`ot_core.noise_floor`),
             or None if unknown.
+        parts: the same statistics in random parts, by name: "source/0" and so on, "target/0" and so on. Their halves
+            tell how much the choice of images matters. Of a side whose parts aren't known there are none.
     """
 
     source: GaussianStatistics
@@ -51,6 +54,7 @@ class TransportMap:
     metric: Array | None = None
     invariant: Array | None = None
     noise_floor: float | None = None
+    parts: Mapping[str, GaussianStatistics] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -64,6 +68,7 @@ class TransportMap:
         metric: Array | None = None,
         invariant: Array | None = None,
         noise_floor: float | None = None,
+        parts: Mapping[str, GaussianStatistics] | None = None,
     ) -> TransportMap:
         """Solves the map that carries N(source) to N(target) at the least cost.
 
@@ -82,6 +87,7 @@ class TransportMap:
             metric: (D, D), see the class; `ot_core.decoder_geometry` measures it.
             invariant: (k, D), see the class and `matched`.
             noise_floor: kept with the map.
+            parts: the same.
 
         Raises:
             ValueError: if the dimensions differ or don't suit the patch size.
@@ -111,6 +117,7 @@ class TransportMap:
             metric=metric,
             invariant=invariant,
             noise_floor=noise_floor,
+            parts=parts or {},
         )
 
     @property
@@ -125,9 +132,15 @@ class TransportMap:
 
     def distance_squared(self) -> float:
         """Squared 2-Wasserstein distance between source and target, the latter matched where there are invariants."""
-        if self.invariant is None:
-            return gelbrich_distance_squared(self.source, self.target)
-        return gelbrich_distance_squared(self.source, matched(self.source, self.target, self.invariant))
+        return self.distance_squared_between(self.source, self.target)
+
+    def distance_squared_between(self, a: GaussianStatistics, b: GaussianStatistics) -> float:
+        """The same between any two sets of latent patches."""
+        return gelbrich_distance_squared(a, b if self.invariant is None else matched(a, b, self.invariant))
+
+    def parts_of(self, side: str) -> list[GaussianStatistics]:
+        """The random parts of the source or the target; none where they aren't known."""
+        return [part for name, part in sorted(self.parts.items()) if name.partition("/")[0] == side]
 
     def __call__(self, samples: Array) -> Array:
         """Maps samples (n, D) to (n, D), without the noise term."""
@@ -168,19 +181,33 @@ def matched(source: GaussianStatistics, target: GaussianStatistics, invariant: A
 
 
 def _optimal_matrix_in(metric: Array | None, ks: Array, kt: Array) -> tuple[Array, Array | None]:
-    if metric is None:
-        return _optimal_matrix(ks, kt)
-    root, inverse_root = _power(metric, 0.5), _power(metric, -0.5)
-    matrix, noise = _optimal_matrix(_symmetric(root @ ks @ root), _symmetric(root @ kt @ root))
-    return inverse_root @ matrix @ root, None if noise is None else _symmetric(inverse_root @ noise @ inverse_root)
-
-
-def _optimal_matrix(ks: Array, kt: Array) -> tuple[Array, Array | None]:
     """T and, where Ks is singular, the covariance of the noise that makes T Ks T^T up to Kt."""
     eigenvalues = np.linalg.eigvalsh(ks)
     if eigenvalues[0] > RANK_TOLERANCE * eigenvalues[-1]:
-        root, inverse_root = _power(ks, 0.5), _power(ks, -0.5)
-        return _symmetric(inverse_root @ _power(root @ kt @ root, 0.5) @ inverse_root), None
+        return _matrix_from_invertible(metric, ks, kt), None
+    if metric is None:
+        return _matrix_from_singular(ks, kt)
+    root, inverse_root = _power(metric, 0.5), _power(metric, -0.5)
+    matrix, noise = _matrix_from_singular(_symmetric(root @ ks @ root), _symmetric(root @ kt @ root))
+    return inverse_root @ matrix @ root, _symmetric(inverse_root @ noise @ inverse_root)
+
+
+def _matrix_from_invertible(metric: Array | None, ks: Array, kt: Array) -> Array:
+    """T without the products of covariances that eq. 17 takes roots of, which would lose half of the digits.
+
+    With Ks = M M^T, Kt = R^T R and the singular value decomposition R G M = W S V^T:
+        T = R^T W V^T M^(-1).
+    Then T Ks T^T = Kt, and G T = M^(-T) V S V^T M^(-1) is symmetric positive semi-definite, which make T the map.
+    """
+    m = np.linalg.cholesky(ks)
+    values, vectors = np.linalg.eigh(kt)  # Kt may be singular
+    r = (vectors * np.sqrt(np.clip(values, 0, None))).T
+    w, _, vt = np.linalg.svd(r @ m if metric is None else r @ metric @ m)
+    matrix: Array = np.linalg.solve(m.T, (r.T @ w @ vt).T).T
+    return _symmetric(matrix) if metric is None else matrix
+
+
+def _matrix_from_singular(ks: Array, kt: Array) -> tuple[Array, Array]:
     root = _power(kt, 0.5)
     matrix = root @ _power(root @ ks @ root, 0.5) @ _power(kt, -0.5) @ _power(ks, -1.0)
     return matrix, _power(kt - matrix @ ks @ matrix.T, 1.0)

@@ -24,7 +24,7 @@ from transforms import Failure, ImageQuality, ImageRecord, ImageRef
 #: A transform's rows and its failures.
 Wired = tuple[beam.PCollection[Any], Sequence[beam.PCollection[Failure]]]
 #: Flags that are about the end of a command, which Beam YAML doesn't wait for.
-_OF_COMMANDS = ("max_failure_fraction", "summary")
+_OF_COMMANDS = ("max_failure_fraction", "max_drift", "summary")
 
 
 class File(NamedTuple):
@@ -126,7 +126,7 @@ class FitTransportMap(_YamlTransform):
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
         fit.check_output(args)
-        urls, failures = fit.fit_map(given, args, args.method or "matched")
+        urls, failures = fit.fit_map(given, args)
         return urls | "Files" >> beam.Map(File), failures
 
 

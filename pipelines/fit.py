@@ -1,44 +1,58 @@
 """Fits a transport map from a few natural images (target) and a few restored ones (source).
 
-ListImages -> LatentStatistics.PerKey -> FitTransportMap -> WriteTransportMap ; failures -> WriteFailures
+ListImages -> LatentStatistics.PerKey (+ ReadStatistics) -> FitTransportMap -> WriteTransportMap
+failures -> WriteFailures
 """
 
 import argparse
 import math
 import posixpath
 import sys
-import zlib
 from collections.abc import Sequence
 
 import apache_beam as beam
 
 from ot_core import UserError, load_autoencoder, read_map, storage
+from ot_core.map_file import read_statistics
+from ot_core.noise import part_of
 from pipelines import options
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
 from transforms import (
     Failure,
     FitTransportMap,
+    GaussianStatisticsCombineFn,
     ImageRef,
     LatentStatistics,
     ListImages,
+    ReadStatistics,
     WriteFailures,
     WriteTransportMap,
     metrics,
 )
-from transforms.maps import METHODS
+from transforms.maps import METHODS, autoencoder_of_map, method_of
 
-#: Each side is gathered in so many random parts, whose halves tell how much the choice of images matters.
-PARTS = 4
+_EXTENSION = ".safetensors"
+SIDES = ("source", "target")
 
 
 def parser() -> options.ArgumentParser:
     """The job's flags."""
     flags = options.ArgumentParser("dot-fit", "Fits a transport map from natural and restored images.")
-    options.add_input(flags, "--target", "natural images")
-    options.add_input(flags, "--source", "restored images")
+    options.add_input(flags, "--target", "natural images, or a map whose target to take", required=False)
+    options.add_input(
+        flags, "--source", "restored images, or a drift.safetensors of dot-transport, or a map", required=False
+    )
     flags.add_argument("--map", required=True, metavar="URL", help="the .safetensors file to write")
-    flags.add_argument("--patch_size", type=int, choices=(1, 3, 5, 7), default=3, help="p (default %(default)s)")
+    flags.add_argument(
+        "--add_to",
+        metavar="URL",
+        help="a map whose statistics the images are added to, with its method, patch size and autoencoder; either side "
+        "may be left out then. Which images a map holds isn't known, so one that is added twice counts twice",
+    )
+    flags.add_argument(
+        "--patch_size", type=int, choices=(1, 3, 5, 7), help="p (default 3, or that of the statistics added to)"
+    )
     flags.add_argument(
         "--max_images", type=options.number(int, 1), metavar="N", help="take at most N images of each side"
     )
@@ -58,45 +72,96 @@ def parser() -> options.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """What is wrong before any work starts."""
-    check_inputs(("--target", args.target), ("--source", args.source))
+    images, statistics = images_of(args), statistics_of(args)
+    if args.add_to and not args.source and not args.target:
+        raise UserError("--add_to: expected --source, --target or both: what to add")
+    for side in SIDES:
+        if side not in images and side not in dict(statistics):
+            raise UserError(f"--{side}: expected images or statistics; only with --add_to may a side be left out")
+    if args.paired and len(images) < len(SIDES):
+        raise UserError("--paired: expected images in both --source and --target")
+    check_inputs(*((f"--{side}", specs) for side, specs in images.items()))
     check_output(args)
 
 
 def check_output(args: argparse.Namespace) -> None:
-    """What is wrong of all but the inputs."""
-    if not args.map.endswith(".safetensors"):
-        raise UserError(f"--map {args.map}: expected a name ending in .safetensors")
+    """What is wrong of all but the images. What earlier statistics decide is set in the flags that were left open."""
+    if not args.map.endswith(_EXTENSION):
+        raise UserError(f"--map {args.map}: expected a name ending in {_EXTENSION}")
     storage.check_writable(storage.parent(args.map))
-    load_autoencoder(args.vae, precision=options.precision_of(args))
+    statistics = statistics_of(args)
+    if statistics:
+        _agree(args, statistics)
+    else:
+        load_autoencoder(args.vae, precision=options.precision_of(args))
+    args.patch_size = args.patch_size or 3
+    if args.add_to:
+        method = method_of(read_map(args.add_to))
+        if args.method not in (None, method):
+            raise UserError(f"--method {args.method}: {args.add_to} was fitted with {method}; leave --method out")
+        args.method = method
+    args.method = args.method or ("pixels" if getattr(args, "paired", False) else "matched")
+
+
+def images_of(args: argparse.Namespace) -> dict[str, list[str]]:
+    """The inputs of each side that are images."""
+    found = {side: [spec for spec in getattr(args, side) or [] if not spec.endswith(_EXTENSION)] for side in SIDES}
+    return {side: specs for side, specs in found.items() if specs}
+
+
+def statistics_of(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Side and URL of the inputs that are files of statistics; a map that is added to is one for either side."""
+    given = [(side, spec) for side in SIDES for spec in getattr(args, side, None) or [] if spec.endswith(_EXTENSION)]
+    return given + [(side, args.add_to) for side in SIDES if args.add_to]
+
+
+def _agree(args: argparse.Namespace, statistics: Sequence[tuple[str, str]]) -> None:
+    """All files of statistics and the flags must have the same patch size and autoencoder."""
+    for side, url in statistics:
+        if statistics.count((side, url)) > 1:
+            raise UserError(f"--{side} {url}: given twice, so its statistics would count twice")
+        sets = read_statistics(url)
+        if not sets.named(side):
+            raise UserError(
+                f"--{side} {url}: holds statistics of {', '.join(sets.names) or 'nothing'}, not of a {side}"
+            )
+        args.patch_size = args.patch_size or sets.patch_size
+        if sets.patch_size != args.patch_size:
+            raise UserError(f"{url}: holds patches of size {sets.patch_size}, expected {args.patch_size}")
+        autoencoder_of_map(sets, url, args.vae, precision=options.precision_of(args))
+        args.vae = args.vae or sets.vae or None
 
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
-    images, unlisted = pipeline | "ListImages" >> ListImages(
-        {"source": args.source, "target": args.target}, args.max_images, args.paired
-    )
-    _, failures = fit_map(images, args, args.method or ("pixels" if args.paired else "matched"))
+    images, unlisted = pipeline | "ListImages" >> ListImages(images_of(args), args.max_images, args.paired)
+    _, failures = fit_map(images, args)
     folder, name = failures_beside(args.map)
     all_failures = (unlisted, *failures) | "FlattenFailures" >> beam.Flatten()
     _ = all_failures | "WriteFailures" >> WriteFailures(folder, name=name)
 
 
 def fit_map(
-    images: beam.PCollection[ImageRef], args: argparse.Namespace, method: str
+    images: beam.PCollection[ImageRef], args: argparse.Namespace
 ) -> tuple[beam.PCollection[str], Sequence[beam.PCollection[Failure]]]:
-    """From the images of both sides to the URL of the map that was written, and failures."""
+    """From images of the sides, and earlier statistics, to the URL of the map that was written, and failures."""
     encode = LatentStatistics.PerKey(
         args.vae, args.patch_size, args.max_pixels, args.max_batch_pixels, precision=options.precision_of(args)
     )
     statistics, unread = (
         images | "SplitSides" >> beam.Map(_in_random_part) | "LatentStatistics" >> options.on_accelerator(encode, args)
     )
-    maps, unfitted = statistics | "FitTransportMap" >> FitTransportMap(args.vae, args.patch_size, method)
+    earlier = statistics_of(args)
+    if earlier:
+        read = images.pipeline | "ReadStatistics" >> ReadStatistics(earlier)
+        merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
+        statistics = (statistics, read) | "FlattenStatistics" >> beam.Flatten() | "AddStatistics" >> merge
+    maps, unfitted = statistics | "FitTransportMap" >> FitTransportMap(args.vae, args.patch_size, args.method)
     return maps | "WriteTransportMap" >> WriteTransportMap(args.map), (unread, unfitted)
 
 
 def _in_random_part(ref: ImageRef) -> ImageRef:
-    return ref._replace(group=f"{ref.group}/{zlib.crc32(ref.key.encode()) % PARTS}")
+    return ref._replace(group=part_of(ref.group, ref.key))
 
 
 def report(args: argparse.Namespace, counters: Counters) -> str:
@@ -111,6 +176,9 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
         f"  source {fitted.source.count} and target {fitted.target.count} patches of dimension {fitted.dimension}",
         f"  squared Wasserstein distance between them {distance:.4g}",
     ]
+    added = ", ".join(sorted({url for _, url in statistics_of(args)}))
+    if added:
+        lines.append(f"  with the statistics of {added}")
     if args.paired:
         lines.append(f"  {counters.get(metrics.IMAGES_UNPAIRED, 0)} images without a partner left out")
     else:

@@ -36,6 +36,7 @@ def launch(
     check: Callable[[argparse.Namespace], None],
     build: Callable[[beam.Pipeline, argparse.Namespace], None],
     report: Callable[[argparse.Namespace, Counters], str],
+    objection: Callable[[argparse.Namespace], str | None] = lambda args: None,
 ) -> int:
     """Runs a job from its command line and gives its exit code.
 
@@ -45,6 +46,7 @@ def launch(
         check: raises UserError for what can be known to be wrong before any work starts.
         build: wires the pipeline.
         report: the summary's first lines, from the counters; raises UserError where the job came to nothing.
+        objection: what is wrong with the results of a job that did all its work, in one line.
     """
     _quiet_logs()
     try:
@@ -73,13 +75,16 @@ def launch(
             print(report(args, found.counters))
         finally:
             print(summary(found, seconds))
+        wrong = objection(args)
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 1
     except Exception as error:  # whatever an engine raises where it gives up, as most do when they lose a worker
         _tell_failure(parser, args, options, error)
         return 1
-    return _exit_code(parser.prog, found.counters, args.max_failure_fraction)
+    if wrong:
+        print(f"{parser.prog}: error: {wrong}", file=sys.stderr)
+    return _exit_code(parser.prog, found.counters, args.max_failure_fraction) or int(bool(wrong))
 
 
 def check_inputs(*flags: tuple[str, Sequence[str]]) -> None:

@@ -44,9 +44,11 @@ class Several(argparse.Action):
         setattr(namespace, self.dest, [*([] if before is self.default else before), *values])
 
 
-def add_input(parser: ArgumentParser, flag: str, what: str) -> None:
+def add_input(parser: ArgumentParser, flag: str, what: str, required: bool = True) -> None:
     """A flag that names images."""
-    parser.add_argument(flag, required=True, nargs="+", action="extend", metavar="URL", help=f"{what}: {_INPUT_HELP}")
+    parser.add_argument(
+        flag, required=required, nargs="+", action="extend", metavar="URL", help=f"{what}: {_INPUT_HELP}"
+    )
 
 
 def add_common(parser: ArgumentParser, precision: str = "float32") -> None:

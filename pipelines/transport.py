@@ -1,15 +1,17 @@
 """Transports an archive of restored images with a fitted map.
 
 ListImages (-> SkipDone) -> TransportImages (-> PackShards) -> WriteManifest (-> RemoveStaging)
-failures -> WriteFailures
+statistics of latents -> WriteDrift ; failures -> WriteFailures
 """
 
 import argparse
 import datetime
 import hashlib
+import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import apache_beam as beam
 
@@ -27,12 +29,15 @@ from transforms import (
     RemoveStaging,
     SkipDone,
     TransportImages,
+    WriteDrift,
     WriteFailures,
     WriteManifest,
     metrics,
 )
+from transforms.drift import DRIFT, STATISTICS
 from transforms.images import IMAGES
-from transforms.model_handlers import INTERPOLATIONS, autoencoder_of_map
+from transforms.maps import autoencoder_of_map
+from transforms.model_handlers import INTERPOLATIONS
 from transforms.packing import STAGING
 from transforms.records import counted
 from transforms.resume import check_job, start_job
@@ -120,6 +125,13 @@ def parser() -> options.ArgumentParser:
         type=_time,
         metavar="TIME",
         help="take only images modified at this time or later: a date or time such as 2025-12-31T23:00, in UTC",
+    )
+    flags.add_argument(
+        "--max_drift",
+        type=options.number(float, 0),
+        metavar="X",
+        help="exit with 1 if the inputs are further from those that the map was fitted on than X times the distance "
+        "between its two sides, chance left out; everything is written all the same (default: only report it)",
     )
     flags.add_argument(
         "--compile",
@@ -220,8 +232,10 @@ def transport_images(
         precision=options.precision_of(args),
         compiled=args.compile,
         folder=_folder(args),
+        statistics=True,
     )
-    records, untransported = images | "TransportImages" >> options.on_accelerator(transport, args)
+    records, untransported, statistics = images | "TransportImages" >> options.on_accelerator(transport, args)
+    _ = statistics | "WriteDrift" >> WriteDrift(args.map, args.output)
     failures = [untransported]
     if args.resume:
         records = (records, done) | "FlattenRecords" >> beam.Flatten()
@@ -245,21 +259,53 @@ def _folder(args: argparse.Namespace) -> str:
 
 def report(args: argparse.Namespace, counters: Counters) -> str:
     """Where the results are."""
-    written, size = counters.get(metrics.IMAGES_WRITTEN, 0), counters.get(metrics.BYTES_WRITTEN, 0)
     lines = [f"output {args.output}"]
     if args.plan:
         new, changed = counters.get(metrics.IMAGES_NEW, 0), counters.get(metrics.IMAGES_CHANGED, 0)
         lines.append(f"  {new + changed} images to do: {new} new, {changed} changed")
     else:
+        written, size = counters.get(metrics.IMAGES_WRITTEN, 0), counters.get(metrics.BYTES_WRITTEN, 0)
         lines.append(f"  {written} images transported, {size / 1e6:.1f} MB written")
-    if args.output_format != "files":
-        lines.append(f"  {counters.get(metrics.SHARDS_WRITTEN, 0)} shards written")
+        if args.output_format != "files":
+            lines.append(f"  {counters.get(metrics.SHARDS_WRITTEN, 0)} shards written")
     if args.resume:
         skipped, recovered = counters.get(metrics.IMAGES_SKIPPED, 0), counters.get(metrics.IMAGES_RECOVERED, 0)
         lines.append(f"  {skipped} images were there already, {recovered} of them not yet in the manifest")
     if args.since is not None:
         lines.append(f"  {counters.get(metrics.IMAGES_OLDER, 0)} older images left out")
+    if not args.plan:
+        lines += [f"  {line}" for line in _told(_drift(args))]
     return "\n".join(lines)
+
+
+def _drift(args: argparse.Namespace) -> dict[str, Any]:
+    return dict(json.loads(storage.read_bytes(storage.join(args.output, DRIFT))))
+
+
+def _told(drift: Mapping[str, Any]) -> Iterator[str]:
+    for name, found in drift.items():
+        if isinstance(found, dict):
+            floor = found["standard_noise_floor"]
+            yield (
+                f"drift of {name}: {_number(found['relative'])} of the map's distance (squared distance from its "
+                f"{found['from']} {found['distance_squared']:.3g}; in standard deviations "
+                f"{found['standard_distance_squared']:.3g}, by chance {'unknown' if floor is None else f'{floor:.3g}'})"
+            )
+
+
+def _number(value: float | None) -> str:
+    return "infinitely many times" if value is None else f"{value:.3f}"
+
+
+def objection(args: argparse.Namespace) -> str | None:
+    """What --max_drift has against the inputs."""
+    found = None if args.max_drift is None or args.plan else _drift(args)["inputs"]
+    if found is None or (found["relative"] is not None and found["relative"] <= args.max_drift):
+        return None
+    return (
+        f"the inputs drifted by {_number(found['relative'])} of the map's distance, over --max_drift {args.max_drift}; "
+        f"for a map of them, dot-fit --source {storage.join(args.output, STATISTICS)} --target {args.map}"
+    )
 
 
 def _is_below(output: str, spec: str) -> bool:
@@ -268,7 +314,7 @@ def _is_below(output: str, spec: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job; returns its exit code."""
-    return launch(parser(), argv, check, build, report)
+    return launch(parser(), argv, check, build, report, objection)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,16 @@ from pathlib import Path
 import pytest
 
 from ot_core import Cause
-from pipelines import evaluate, fit, transport
+from pipelines import evaluate, fit, maps, transport
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PARSERS = {"dot-fit": fit.parser(), "dot-transport": transport.parser(), "dot-evaluate": evaluate.parser()}
+PARSERS = {
+    "dot-fit": fit.parser(),
+    "dot-transport": transport.parser(),
+    "dot-evaluate": evaluate.parser(),
+    "dot-map": maps.parser(),
+}
 
 
 def _flags(prog: str) -> set[str]:

@@ -13,6 +13,7 @@ from transforms.records import WriteFailures, WriteManifest, WriteQuality
 
 if TYPE_CHECKING:
     from transforms.batching import BatchByPixels
+    from transforms.drift import WriteDrift
     from transforms.images import TransportImages
     from transforms.maps import FitTransportMap, WriteTransportMap
     from transforms.model_handlers import (
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from transforms.quality import CompareImages, GelbrichDistances, TotalQuality
     from transforms.reading import ReadImages
     from transforms.resume import SkipDone
-    from transforms.statistics import FeatureStatistics, GaussianStatisticsCombineFn, LatentStatistics
+    from transforms.statistics import FeatureStatistics, GaussianStatisticsCombineFn, LatentStatistics, ReadStatistics
 else:
     # What needs torch.
     __getattr__ = lazy_attributes(
@@ -41,11 +42,13 @@ else:
             "LatentStatisticsModelHandler": "model_handlers",
             "PackShards": "packing",
             "ReadImages": "reading",
+            "ReadStatistics": "statistics",
             "RemoveStaging": "packing",
             "SkipDone": "resume",
             "TotalQuality": "quality",
             "TransportImages": "images",
             "TransportModelHandler": "model_handlers",
+            "WriteDrift": "drift",
             "WriteTransportMap": "maps",
         },
     )
@@ -68,11 +71,13 @@ __all__ = [
     "ListImages",
     "PackShards",
     "ReadImages",
+    "ReadStatistics",
     "RemoveStaging",
     "SkipDone",
     "TotalQuality",
     "TransportImages",
     "TransportModelHandler",
+    "WriteDrift",
     "WriteFailures",
     "WriteManifest",
     "WriteQuality",

@@ -12,7 +12,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 from numpy.typing import NDArray
 
-from ot_core import Cause, DecodedImage
+from ot_core import Cause, DecodedImage, GaussianStatistics
 from ot_core.errors import as_image_error
 from ot_core.shards import name_of
 
@@ -162,19 +162,25 @@ class TransportedImage(NamedTuple):
         return self.loaded.image.nbytes + sum(array.nbytes for array in self.pixels)
 
 
+class GatheredStatistics(NamedTuple):
+    """Statistics of the latents of a batch, by group; they go the way of its images."""
+
+    groups: tuple[tuple[str, GaussianStatistics], ...]
+
+
 class TransportPrediction(NamedTuple):
     """What transport's RunInference gives.
 
     The same fields as Beam's PredictionResult, which isn't subclassed because its module imports torch.
 
     Attributes:
-        example: the ImageRef, not the pixels.
-        inference: a TransportedImage, or a Failure.
+        example: the ImageRef, not the pixels; None where it isn't about one image.
+        inference: a TransportedImage, or a Failure; of a whole batch, GatheredStatistics.
         model_id: fingerprint of the autoencoder.
     """
 
-    example: ImageRef
-    inference: TransportedImage | Failure
+    example: ImageRef | None
+    inference: TransportedImage | Failure | GatheredStatistics
     model_id: str
 
 
@@ -220,6 +226,8 @@ def _nbytes(value: Any) -> int:
         return sum(loaded.image.nbytes for loaded in value.images)
     if isinstance(value, TransportedImage):
         return value.nbytes
+    if isinstance(value, GatheredStatistics):
+        return sum(statistics.scatter.nbytes for _, statistics in value.groups)
     return value.image.nbytes if isinstance(value, LoadedImage) else 64
 
 

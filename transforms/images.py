@@ -9,13 +9,14 @@ import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core import UserError, encode_image, storage
+from ot_core import GaussianStatistics, UserError, encode_image, storage
 from ot_core.images import DEFAULT_COMPRESS_LEVEL, DEFAULT_MAX_PIXELS, OUTPUT_FORMATS
 from ot_core.overlap import ByteBudget, Overlap
 from transforms import metrics
 from transforms.batching import BatchByPixels
 from transforms.elements import (
     Failure,
+    GatheredStatistics,
     ImageRecord,
     ImageRef,
     TransportedImage,
@@ -24,6 +25,7 @@ from transforms.elements import (
 )
 from transforms.model_handlers import TransportModelHandler
 from transforms.reading import ReadImages
+from transforms.statistics import GaussianStatisticsCombineFn
 
 #: Folder of the images, below an output.
 IMAGES = "images"
@@ -36,6 +38,14 @@ class TransportOutcome(NamedTuple):
 
     records: beam.PCollection[ImageRecord]
     failures: beam.PCollection[Failure]
+
+
+class TransportOutcomeWithStatistics(NamedTuple):
+    """The same, and (group, GaussianStatistics) of the latents: see `transforms.drift`."""
+
+    records: beam.PCollection[ImageRecord]
+    failures: beam.PCollection[Failure]
+    statistics: beam.PCollection[tuple[str, GaussianStatistics]]
 
 
 @beam.typehints.with_input_types(ImageRef)
@@ -56,6 +66,8 @@ class TransportImages(beam.PTransform):
         max_pixels: larger images are failures.
         max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
         folder: of the images, below the output.
+        statistics: whether to give statistics of the latents too, as a third result. Groups are "source/0" and so on,
+            of patches of the latents that were encoded, and "results/0" and so on, of the same ones fully transported.
         **options: of `TransportModelHandler`: interpolation, kernel_size, sigma, zero_shot, precision, compiled.
 
     Raises:
@@ -75,10 +87,14 @@ class TransportImages(beam.PTransform):
         max_pixels: int = DEFAULT_MAX_PIXELS,
         max_batch_pixels: int | None = None,
         folder: str = IMAGES,
+        statistics: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
-        self._handler = TransportModelHandler(map, alphas, vae, max_tile_pixels=max_batch_pixels or None, **options)
+        self._handler = TransportModelHandler(
+            map, alphas, vae, max_tile_pixels=max_batch_pixels or None, statistics=statistics, **options
+        )
+        self._statistics = statistics
         self._write = _WriteImageDoFn(output, alphas, format, quality, compress_level, folder)
         self._map, self._output, self._alphas = map, output, alphas
         self._max_pixels, self._max_batch_pixels = max_pixels, max_batch_pixels
@@ -88,17 +104,23 @@ class TransportImages(beam.PTransform):
         return {"map": self._map, "output": self._output, "alphas": ", ".join(map(str, self._alphas))}
 
     @no_annotations
-    def expand(self, refs: beam.PCollection[ImageRef]) -> TransportOutcome:
-        """Everything below fuses into one stage: reads run ahead of the model, and writes behind it."""
+    def expand(self, refs: beam.PCollection[ImageRef]) -> TransportOutcome | TransportOutcomeWithStatistics:
+        """Everything below fuses into one stage: reads run ahead of the model, and writes behind it.
+
+        Only the merging of statistics ends outside of it, after each bundle's have been merged within.
+        """
         images, unread = refs | "ReadImages" >> ReadImages(self._max_pixels)
         written = (
             images
             | "BatchByPixels" >> BatchByPixels(self._max_batch_pixels)
             | "RunInference" >> RunInference(self._handler).with_output_types(TransportPrediction)
-            | "WriteImages" >> beam.ParDo(self._write).with_outputs("failures", main="records")
+            | "WriteImages" >> beam.ParDo(self._write).with_outputs("failures", "statistics", main="records")
         )
         failures = (unread, written.failures) | "FlattenFailures" >> beam.Flatten()
-        return TransportOutcome(written.records, failures)
+        if not self._statistics:
+            return TransportOutcome(written.records, failures)
+        statistics = written.statistics | "MergeStatistics" >> beam.CombinePerKey(GaussianStatisticsCombineFn())
+        return TransportOutcomeWithStatistics(written.records, failures, statistics)
 
 
 class _Written(NamedTuple):
@@ -135,6 +157,9 @@ class _WriteImageDoFn(beam.DoFn):
         result = element.inference
         if isinstance(result, Failure):
             yield beam.pvalue.TaggedOutput("failures", result)
+            return
+        if isinstance(result, GatheredStatistics):
+            yield from (beam.pvalue.TaggedOutput("statistics", statistics) for statistics in result.groups)
             return
         self._budget.take(result.nbytes)  # waits until enough is written
         for written in self._overlap.put(result):

@@ -10,8 +10,10 @@ import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import (
+    Autoencoder,
     Cause,
     GaussianStatistics,
+    MapFileError,
     TransportMap,
     UserError,
     decoder_geometry,
@@ -19,11 +21,19 @@ from ot_core import (
     noise_floor,
     write_map,
 )
-from ot_core.autoencoder import vae_name
+from ot_core.autoencoder import DEFAULT_VAE, is_factory, vae_name
+from ot_core.map_file import LatentSets
 from transforms import metrics
 from transforms.elements import Failure, failure_of_group
 
 METHODS = ("matched", "pixels", "paper")
+
+
+def method_of(transport_map: TransportMap) -> str:
+    """Which of the methods a map was fitted with."""
+    if transport_map.metric is None:
+        return "paper"
+    return "pixels" if transport_map.invariant is None else "matched"
 
 
 class FitOutcome(NamedTuple):
@@ -38,7 +48,8 @@ class FitTransportMap(beam.PTransform):
     """(group, GaussianStatistics) for the groups "source" and "target" -> one TransportMap.
 
     Either side may come in random parts, as groups "source/0", "source/1" and so on: then the map also carries the
-    noise floor of its distance.
+    noise floor of its distance, and the parts themselves. A group of the side's own name is all of it that isn't in
+    such parts; of a side with one, the floor isn't known.
 
     Args:
         vae: the autoencoder whose latents these are; the map remembers its name and fingerprint.
@@ -91,7 +102,8 @@ class _FitDoFn(beam.DoFn):
                 geometry = decoder_geometry(autoencoder, target, self._patch_size)
                 known["metric"] = geometry.metric
                 known["invariant"] = geometry.colour if self._method == "matched" else None
-            floor = noise_floor(parts["source"], parts["target"], known.get("invariant"))
+            in_parts = {side: [] if side in statistics else found for side, found in parts.items()}
+            floor = noise_floor(in_parts["source"], in_parts["target"], known.get("invariant"))
             yield TransportMap.fit(
                 source,
                 target,
@@ -100,11 +112,47 @@ class _FitDoFn(beam.DoFn):
                 vae_sha256=autoencoder.fingerprint,
                 **known,
                 noise_floor=floor if math.isfinite(floor) else None,
+                parts={group: s for group, s in statistics.items() if in_parts.get(group.partition("/")[0])},
             )
 
 
 def _parts_of(side: str, statistics: dict[str, GaussianStatistics]) -> list[GaussianStatistics]:
     return [statistics[group] for group in sorted(statistics) if group.partition("/")[0] == side]
+
+
+def autoencoder_of_map(
+    transport_map: TransportMap | LatentSets,
+    map_url: str,
+    vae: str | None = None,
+    device: str | None = None,
+    precision: str | None = "float32",
+    compiled: bool = False,
+) -> Autoencoder:
+    """The autoencoder to use with a map or statistics: the user's choice, or the one they name; checked to be the same.
+
+    A map is data, so it may name a folder, a URL or a hub id, but never code to import: that takes the user's flag.
+
+    Raises:
+        MapFileError: if the autoencoder isn't the one that the map was fitted with.
+        UserError: if it can't be loaded.
+    """
+    if vae is None and is_factory(transport_map.vae):
+        raise MapFileError(
+            f"map {map_url}: was fitted with the autoencoder {transport_map.vae}, which is code; "
+            f"pass --vae {transport_map.vae} if you trust it"
+        )
+    autoencoder = load_autoencoder(vae or transport_map.vae or DEFAULT_VAE, device, precision, compiled)
+    if transport_map.vae_sha256 and transport_map.vae_sha256 != autoencoder.fingerprint:
+        raise MapFileError(
+            f"map {map_url}: was fitted with the autoencoder {transport_map.vae} ({transport_map.vae_sha256[:12]}), "
+            f"not with {autoencoder.name} ({autoencoder.fingerprint[:12]}); pass the same --vae, or fit again"
+        )
+    if transport_map.latent_channels != autoencoder.latent_channels:
+        raise MapFileError(
+            f"map {map_url}: is for {transport_map.latent_channels} latent channels, but the autoencoder "
+            f"{autoencoder.name} has {autoencoder.latent_channels}; pass the --vae that it was fitted with"
+        )
+    return autoencoder
 
 
 @beam.typehints.with_input_types(TransportMap)

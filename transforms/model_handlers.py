@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,26 +21,40 @@ from ot_core import (
     GaussianStatistics,
     ImageError,
     LatentTransport,
-    MapFileError,
-    TransportMap,
     UserError,
     ZeroShotTransport,
     blend,
-    load_autoencoder,
     read_map,
 )
-from ot_core.autoencoder import DEFAULT_VAE, Pixels, default_tile_pixels, is_factory, to_tensor, unit_pixels
+from ot_core.autoencoder import Pixels, default_tile_pixels, to_tensor, unit_pixels
 from ot_core.features import FeatureExtractor, LatentFeatures
+from ot_core.patches import spread_patches
 from ot_core.tiles import decode_in_tiles, encode_in_tiles
 from transforms import metrics
 from transforms.device_memory import halving, over_equal_shapes, threads_of_one_core
-from transforms.elements import Failure, ImageBatch, LoadedImage, TransportedImage, TransportPrediction
+from transforms.drift import SampledPatches, gather
+from transforms.elements import (
+    Failure,
+    GatheredStatistics,
+    ImageBatch,
+    LoadedImage,
+    TransportedImage,
+    TransportPrediction,
+)
+from transforms.maps import autoencoder_of_map
 
 #: Where alpha mixes the restored image with the transported one.
 INTERPOLATIONS = ("pixels", "latents")
 #: Pixels that the cores of a CPU work on together, which bounds memory.
 _PIXELS_SIDE_BY_SIDE = 2**21
 _Pixels = tuple[NDArray[np.uint8], ...]
+
+
+class _Transported(NamedTuple):
+    """The results of one image, and what statistics are gathered of."""
+
+    pixels: _Pixels
+    sampled: SampledPatches | None
 
 
 class _ImageModelHandler(ModelHandler[ImageBatch, Any, Any]):
@@ -163,17 +177,19 @@ class TransportModel:
         autoencoder: encodes and decodes.
         transport: the map, on the autoencoder's device.
         workers: on a CPU with several cores, a thread for each, in which torch uses one.
+        patch_size: the map's.
     """
 
     autoencoder: Autoencoder
     transport: LatentTransport | ZeroShotTransport
     workers: ThreadPoolExecutor | None = None
+    patch_size: int = 3
 
 
 class TransportModelHandler(_ImageModelHandler):
     """Encodes, transports and decodes images.
 
-    Inference gives a `TransportPrediction` for each image.
+    Inference gives a `TransportPrediction` for each image, and with statistics one more.
 
     Args:
         map: URL of the transport map.
@@ -188,6 +204,7 @@ class TransportModelHandler(_ImageModelHandler):
         precision: one of `ot_core.autoencoder.PRECISIONS`; default the device's fastest.
         compiled: see `ot_core.Autoencoder`.
         max_tile_pixels: larger images are done in overlapping tiles; default `default_tile_pixels`.
+        statistics: whether to gather statistics of the latents, before and after transport (`transforms.drift`).
 
     Raises:
         UserError: if the interpolation isn't known.
@@ -206,6 +223,7 @@ class TransportModelHandler(_ImageModelHandler):
         precision: str | None = None,
         compiled: bool = False,
         max_tile_pixels: int | None = None,
+        statistics: bool = False,
     ) -> None:
         super().__init__()
         if interpolation not in INTERPOLATIONS:
@@ -213,6 +231,7 @@ class TransportModelHandler(_ImageModelHandler):
         self._map, self._alphas, self._vae, self._device = map, tuple(alphas), vae, device
         self._interpolation, self._zero_shot = interpolation, zero_shot
         self._precision, self._compiled, self._max_tile_pixels = precision, compiled, max_tile_pixels
+        self._statistics = statistics
         self._folding: dict[str, Any] = {"kernel_size": kernel_size, "sigma": sigma}
 
     def update_model_path(self, model_path: str | None = None) -> None:
@@ -229,9 +248,8 @@ class TransportModelHandler(_ImageModelHandler):
             transport = ZeroShotTransport if self._zero_shot else LatentTransport
             cores = torch.get_num_threads() if autoencoder.device.type == "cpu" else 1
             workers = threads_of_one_core(cores) if cores > 1 else None
-            return TransportModel(
-                autoencoder, transport(transport_map, device=autoencoder.device, **self._folding), workers
-            )
+            on_device = transport(transport_map, device=autoencoder.device, **self._folding)
+            return TransportModel(autoencoder, on_device, workers, transport_map.patch_size)
 
     def run_inference(
         self, batch: ImageBatch, model: TransportModel, inference_args: dict[str, Any] | None = None
@@ -242,27 +260,34 @@ class TransportModelHandler(_ImageModelHandler):
         with metrics.timed("transport"):
             outcomes = list(self._outcomes(batch.images, model))
         share = (time.perf_counter() - start) / len(batch.images)
-        results = []
+        results: list[TransportPrediction] = []
+        sampled: list[SampledPatches] = []
         for loaded, result in outcomes:
-            inference: TransportedImage | Failure
+            inference: TransportedImage | Failure | GatheredStatistics
             if isinstance(result, Exception):
                 inference = Failure.of(loaded.ref, "transport", result)
             else:
                 metrics.count(metrics.IMAGES_TRANSPORTED)
-                inference = TransportedImage(loaded, result, loaded.seconds + share)
+                inference = TransportedImage(loaded, result.pixels, loaded.seconds + share)
+                if result.sampled is not None:
+                    sampled.append(result.sampled)
             results.append(TransportPrediction(loaded.ref, inference, model.autoencoder.fingerprint))
+        if sampled:
+            with metrics.timed("gather_statistics"):
+                inference = gather(sampled, model.workers)
+            results.append(TransportPrediction(None, inference, model.autoencoder.fingerprint))
         return results
 
     def _outcomes(
         self, images: Sequence[LoadedImage], model: TransportModel
-    ) -> Iterator[tuple[LoadedImage, _Pixels | Exception]]:
+    ) -> Iterator[tuple[LoadedImage, _Transported | Exception]]:
         """Images of one shape together; on a CPU, small ones side by side.
 
         There batches gain nothing, and a core for each image is faster than all cores for each: nobody waits for the
         slowest core after every operation, or while another thread encodes a PNG.
         """
 
-        def transport(images: Sequence[LoadedImage], max_pixels: int) -> list[_Pixels | ImageError]:
+        def transport(images: Sequence[LoadedImage], max_pixels: int) -> list[_Transported | ImageError]:
             return self._transport(images, model, max_pixels)
 
         def pixels(loaded: LoadedImage) -> int:
@@ -284,9 +309,10 @@ class TransportModelHandler(_ImageModelHandler):
 
     def _transport(
         self, images: Sequence[LoadedImage], model: TransportModel, max_pixels: int
-    ) -> list[_Pixels | ImageError]:
+    ) -> list[_Transported | ImageError]:
         """Images of one padded shape; a single one of more than max_pixels in tiles."""
         autoencoder, pixels = model.autoencoder, [loaded.image.pixels for loaded in images]
+        keys = [loaded.ref.key for loaded in images]
         height, width = autoencoder.padded_size(*pixels[0].shape[:2])
         if len(images) == 1 and height * width > max_pixels:
             latents = encode_in_tiles(autoencoder, pixels[0], max_pixels)
@@ -297,14 +323,23 @@ class TransportModelHandler(_ImageModelHandler):
             latents = autoencoder.encode(to_tensor(pixels, autoencoder))
             decode = lambda z: [(slice(0, height), autoencoder.decode(z))]  # noqa: E731
         with torch.inference_mode():
-            transported = model.transport(latents, [loaded.ref.key for loaded in images])
+            transported = model.transport(latents, keys)
+            sampled: Sequence[SampledPatches | None] = [None] * len(images)
+            if self._statistics:
+                both = (spread_patches(z, model.patch_size) for z in (latents, transported))
+                sampled = [SampledPatches(*one) for one in zip(keys, *both, strict=True)]
         if self._interpolation == "pixels":
-            return _blended(pixels, decode(transported), self._alphas, autoencoder.device)
-        each = [
-            _blended(pixels, decode(alpha * latents + (1 - alpha) * transported), [0.0], autoencoder.device)
-            for alpha in self._alphas
+            results = _blended(pixels, decode(transported), self._alphas, autoencoder.device)
+        else:
+            each = [
+                _blended(pixels, decode(alpha * latents + (1 - alpha) * transported), [0.0], autoencoder.device)
+                for alpha in self._alphas
+            ]
+            results = [_joined(several) for several in zip(*each, strict=True)]
+        return [
+            result if isinstance(result, ImageError) else _Transported(result, patches)
+            for result, patches in zip(results, sampled, strict=True)
         ]
-        return [_joined(results) for results in zip(*each, strict=True)]
 
 
 @torch.inference_mode()
@@ -330,38 +365,3 @@ def _joined(results: Sequence[_Pixels | ImageError]) -> _Pixels | ImageError:
     return next((one for one in results if isinstance(one, ImageError)), None) or tuple(
         pixels for one in results if not isinstance(one, ImageError) for pixels in one
     )
-
-
-def autoencoder_of_map(
-    transport_map: TransportMap,
-    map_url: str,
-    vae: str | None = None,
-    device: str | None = None,
-    precision: str | None = "float32",
-    compiled: bool = False,
-) -> Autoencoder:
-    """The autoencoder to use with a map: the user's choice, or the one that the map names; checked to be the same.
-
-    A map is data, so it may name a folder, a URL or a hub id, but never code to import: that takes the user's flag.
-
-    Raises:
-        MapFileError: if the autoencoder isn't the one that the map was fitted with.
-        UserError: if it can't be loaded.
-    """
-    if vae is None and is_factory(transport_map.vae):
-        raise MapFileError(
-            f"map {map_url}: was fitted with the autoencoder {transport_map.vae}, which is code; "
-            f"pass --vae {transport_map.vae} if you trust it"
-        )
-    autoencoder = load_autoencoder(vae or transport_map.vae or DEFAULT_VAE, device, precision, compiled)
-    if transport_map.vae_sha256 and transport_map.vae_sha256 != autoencoder.fingerprint:
-        raise MapFileError(
-            f"map {map_url}: was fitted with the autoencoder {transport_map.vae} ({transport_map.vae_sha256[:12]}), "
-            f"not with {autoencoder.name} ({autoencoder.fingerprint[:12]}); pass the same --vae, or fit again"
-        )
-    if transport_map.latent_channels != autoencoder.latent_channels:
-        raise MapFileError(
-            f"map {map_url}: is for {transport_map.latent_channels} latent channels, but the autoencoder "
-            f"{autoencoder.name} has {autoencoder.latent_channels}; pass the --vae that it was fitted with"
-        )
-    return autoencoder

@@ -1,6 +1,6 @@
 """Statistics of latent patches and other features, gathered by a combine: the wiring of `ot_core.statistics`."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -10,6 +10,7 @@ from apache_beam.typehints.decorators import no_annotations
 from ot_core import GaussianStatistics
 from ot_core.features import FeatureExtractor
 from ot_core.images import DEFAULT_MAX_PIXELS
+from ot_core.map_file import read_statistics
 from transforms.batching import BatchByPixels
 from transforms.elements import Failure, ImageRef, LoadedImage
 from transforms.model_handlers import FeatureStatisticsModelHandler, LatentStatisticsModelHandler
@@ -115,6 +116,28 @@ class LatentStatistics:
                 refs | "OneGroup" >> beam.Map(_in_one_group) | "PerKey" >> LatentStatistics.PerKey(**self._kwargs)
             )
             return StatisticsOutcome(statistics | "Statistics" >> beam.Values(), failures)
+
+
+class ReadStatistics(beam.PTransform):
+    """Statistics that were gathered before: gives (group, GaussianStatistics), as `LatentStatistics.PerKey`.
+
+    Args:
+        sets: (name, URL): of the statistics file or map at the URL, the set of that name. A set in random parts comes
+            as one group for each, "source/0" and so on.
+    """
+
+    def __init__(self, sets: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self._sets = list(sets)
+
+    @no_annotations
+    def expand(self, pbegin: beam.Pipeline) -> beam.PCollection[tuple[str, GaussianStatistics]]:
+        """Read by a worker: a job's graph has no room for large matrices."""
+        return pbegin | "Files" >> beam.Create(self._sets) | "ReadFile" >> beam.FlatMapTuple(_read_set)
+
+
+def _read_set(name: str, url: str) -> Iterator[tuple[str, GaussianStatistics]]:
+    yield from read_statistics(url).named(name).items()
 
 
 @beam.typehints.with_input_types(LoadedImage)

@@ -7,6 +7,7 @@ Copy this file into Airflow's folder of DAGs. What they work on, and on which ru
 import datetime
 import json
 import os
+import subprocess
 from typing import Any
 
 from airflow.providers.apache.beam.operators.beam import BeamRunPythonPipelineOperator
@@ -57,6 +58,7 @@ def nightly(given: dict[str, Any], map: str) -> dict[str, Any]:
         "plan": {**flags, "plan": True},
         "transport": flags,
         "report": report,
+        "drift": f"{output}/drift.json",
         "latest": f"{given['outputs']}/latest.json",
         "points_to": points_to,
     }
@@ -107,9 +109,34 @@ def check(report: str, max_failure_fraction: float, latest: str) -> dict[str, in
     return images
 
 
+@task(trigger_rule="none_failed")
+def check_drift(drift: str, max_drift: float) -> None:
+    """Fails where the images that this map was last used for are further than that from those it was fitted on."""
+    found = _read(drift)["inputs"] if ObjectStoragePath(drift).exists() else None
+    print(f"{drift}: {found}")
+    if found and (found["relative"] is None or found["relative"] > max_drift):
+        raise AirflowFailException(
+            f"the images drifted by {found['relative'] or 'infinitely many'} times the map's distance, over max_drift "
+            f"{max_drift}: fit a map of them, or raise max_drift if the results are good all the same"
+        )
+
+
+@task
+def check_map(map: str, max_noise: float) -> None:
+    """Fails where the choice of images explains a larger share than that of what a map does."""
+    command = [PYTHON, "-m", "pipelines.maps", "inspect", map, "--json"]
+    told = json.loads(subprocess.check_output(command))
+    floor, distance = told["noise_floor"] or 0.0, told["distance_squared"]
+    print(f"{map}: noise floor {floor:.4g}, distance {distance:.4g}")
+    if floor > max_noise * distance:
+        raise AirflowFailException(
+            f"{map} is noise by {floor / distance:.2f}, over max_noise {max_noise}: fit on more images, or on pairs"
+        )
+
+
 @task
 def publish(latest: str, points_to: dict[str, Any], images: dict[str, int]) -> None:
-    """Puts in place what passed the check, by replacing the file that says which output, or map, is to be used."""
+    """Puts in place what passed the checks, by replacing the file that says which output, or map, is to be used."""
     ObjectStoragePath(latest).write_text(json.dumps({**points_to, "images": images}, indent=1))
 
 
@@ -134,8 +161,9 @@ def dot_nightly() -> None:
     what_is_new = _job("what_is_new", "pipelines.transport", night, "plan")
     transport = _job("transport", "pipelines.transport", night, "transport")
     checked = check(night["report"], night["max_failure_fraction"], night["latest"])
-    what_is_new >> anything_new(night["report"]) >> transport >> checked
-    publish(night["latest"], night["points_to"], checked)
+    undrifted = check_drift(night["drift"], night["max_drift"])
+    what_is_new >> anything_new(night["report"]) >> transport >> [checked, undrifted]
+    undrifted >> publish(night["latest"], night["points_to"], checked)
 
 
 @dag(schedule=None, **_EVERY_DAG)  # a new map means doing the archive again: somebody decides that
@@ -148,8 +176,9 @@ def dot_refit() -> None:
 
     new = settings()
     checked = check(new["report"], new["max_failure_fraction"], new["latest"])
-    _job("fit", "pipelines.fit", new, "fit") >> checked
-    publish(new["latest"], new["points_to"], checked)
+    sound = check_map(new["points_to"]["map"], new["max_noise"])
+    _job("fit", "pipelines.fit", new, "fit") >> [checked, sound]
+    sound >> publish(new["latest"], new["points_to"], checked)
 
 
 dot_nightly()

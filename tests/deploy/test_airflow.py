@@ -140,8 +140,8 @@ def test_with_each_file_of_variables_the_dags_are_imported_and_run_the_right_com
     for name, (errors, tasks, ends) in found.items():
         assert errors == {}
         assert tasks == {
-            "dot_nightly": ["anything_new", "check", "publish", "settings", "transport", "what_is_new"],
-            "dot_refit": ["check", "fit", "publish", "settings"],
+            "dot_nightly": ["anything_new", "check", "check_drift", "publish", "settings", "transport", "what_is_new"],
+            "dot_refit": ["check", "check_map", "fit", "publish", "settings"],
         }
         assert ends == ["Apache Beam process failed with return code 3"] * 3, "a job that fails fails its task"
 
@@ -168,25 +168,48 @@ def test_with_each_file_of_variables_the_dags_are_imported_and_run_the_right_com
 CHECK = """
 from airflow.sdk.exceptions import AirflowFailException
 
-def check(failed, before):
-    report = {"images": {"encoded": 0, "written": 100 - failed, "failed": failed}, "failures": {"damaged": failed}}
-    json.dump(report, open("report.json", "w"))
-    json.dump({"images": {"failed": before}}, open("latest.json", "w"))
+def said(check, *given):
     try:
-        return dot.check.function(os.path.abspath("report.json"), 0.1, os.path.abspath("latest.json"))["failed"]
+        return check.function(*given)
     except AirflowFailException as error:
         return str(error)
 
-os.chdir(FOLDER)
-print(json.dumps([check(10, 0), check(11, 0), check(11, 1)]))
+def file(name, **found):
+    path = os.path.join(FOLDER, name)
+    json.dump(found, open(path, "w"))
+    return path
+
+def failed(n, before):
+    counts = {"encoded": 0, "written": 100 - n, "failed": n}
+    latest = file("latest.json", images={"failed": before})
+    return said(dot.check, file("report.json", images=counts, failures={"damaged": n}), 0.1, latest)
+
+found = {"few": failed(10, 0), "many": failed(11, 0), "as before": failed(11, 1)}
+for name, relative in {"near": 0.1, "far": 0.3, "infinite": None}.items():
+    found[name] = said(dot.check_drift, file("drift.json", inputs={"relative": relative}), 0.2)
+found["none"] = said(dot.check_drift, file("drift.json", inputs=None), 0.2)
+found["no drift yet"] = said(dot.check_drift, os.path.join(FOLDER, "no.json"), 0.2)
+found["noise"] = said(dot.check_map, os.path.join(FOLDER, "map.safetensors"), 0.0)
+print(json.dumps(found))
 """
 
 
 @needs_airflow
-def test_the_check_lets_pass_what_failed_before(airflow, tmp_path):
-    few, many, as_before = airflow.python(CHECK.replace("FOLDER", repr(str(tmp_path))))
-    assert (few, as_before) == (10, 11)
-    assert many.startswith("11 of 100 images failed ({'damaged': 11}), 0 when last published: over max_failure_")
+def test_the_checks_fail_for_new_failures_drift_and_noise(airflow, tmp_path, photo, vae):
+    for index in range(4):
+        _put(tmp_path, photo, index)
+        _put(tmp_path, photo, index, seed=1, side="natural")
+    sides = ["--target", str(tmp_path / "natural"), "--source", str(tmp_path / "restored")]
+    assert fit.main([*sides, "--map", str(tmp_path / "map.safetensors"), "--vae", vae]) == 0
+    found = airflow.python(CHECK.replace("FOLDER", repr(str(tmp_path))))
+    assert (found["few"]["failed"], found["as before"]["failed"]) == (10, 11)
+    assert found["many"].startswith(
+        "11 of 100 images failed ({'damaged': 11}), 0 when last published: over max_failure_"
+    )
+    assert found["near"] is found["none"] is found["no drift yet"] is None
+    assert found["far"].startswith("the images drifted by 0.3 times the map's distance, over max_drift 0.2: fit a map")
+    assert found["infinite"].startswith("the images drifted by infinitely many times the map's distance")
+    assert re.search(r"map.safetensors is noise by \d\.\d\d, over max_noise 0.0: fit on more images", found["noise"])
 
 
 def _put(root: Path, photo, index: int, seed: int = 0, side: str = "restored") -> None:
@@ -237,6 +260,7 @@ def test_a_fit_and_three_nights_of_which_each_does_what_is_new_or_changed_and_sa
     moved = json.loads((FOLDER / "local.json").read_text().replace("/archive/", f"{tmp_path}/"))
     moved["dot_nightly"]["flags"].update(direct_num_workers=1, direct_running_mode="in_memory")
     moved["dot_refit"]["flags"].update(max_images=3, vae=vae)
+    moved["dot_nightly"]["max_drift"] = moved["dot_refit"]["max_noise"] = 1000  # for so few images
     (tmp_path / "variables.json").write_text(json.dumps(moved))
     airflow.run(_command("airflow variables").replace("deploy/airflow/local.json", str(tmp_path / "variables.json")))
 
@@ -252,6 +276,7 @@ def test_a_fit_and_three_nights_of_which_each_does_what_is_new_or_changed_and_sa
     assert _counts(first) == {"listed": 60, "new": 60, "written": 60}
     assert first["map"] == fitted["map"]
     assert output == outputs / Path(fitted["map"]).stem
+    assert json.loads((output / "drift.json").read_text())["inputs"]["relative"] is not None, "there was one to check"
     files = _files(output)
     assert len(files) == 60
     _check_manifest(output, files)

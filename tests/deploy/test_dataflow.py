@@ -136,7 +136,7 @@ def test_the_launch_command_stages_a_job_whose_model_alone_gets_gpus(bucket, mon
     assert not environment.get("serviceOptions")
     assert _hinted(graph) == {"TransportImages"}
     assert not _without_hint_below(graph, "TransportImages")
-    ends = {"WriteManifest", "FlattenFailures", "WriteFailures"}
+    ends = {"WriteManifest", "WriteDrift", "FlattenFailures", "WriteFailures"}
     assert _steps(graph) == {"ListImages", "SkipDone", "TransportImages", "FlattenRecords", *ends}
 
 

@@ -89,6 +89,18 @@ def test_pairs_are_fitted_as_the_command_fits_them(archive, vae, tmp_path):
     np.testing.assert_allclose(found.matrix, expected.matrix, rtol=1e-12, atol=1e-12)
 
 
+def test_images_are_added_to_a_map_as_the_command_adds_them(archive, tmp_path):
+    old, command = str(archive / "run.safetensors"), str(tmp_path / "command.safetensors")
+    assert fit.main(["--source", str(archive / "more"), "--add_to", old, "--map", command]) == 0
+    add = beam_yaml.FitTransportMap(add_to=old, map=str(tmp_path / "yaml.safetensors"))
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        listed = pipeline | beam_yaml.ListImages(inputs={"source": str(archive / "more")})
+        _ = listed["images"] | add
+    found, expected = read_map(str(tmp_path / "yaml.safetensors")), read_map(command)
+    assert found.source.count == expected.source.count > read_map(old).source.count
+    np.testing.assert_allclose(found.matrix, expected.matrix, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("variables", [{}, {"output_format": "webdataset", "output_shards": 3, "format": "jpeg"}])
 def test_transport_writes_the_images_and_rows_of_its_command(archive, tmp_path, variables):
     map_url, inputs = str(archive / "run.safetensors"), [str(archive / "restored"), str(archive / "more")]
@@ -104,6 +116,8 @@ def test_transport_writes_the_images_and_rows_of_its_command(archive, tmp_path, 
     assert _rows(found, "failures") == _rows(expected, "failures")
     assert {row["error_type"] for row in _rows(found, "failures")} == {"not_an_image", "duplicate_key"}
     assert (found / "job.json").read_text() == (expected / "job.json").read_text()
+    drift = [json.loads((folder / "drift.json").read_text())["inputs"] for folder in (found, expected)]
+    assert drift[0]["patches"] == drift[1]["patches"] > 0
 
 
 def test_evaluate_writes_the_report_of_its_command(archive, vae, tmp_path):

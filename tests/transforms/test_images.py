@@ -69,9 +69,12 @@ def test_pixels_are_never_pickled_between_stages(photos, vae, monkeypatch):
     monkeypatch.setattr(DecodedImage, "__reduce__", refuse)
     with TestPipeline(runner="FnApiRunner") as pipeline:
         images, _ = pipeline | ListImages(str(photos / "source"))
-        records, failures = images | TransportImages(map=map_url, output=str(photos / "out"))
+        transport = TransportImages(map=map_url, output=str(photos / "out"), statistics=True)
+        records, failures, statistics = images | transport
         assert_that(records | beam.combiners.Count.Globally(), equal_to([3]))
         assert_that(failures, equal_to([]), label="NoFailures")
+        kinds = statistics | beam.Map(lambda item: item[0].partition("/")[0]) | beam.Distinct()
+        assert_that(kinds, equal_to(["source", "results"]), label="Statistics")
 
 
 @pytest.mark.parametrize("options", [{"alphas": []}, {"alphas": [0.5, 0.501]}, {"format": "gif"}])
@@ -109,7 +112,7 @@ def test_every_public_transform_is_documented_and_states_its_input_type():
     for name in transforms.__all__:
         public = getattr(transforms, name)
         assert inspect.getdoc(public), name
-        takes_elements = inspect.isclass(public) and issubclass(public, beam.PTransform) and name != "ListImages"
-        if takes_elements:
+        takes_elements = inspect.isclass(public) and issubclass(public, beam.PTransform)
+        if takes_elements and name not in ("ListImages", "ReadStatistics"):
             hints = public._type_hints
             assert getattr(hints, "input_types", None) is not None, name

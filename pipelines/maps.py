@@ -1,0 +1,194 @@
+"""Looks into maps: what one was fitted from and does, and how two of them differ. Runs no job.
+
+dot-map inspect MAP ; dot-map diff A B
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ot_core import TransportMap, UserError, read_map, storage
+from ot_core.drift import drift_of
+from ot_core.map_file import metadata_of
+from ot_core.statistics import Array
+from pipelines import options
+from transforms.maps import method_of
+
+SIDES = ("source", "target")
+#: Gains that are told.
+_SHOWN = 5
+#: Metadata that is told by other names.
+_TOLD = ("patch_size", "latent_channels", "vae", "vae_sha256", "noise_floor")
+
+
+def parser() -> options.ArgumentParser:
+    """The command's flags."""
+    flags = options.ArgumentParser("dot-map", "Tells what a map was fitted from and does, or how two maps differ.")
+    flags.epilog = None
+    flags.add_argument("command", choices=("inspect", "diff"), help="inspect MAP, or diff A B")
+    flags.add_argument("maps", nargs="+", metavar="MAP", help="maps written by dot-fit, at any fsspec URL")
+    flags.add_argument("--json", action="store_true", help="as JSON")
+    return flags
+
+
+def inspect(url: str) -> dict[str, Any]:
+    """What there is to know of a map."""
+    found, data = read_map(url), storage.read_bytes(url)
+    _, gains, directions = np.linalg.svd(found.matrix)
+    return {
+        "map": url,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "method": method_of(found),
+        "patch_size": found.patch_size,
+        "latent_channels": found.latent_channels,
+        "dimension": found.dimension,
+        "vae": found.vae,
+        "vae_sha256": found.vae_sha256,
+        **{f"{side}_patches": getattr(found, side).count for side in SIDES},
+        **{f"{side}_parts": len(found.parts_of(side)) for side in SIDES},
+        "distance_squared": found.distance_squared(),
+        "noise_floor": found.noise_floor,
+        "largest_gains": [_gain(*one, found) for one in zip(gains[:_SHOWN], directions, strict=False)],
+        "smallest_gain": float(gains[-1]),
+        "adds_noise": found.noise_covariance is not None,
+        "provenance": {name: value for name, value in sorted(metadata_of(url).items()) if name not in _TOLD},
+    }
+
+
+def _gain(gain: float, direction: Array, found: TransportMap) -> dict[str, Any]:
+    """A direction that the map stretches, and the latent channel that has the largest share in it."""
+    shares = np.square(direction).reshape(found.latent_channels, -1).sum(1)
+    return {
+        "gain": float(gain),
+        "channel": int(shares.argmax()),
+        "share": float(shares.max()),
+        "direction": direction.tolist(),
+    }
+
+
+def diff(a_url: str, b_url: str) -> dict[str, Any]:
+    """How far map B is from map A: its source, its target, and what it does; distances are measured as A does.
+
+    Raises:
+        UserError: if their latents aren't the same kind of thing.
+    """
+    a, b = read_map(a_url), read_map(b_url)
+    for what in ("vae_sha256", "patch_size", "dimension"):
+        ours, theirs = getattr(a, what), getattr(b, what)
+        if ours != theirs:
+            raise UserError(
+                f"{b_url}: its {what} is {_short(theirs)}, but that of {a_url} is {_short(ours)}; expected maps of the "
+                "same autoencoder and patch size"
+            )
+    sides = {}
+    for side in SIDES:
+        drift = drift_of(b.parts_of(side) or [getattr(b, side)], a, side)
+        assert drift is not None  # maps hold two patches of each side or more
+        counts = {"patches_a": getattr(a, side).count, "patches_b": drift.patches}
+        sides[side] = {**counts, **{k: v for k, v in dataclasses.asdict(drift).items() if k != "patches"}}
+    return {
+        "a": a_url,
+        "b": b_url,
+        "methods": [method_of(a), method_of(b)],
+        "distances_squared": [a.distance_squared(), b.distance_squared()],
+        "noise_floors": [a.noise_floor, b.noise_floor],
+        **sides,
+        "matrix_change": float(np.linalg.norm(b.matrix - a.matrix) / np.linalg.norm(a.matrix)),
+        "mean_shift": _mean_shift(a, b),
+    }
+
+
+def _mean_shift(a: TransportMap, b: TransportMap) -> float:
+    """How differently the two move A's mean source patch, as a share of how far A moves it."""
+    moved, other = a(a.source.mean[None]), b(a.source.mean[None])
+    return float(np.linalg.norm(other - moved) / max(float(np.linalg.norm(moved - a.source.mean)), 1e-300))
+
+
+def _told(found: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of `inspect`."""
+    yield f"map {found['map']}"
+    p, channels = found["patch_size"], found["latent_channels"]
+    yield f"  method {found['method']}; patches of {p}x{p} of {channels} channels, dimension {found['dimension']}"
+    yield f"  autoencoder {found['vae'] or 'unknown'}, fingerprint {_short(found['vae_sha256']) or 'unknown'}"
+    for side in SIDES:
+        parts = found[f"{side}_parts"]
+        yield f"  {side} of {found[f'{side}_patches']} patches{f', in {parts} random parts' if parts else ''}"
+    floor = _floor(found["noise_floor"])
+    yield f"  squared distance between them {found['distance_squared']:.4g}, of which {floor} by chance"
+    gains = ", ".join(
+        f"{one['gain']:.3g} (channel {one['channel']} for {one['share']:.0%})" for one in found["largest_gains"]
+    )
+    noise = "; the source is singular, so noise is added" if found["adds_noise"] else ""
+    yield f"  largest gains {gains}; smallest {found['smallest_gain']:.3g}{noise}"
+    yield f"  {found['bytes']} bytes, sha256 {_short(found['sha256'])}"
+    yield from (f"  {name} {value}" for name, value in found["provenance"].items())
+
+
+def _told_difference(found: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of `diff`."""
+    yield f"a {found['a']}"
+    yield f"b {found['b']}"
+    yield f"  methods {found['methods'][0]} and {found['methods'][1]}"
+    distances, floors = found["distances_squared"], found["noise_floors"]
+    both = [
+        f"{d:.4g} (noise floor {'unknown' if f is None else f'{f:.4g}'})"
+        for d, f in zip(distances, floors, strict=True)
+    ]
+    yield f"  squared distance from source to target {both[0]} and {both[1]}"
+    for side in SIDES:
+        one = found[side]
+        yield (
+            f"  {side}s of {one['patches_a']} and {one['patches_b']} patches: squared distance "
+            f"{one['distance_squared']:.4g}; in standard deviations of a {one['standard_distance_squared']:.4g}, of "
+            f"which {_floor(one['standard_noise_floor'])} by chance; the rest is {one['relative']:.3g} of that between "
+            "a's two sides"
+        )
+    yield f"  matrices differ by {found['matrix_change']:.3g} of a's norm"
+    yield f"  the mean source patch of a moves differently by {found['mean_shift']:.3g} of its way"
+
+
+def _floor(floor: float | None) -> str:
+    return "an unknown part" if floor is None else f"about {floor:.4g}"
+
+
+def _short(value: Any) -> Any:
+    return value[:12] if isinstance(value, str) else value
+
+
+def _json(value: Any) -> Any:
+    """JSON has no infinity."""
+    if isinstance(value, dict):
+        return {name: _json(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints what was asked for."""
+    expected = 1 if args.command == "inspect" else 2
+    if len(args.maps) != expected:
+        raise UserError(f"{args.command}: expected {expected} map{'s' * (expected - 1)}, got {len(args.maps)}")
+    found = inspect(*args.maps) if args.command == "inspect" else diff(*args.maps)
+    tell = _told if args.command == "inspect" else _told_difference
+    print(json.dumps(_json(found), indent=2) if args.json else "\n".join(tell(found)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 2 for what can't be done, in one line."""
+    try:
+        run(parser().parse_args(argv))
+    except UserError as error:
+        print(f"dot-map: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+
+from ot_core import GaussianStatistics, MapFileError, TransportMap, map_file, read_map, write_map
+from ot_core.map_file import LatentSets, read_statistics, write_statistics
+
+
+def _parts(name: str, n: int = 4, seed: int = 0) -> dict[str, GaussianStatistics]:
+    rng = np.random.default_rng(seed)
+    return {f"{name}/{i}": GaussianStatistics.of(rng.standard_normal((30 + i, 18)) + math.pi) for i in range(n)}
+
+
+def _map(**changes: object) -> TransportMap:
+    source, target = _parts("source"), _parts("target", seed=1)
+    totals = [GaussianStatistics.total(list(parts.values())) for parts in (source, target)]
+    return TransportMap.fit(*totals, patch_size=3, vae="some/vae", parts={**source, **target, **changes})
+
+
+def _assert_same(ours: GaussianStatistics, theirs: GaussianStatistics) -> None:
+    assert ours.count == theirs.count
+    np.testing.assert_array_equal(ours.mean, theirs.mean)
+    np.testing.assert_array_equal(ours.scatter, theirs.scatter)
+
+
+def test_statistics_come_back_exactly_on_every_store(store: str):
+    groups = {**_parts("inputs"), "single/0": GaussianStatistics.single(np.arange(18.0))}
+    write_statistics(LatentSets(groups, 3, 2, "some/vae", "ab" * 32), f"{store}/drift.safetensors")
+    read = read_statistics(f"{store}/drift.safetensors")
+    assert (read.patch_size, read.latent_channels, read.vae, read.vae_sha256) == (3, 2, "some/vae", "ab" * 32)
+    assert read.names == ["inputs", "single"]
+    assert read.groups.keys() == groups.keys()
+    for name, statistics in groups.items():
+        _assert_same(read.groups[name], statistics)
+    assert list(read.named("inputs")) == ["inputs/0", "inputs/1", "inputs/2", "inputs/3"]
+    assert read.named("nothing") == {}
+
+
+def test_no_statistics_are_statistics_too(tmp_path: Path):
+    write_statistics(LatentSets({}, 3, 2), str(tmp_path / "none.safetensors"))
+    assert read_statistics(str(tmp_path / "none.safetensors")).names == []
+
+
+def test_the_parts_of_a_map_come_back_and_are_its_statistics(tmp_path: Path):
+    url, made = str(tmp_path / "map.safetensors"), _map()
+    write_map(made, url)
+    read = read_map(url)
+    assert read.parts.keys() == made.parts.keys()
+    for name, part in made.parts.items():
+        _assert_same(read.parts[name], part)
+    assert [part.count for part in read.parts_of("source")] == [30, 31, 32, 33]
+    assert read_statistics(url).groups.keys() == made.parts.keys()
+
+
+def test_of_a_map_without_parts_the_sides_are_its_statistics(tmp_path: Path):
+    url = str(tmp_path / "map.safetensors")
+    made = _map()
+    write_map(TransportMap.fit(made.source, made.target, patch_size=3), url)
+    sets = read_statistics(url)
+    assert sets.names == ["source", "target"]
+    _assert_same(sets.named("source")["source"], made.source)
+
+
+def test_statistics_are_no_map(tmp_path: Path):
+    url = str(tmp_path / "drift.safetensors")
+    write_statistics(LatentSets(_parts("inputs"), 3, 2), url)
+    with pytest.raises(MapFileError, match=r"tensor map.matrix is missing|tensor source.count is missing"):
+        read_map(url)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("source/1.count", np.array(5), "tensor source.count is 126, but its parts hold 100"),
+        ("source/1.count", np.array(0), "tensor source/1.count is 0, expected at least 1"),
+        ("target/0.mean", np.full(18, np.nan), "tensor target/0.mean holds NaN"),
+        ("target/2.scatter", -np.eye(18), "tensor target/2.scatter isn't positive semi-definite"),
+        ("target/2.scatter", np.eye(17), "tensor target/2.scatter is float64"),
+    ],
+)
+def test_parts_that_make_no_sense_are_refused_by_name(name, tensor, message, tmp_path: Path):
+    data = map_file.to_bytes(_map())
+    metadata = {"format_version": "1", "patch_size": "3", "latent_channels": "2"}
+    (tmp_path / "map.safetensors").write_bytes(save({**load(data), name: tensor}, metadata))
+    with pytest.raises(MapFileError, match=message) as error:
+        read_map(str(tmp_path / "map.safetensors"))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_foreign_files_are_refused_by_name(tmp_path: Path):
+    with pytest.raises(MapFileError, match=r"statistics .*: not found; expected a map or a statistics file"):
+        read_statistics(str(tmp_path / "none.safetensors"))
+    (tmp_path / "text.safetensors").write_text("text")
+    with pytest.raises(MapFileError, match="not a safetensors file"):
+        read_statistics(str(tmp_path / "text.safetensors"))
