@@ -8,10 +8,12 @@ ENGINES := $(HOME)/.cache/dot-engines
 BEAM := $(shell sed -n 's/^apache-beam==//p' constraints.txt)
 PRISM := $(ENGINES)/prism-$(BEAM)
 FLINK_VERSION ?= 2.2
+# Airflow in an environment of its own, since its dependencies are not ours. All of them are pinned: pip needn't look for more.
+AIRFLOW := $(HOME)/.cache/dot-airflow
 FLINK_JAR := beam-runners-flink-$(FLINK_VERSION)-job-server
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-engines test-flink prism lint format clean
+.PHONY: help install demo test test-engines test-flink airflow prism lint format clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,7 +28,7 @@ install: .venv/installed  ## make .venv with everything that development needs
 demo: .venv/installed  ## fit a map, transport bundled photographs, draw demo-output/before-after.png
 	$(BIN)/dot-demo --output demo-output
 
-test: lint prism  ## lint, types and all tests
+test: lint prism airflow  ## lint, types and all tests
 	$(BIN)/pytest
 
 test-engines: .venv/installed prism  ## both jobs on every engine that is at hand
@@ -37,6 +39,14 @@ test-flink: .venv/installed  ## both jobs on Flink; with FLINK_HOME set on a clu
 	|| $(MVN) --quiet dependency:copy -Dartifact=org.apache.beam:$(FLINK_JAR):$(BEAM) -DoutputDirectory=$(ENGINES) \
 	|| { echo "test-flink: $(FLINK_JAR) $(BEAM) can't be had from Maven; put the jar into $(ENGINES)" >&2; exit 1; }
 	DOT_FLINK_JOB_SERVER_JAR=$(ENGINES)/$(FLINK_JAR)-$(BEAM).jar $(BIN)/pytest tests/engines -k flink
+
+$(AIRFLOW)/installed: deploy/airflow/constraints.txt
+	test -x $(AIRFLOW)/bin/python || $(PYTHON) -m venv $(AIRFLOW)
+	$(AIRFLOW)/bin/pip install --quiet --no-deps --no-compile --requirement $<
+	$(AIRFLOW)/bin/pip check
+	touch $@
+
+airflow: $(AIRFLOW)/installed  ## make ~/.cache/dot-airflow, an Airflow that its tests run under
 
 prism:  ## build Beam's Prism runner, once; without Go the tests on it are skipped
 	@test -x $(PRISM) || ! command -v $(GO) > /dev/null || { \

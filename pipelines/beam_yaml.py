@@ -23,7 +23,8 @@ from transforms import Failure, ImageQuality, ImageRecord, ImageRef
 
 #: A transform's rows and its failures.
 Wired = tuple[beam.PCollection[Any], Sequence[beam.PCollection[Failure]]]
-_EXIT_CODES = ("max_failure_fraction", "max_drift")  # which Beam YAML doesn't have
+#: Flags that are about the end of a command, which Beam YAML doesn't wait for.
+_OF_COMMANDS = ("max_failure_fraction", "max_drift", "summary")
 
 
 class File(NamedTuple):
@@ -123,7 +124,7 @@ class FitTransportMap(_YamlTransform):
     def flags(cls) -> options.ArgumentParser:
         """The parameters."""
         listing = ("target", "source", "max_images", "paired", "group_by")
-        return _flags_of(fit.parser(), but=(*listing, *_EXIT_CODES))
+        return _flags_of(fit.parser(), but=(*listing, *_OF_COMMANDS))
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
@@ -142,7 +143,7 @@ class TransportImages(_YamlTransform):
     @classmethod
     def flags(cls) -> options.ArgumentParser:
         """The parameters."""
-        return _flags_of(transport.parser(), but=("input", "since", "group_by", *_EXIT_CODES))
+        return _flags_of(transport.parser(), but=("input", "since", "group_by", "plan", *_OF_COMMANDS))
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
@@ -159,7 +160,7 @@ class EvaluateImages(_YamlTransform):
     @classmethod
     def flags(cls) -> options.ArgumentParser:
         """The parameters."""
-        return _flags_of(evaluate.parser(), but=_EXIT_CODES)
+        return _flags_of(evaluate.parser(), but=_OF_COMMANDS)
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""

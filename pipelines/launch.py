@@ -25,10 +25,10 @@ from apache_beam.options.pipeline_options import (
 )
 from tqdm import tqdm
 
-from ot_core import UserError, listing
+from ot_core import UserError, listing, storage
 from ot_core.groups import Grouping
 from pipelines.options import LOCAL_RUNNER, ArgumentParser, parse
-from pipelines.summary import DONE, Counters, measured, summary
+from pipelines.summary import DONE, Counters, as_json, measured, summary
 from transforms import metrics
 
 #: Images of an input of which one at least must have a group.
@@ -57,6 +57,8 @@ def launch(
     try:
         args, options = parse(parser, argv)
         pipeline = _pipeline(options)
+        if args.summary:
+            _check_summary(args.summary, options)
         check(args)
         build(pipeline, args)
     except UserError as error:
@@ -72,6 +74,8 @@ def launch(
                 return 0
             result.wait_until_finish()
         seconds, found = time.perf_counter() - start, measured(result)
+        if args.summary:
+            storage.write_bytes(args.summary, as_json(parser.prog, found, seconds))
         try:
             print(report(args, found.counters))
         finally:
@@ -116,6 +120,12 @@ def _exit_code(prog: str, counters: Counters, max_failure_fraction: float) -> in
         )
         return 1
     return 0
+
+
+def _check_summary(url: str, options: PipelineOptions) -> None:
+    if options.view_as(GoogleCloudOptions).template_location:
+        raise UserError("--summary: a template's launcher is gone before the job ends; Dataflow shows its counters")
+    storage.check_writable(storage.parent(url))
 
 
 def _pipeline(options: PipelineOptions) -> beam.Pipeline:

@@ -34,6 +34,17 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+class Several(argparse.Action):
+    """Values of a flag that may be given several times, as `--input` may: the given ones take the default's place."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        """As argparse calls it."""
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if before is self.default else before), *values])
+
+
 def add_input(parser: ArgumentParser, flag: str, what: str, required: bool = True) -> None:
     """A flag that names images."""
     parser.add_argument(
@@ -73,6 +84,9 @@ def add_common(parser: ArgumentParser, precision: str = "float32") -> None:
         type=number(float, 0, 1),
         default=1.0,
         help="exit with 1 if a larger share of the images failed; everything is written all the same (default 1)",
+    )
+    parser.add_argument(
+        "--summary", metavar="URL", help="JSON file to write as well, of how many images came to what (default: none)"
     )
 
 

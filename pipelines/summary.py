@@ -1,5 +1,7 @@
 """What a job measured, and the lines that tell it."""
 
+import datetime
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,11 +15,14 @@ Counters = Mapping[str, int]
 DONE = (metrics.IMAGES_ENCODED, metrics.IMAGES_WRITTEN, metrics.IMAGES_SKIPPED, metrics.FAILURES)
 _STEPS = {
     "listed": metrics.IMAGES_LISTED,
+    "new": metrics.IMAGES_NEW,
+    "changed": metrics.IMAGES_CHANGED,
     "read": metrics.IMAGES_READ,
     "encoded": metrics.IMAGES_ENCODED,
     "compared": metrics.IMAGES_COMPARED,
     "written": metrics.IMAGES_WRITTEN,
     "skipped": metrics.IMAGES_SKIPPED,
+    "recovered": metrics.IMAGES_RECOVERED,
 }
 #: Beam itself measures a RunInference, and unlike us also where it loads the model: outside of any element.
 _BEAMS_STAGES = {
@@ -78,8 +83,7 @@ def summary(found: Measured, seconds: float) -> str:
     failed = counters.get(metrics.FAILURES, 0)
     done = sum(counters.get(name, 0) for name in DONE) - failed
     lines = [f"{done} images in {seconds:.1f} s ({done / seconds:.2f} images/s), {failed} failures"]
-    prefix = metrics.FAILURES + "_"
-    lines += [f"  {n} {name.removeprefix(prefix)}" for name, n in sorted(counters.items()) if name.startswith(prefix)]
+    lines += [f"  {n} {cause}" for cause, n in _causes(counters).items()]
     steps = [f"{counters[name]} {step}" for step, name in _STEPS.items() if counters.get(name)]
     read, written = counters.get(metrics.BYTES_READ, 0), counters.get(metrics.BYTES_WRITTEN, 0)
     lines.append(f"  images: {', '.join(steps) or 'none'}; {read / 1e6:.1f} MB read, {written / 1e6:.1f} MB written")
@@ -92,6 +96,25 @@ def summary(found: Measured, seconds: float) -> str:
     if memory:
         lines.append(f"  device memory: {memory.largest / 1e6:.0f} MB at most")
     return "\n".join(lines + _table(found.distributions))
+
+
+def as_json(job: str, found: Measured, seconds: float) -> bytes:
+    """How many images came to what, for programs; new to recovered are counted with --resume alone."""
+    counters = found.counters
+    images = {step: counters.get(name, 0) for step, name in _STEPS.items()}
+    told = {
+        "job": job,
+        "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "images": {**images, "failed": counters.get(metrics.FAILURES, 0)},
+        "failures": _causes(counters),
+    }
+    return json.dumps(told, indent=1).encode()
+
+
+def _causes(counters: Counters) -> dict[str, int]:
+    prefix = metrics.FAILURES + "_"
+    return {name.removeprefix(prefix): n for name, n in sorted(counters.items()) if name.startswith(prefix)}
 
 
 def _table(distributions: Mapping[str, Distribution]) -> list[str]:

@@ -40,7 +40,8 @@ from transforms.images import IMAGES
 from transforms.maps import read_maps
 from transforms.model_handlers import INTERPOLATIONS
 from transforms.packing import STAGING
-from transforms.resume import start_job
+from transforms.records import counted
+from transforms.resume import check_job, start_job
 
 
 def parser() -> options.ArgumentParser:
@@ -61,6 +62,7 @@ def parser() -> options.ArgumentParser:
         "--alpha",
         type=options.number(float),
         nargs="+",
+        action=options.Several,
         default=[0.0],
         metavar="A",
         help="weight of the restored image in the result: 0 is full transport (default), 1 the restored image",
@@ -121,6 +123,11 @@ def parser() -> options.ArgumentParser:
         help="leave out what the output already holds, unless its source has changed since; default: do everything",
     )
     flags.add_argument(
+        "--plan",
+        action="store_true",
+        help="with --resume: only count the images that it would do, new and changed ones; write nothing to --output",
+    )
+    flags.add_argument(
         "--since",
         type=_time,
         metavar="TIME",
@@ -159,11 +166,27 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--output {args.output}: lies in --input {spec}, so a second run would take its results")
     options.check_group_by(args)
     check_inputs(("--input", args.input), group_by=args.group_by)
-    check_output(args)
+    if not args.plan:
+        check_output(args)
+    elif args.resume:
+        check_job(args.output, _settings(args))
+    else:
+        raise UserError("--plan: counts what --resume would do; add --resume")
 
 
 def check_output(args: argparse.Namespace) -> None:
     """What is wrong of all but the inputs. Where nothing is, notes in the output what its images are made with."""
+    settings = _settings(args)
+    storage.check_writable(args.output)
+    start_job(args.output, settings, args.resume)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, object]:
+    """What decides the bytes of the images. Sets which maps there are.
+
+    Raises:
+        UserError: if maps, autoencoder and flags don't go together.
+    """
     grouped = is_pattern(args.map)
     if args.default_map and not grouped:
         raise UserError(f"--default_map: expected --group_by, and {GROUP} in --map")
@@ -175,12 +198,6 @@ def check_output(args: argparse.Namespace) -> None:
             of_group = f"the patch size of {args.maps[group]} is {transport_map.patch_size}"
             raise UserError(f"--kernel_size {args.kernel_size}: {of_group}")
         vae_sha256 = autoencoder.fingerprint
-    storage.check_writable(args.output)
-    start_job(args.output, _settings(args, vae_sha256), args.resume)
-
-
-def _settings(args: argparse.Namespace, vae_sha256: str) -> dict[str, object]:
-    """What decides the bytes of the images."""
     digests = {group: hashlib.sha256(storage.read_bytes(url)).hexdigest() for group, url in args.maps.items()}
     of_all = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
     names = ("alpha", "format", "quality", "compress_level", "interpolation", "kernel_size", "zero_shot", "precision")
@@ -188,7 +205,7 @@ def _settings(args: argparse.Namespace, vae_sha256: str) -> dict[str, object]:
         "compile": args.compile,
         "output_format": args.output_format,
         "output_shards": None if args.output_format == "files" else args.output_shards,
-        "map_sha256": of_all if is_pattern(args.map) else digests[""],
+        "map_sha256": of_all if grouped else digests[""],
         "vae_sha256": vae_sha256,
         "sigma": str(args.sigma),
         **{name: getattr(args, name) for name in names},
@@ -200,6 +217,10 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     images, unlisted = pipeline | "ListImages" >> ListImages(
         args.input, versions=True, since=args.since, group_by=args.group_by
     )
+    if args.plan:
+        _ = images | "SkipDone" >> _skip_done(args)
+        _ = unlisted | "CountFailures" >> beam.Map(counted)
+        return
     _, failures = transport_images(images, args)
     all_failures = (unlisted, *failures) | "FlattenFailures" >> beam.Flatten()
     _ = all_failures | "WriteFailures" >> WriteFailures(args.output, args.manifest_shards)
@@ -210,11 +231,9 @@ def transport_images(
 ) -> tuple[beam.PCollection[ImageRecord], Sequence[beam.PCollection[Failure]]]:
     """From images to the rows of the manifest, which is written too, and failures."""
     packed = args.output_format != "files"
-    folder = STAGING if packed else IMAGES
     shards_of_output = (args.output, args.output_format, args.output_shards, args.alpha)
-
     if args.resume:
-        images, done = images | "SkipDone" >> SkipDone(args.output, args.alpha, args.format, folder)
+        images, done = images | "SkipDone" >> _skip_done(args)
     transport = TransportImages(
         map=args.maps,
         output=args.output,
@@ -231,7 +250,7 @@ def transport_images(
         zero_shot=args.zero_shot,
         precision=options.precision_of(args),
         compiled=args.compile,
-        folder=folder,
+        folder=_folder(args),
         statistics=True,
     )
     records, untransported, statistics = images | "TransportImages" >> options.on_accelerator(transport, args)
@@ -248,18 +267,34 @@ def transport_images(
     return records, failures
 
 
+def _skip_done(args: argparse.Namespace) -> SkipDone:
+    return SkipDone(args.output, args.alpha, args.format, _folder(args))
+
+
+def _folder(args: argparse.Namespace) -> str:
+    """Where images are written at first."""
+    return IMAGES if args.output_format == "files" else STAGING
+
+
 def report(args: argparse.Namespace, counters: Counters) -> str:
     """Where the results are."""
-    written, size = counters.get(metrics.IMAGES_WRITTEN, 0), counters.get(metrics.BYTES_WRITTEN, 0)
-    lines = [f"output {args.output}", f"  {written} images transported, {size / 1e6:.1f} MB written"]
-    if args.output_format != "files":
-        lines.append(f"  {counters.get(metrics.SHARDS_WRITTEN, 0)} shards written")
+    lines = [f"output {args.output}"]
+    if args.plan:
+        new, changed = counters.get(metrics.IMAGES_NEW, 0), counters.get(metrics.IMAGES_CHANGED, 0)
+        lines.append(f"  {new + changed} images to do: {new} new, {changed} changed")
+    else:
+        written, size = counters.get(metrics.IMAGES_WRITTEN, 0), counters.get(metrics.BYTES_WRITTEN, 0)
+        lines.append(f"  {written} images transported, {size / 1e6:.1f} MB written")
+        if args.output_format != "files":
+            lines.append(f"  {counters.get(metrics.SHARDS_WRITTEN, 0)} shards written")
     if args.resume:
         skipped, recovered = counters.get(metrics.IMAGES_SKIPPED, 0), counters.get(metrics.IMAGES_RECOVERED, 0)
         lines.append(f"  {skipped} images were there already, {recovered} of them not yet in the manifest")
     if args.since is not None:
         lines.append(f"  {counters.get(metrics.IMAGES_OLDER, 0)} older images left out")
-    return "\n".join(lines + [f"  {line}" for line in _told(*_largest_drift(args))])
+    if not args.plan:
+        lines += [f"  {line}" for line in _told(*_largest_drift(args))]
+    return "\n".join(lines)
 
 
 def _largest_drift(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -292,7 +327,7 @@ def _number(value: float | None) -> str:
 
 def objection(args: argparse.Namespace) -> str | None:
     """What --max_drift has against the inputs."""
-    if args.max_drift is None:
+    if args.max_drift is None or args.plan:
         return None
     group, drift = _largest_drift(args)
     found = drift.get("inputs")

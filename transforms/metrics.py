@@ -18,6 +18,8 @@ METRICS_NAMESPACE = "dot"
 
 IMAGES_LISTED = "images_listed"
 IMAGES_OLDER = "images_older"
+IMAGES_NEW = "images_new"
+IMAGES_CHANGED = "images_changed"
 IMAGES_SKIPPED = "images_skipped"
 IMAGES_RECOVERED = "images_recovered"
 IMAGES_UNPAIRED = "images_unpaired"

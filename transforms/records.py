@@ -169,10 +169,11 @@ class WriteFailures(_WriteRows):
     @no_annotations
     def expand(self, failures: beam.PCollection[Failure]) -> beam.PCollection[str]:
         """Count, then write."""
-        return super().expand(failures | "CountFailures" >> beam.Map(_counted))
+        return super().expand(failures | "CountFailures" >> beam.Map(counted))
 
 
-def _counted(failure: Failure) -> Failure:
+def counted(failure: Failure) -> Failure:
+    """The failure, once it is counted by its cause."""
     metrics.count(metrics.FAILURES)
     metrics.count(f"{metrics.FAILURES}_{failure.error_type}")
     return failure

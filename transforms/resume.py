@@ -42,23 +42,30 @@ def start_job(output: str, settings: Mapping[str, Any], resume: bool) -> None:
     Raises:
         UserError: if it wasn't, or its manifest isn't one of ours.
     """
-    url = storage.join(output, _JOB)
-    if resume and storage.details(url) is not None:
-        try:
-            earlier = dict(json.loads(storage.read_bytes(url)))
-        except ValueError:
-            raise UserError(f"--resume: {url} isn't readable; leave --resume out to do everything again") from None
-        for name, value in settings.items():
-            if earlier.get(name) != value:
-                raise UserError(
-                    f"--resume: {output} was made with {name} {earlier.get(name)}, not {value}; "
-                    "use another --output, or leave --resume out to do everything again"
-                )
-        for manifest in _manifests(output):
-            storage.check_columns(manifest, schema_of(ImageRecord))
+    if resume and check_job(output, settings):
         storage.remove_temporary(output)
-        return
-    storage.write_bytes(url, json.dumps(settings, indent=1).encode())
+    else:
+        storage.write_bytes(storage.join(output, _JOB), json.dumps(settings, indent=1).encode())
+
+
+def check_job(output: str, settings: Mapping[str, Any]) -> bool:
+    """Whether an output was started before; changes nothing. Arguments and errors are those of `start_job`."""
+    url = storage.join(output, _JOB)
+    if storage.details(url) is None:
+        return False
+    try:
+        earlier = dict(json.loads(storage.read_bytes(url)))
+    except ValueError:
+        raise UserError(f"--resume: {url} isn't readable; leave --resume out to do everything again") from None
+    for name, value in settings.items():
+        if earlier.get(name) != value:
+            raise UserError(
+                f"--resume: {output} was made with {name} {earlier.get(name)}, not {value}; "
+                "use another --output, or leave --resume out to do everything again"
+            )
+    for manifest in _manifests(output):
+        storage.check_columns(manifest, schema_of(ImageRecord))
+    return True
 
 
 def _manifests(output: str) -> dict[str, float]:
@@ -94,6 +101,8 @@ class SkipDone(beam.PTransform):
       `images_skipped`); or
     - its file is younger than its source and the manifest, as a killed job leaves it. Its row is then made by reading
       it (the counters `images_skipped` and `images_recovered`).
+    The others are counted in `images_new`, or in `images_changed` where the manifest has them, but of another version
+    of their source or without their file: an image that failed is new each time.
     Rows of images that aren't among these inputs are kept while their files are there. The output is listed once; no
     request is made for an image that is in the manifest.
 
@@ -182,8 +191,9 @@ class _DecideDoFn(beam.DoFn):
         _, found = element
         files: dict[float, _File] = {file[0]: file for file in found["files"]}
         kept: dict[float, ImageRecord] = {}
-        latest = 0.0
+        latest, known = 0.0, False
         for fields, written, packed in found["rows"]:
+            known = True
             record, latest = ImageRecord(*fields), max(latest, written)
             if packed:
                 kept[record.alpha] = record
@@ -206,6 +216,7 @@ class _DecideDoFn(beam.DoFn):
                 records.append(_record_of(ref, *files[alpha][:2]))
                 recovered = True
             else:
+                metrics.count(metrics.IMAGES_CHANGED if known else metrics.IMAGES_NEW)
                 yield ref
                 return
         metrics.count(metrics.IMAGES_SKIPPED)

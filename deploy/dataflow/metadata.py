@@ -15,10 +15,13 @@ FOLDER = Path(__file__).parent
 #: Dataflow's workers don't see the launching machine's files.
 _URL, _URLS = r"^[a-z0-9]+://.+$", r"^['\"]?[a-z0-9]+://.+$"
 
+#: A template's launcher doesn't wait for the job that the summary is of.
+_NOT_IN_TEMPLATES = ("help", "summary")
+
 
 def metadata(parser: argparse.ArgumentParser) -> dict[str, Any]:
     """Dataflow's TemplateMetadata, with a parameter for each flag."""
-    flags = [action for action in parser._actions if action.dest != "help"]
+    flags = [action for action in parser._actions if action.dest not in _NOT_IN_TEMPLATES]
     return {
         "name": parser.prog,
         "description": parser.description,

@@ -185,6 +185,14 @@ def test_both_kinds_of_gpu_at_once_are_refused_in_one_line(bucket, monkeypatch, 
     assert re.fullmatch(r"dot-transport: error: --accelerator: .*worker_accelerator\n", capsys.readouterr().err)
 
 
+def test_a_template_has_no_summary(bucket, monkeypatch, capsys):
+    """Its launcher is gone before the job ends."""
+    parameters = {**_parameters_of_launch(), "summary": f"{bucket}/summary.json"}
+    assert _launch(monkeypatch, bucket, "transport", parameters, []) == 2
+    assert "--summary: a template's launcher" in capsys.readouterr().err
+    assert all('"summary"' not in text for text in metadata.files().values())
+
+
 def test_the_command_without_a_template_asks_for_the_same():
     args, beam_options = options.parse(transport.parser(), _command("dot-transport")[1:])
     given = beam_options.get_all_options()

@@ -25,6 +25,13 @@ def test_negative_and_extrapolating_alphas_are_numbers():
     assert args.alpha == [-0.25, 1.5]
 
 
+def test_alphas_may_be_given_one_by_one():
+    args, _ = options.parse(transport.parser(), [*REQUIRED, "--alpha=0", "--alpha=0.5"])
+    assert args.alpha == [0.0, 0.5]
+    args, _ = options.parse(transport.parser(), REQUIRED)
+    assert args.alpha == [0.0]
+
+
 @pytest.mark.parametrize(
     ("extra", "hint"),
     [
