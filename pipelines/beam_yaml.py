@@ -85,31 +85,34 @@ class ListImages(_YamlTransform):
 
     Args:
         inputs: a URL, a list of them, or either for each of several groups.
+        group_by: what tells the subgroup of an image, of all groups or for some of several groups.
         **parameters: of `dot-fit` and `dot-transport`; also `versions` (see `transforms.ListImages`).
     """
 
     gives = ("images", ImageRef)
     _yaml_requires_inputs = False
 
-    def __init__(self, inputs: Any = None, **parameters: Any) -> None:
+    def __init__(self, inputs: Any = None, group_by: Any = None, **parameters: Any) -> None:
         self._inputs = _groups_of(inputs)
+        self._group_by = group_by if isinstance(group_by, Mapping) else dict.fromkeys(self._inputs, group_by)
         super().__init__(**parameters)
 
     @classmethod
     def flags(cls) -> options.ArgumentParser:
         """The parameters."""
-        flags = _flags_of(fit.parser(), only=("max_images", "paired", "group_by"))
+        flags = _flags_of(fit.parser(), only=("max_images", "paired"))
         flags._add_action(_by_name(transport.parser())["since"])
         flags.add_argument("--versions", action="store_true")
-        flags.add_argument("--inputs")  # checked by itself, since a flag can't hold groups; here so that it is known
+        for name in ("--inputs", "--group_by"):
+            flags.add_argument(name)  # checked by itself, since a flag can't hold groups; here so that it is known
         return flags
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
-        flags = ((f"inputs {group}".strip(), specs) for group, specs in self._inputs.items())
-        check_inputs(*flags, group_by=args.group_by)
-        names = ("max_images", "paired", "versions", "since", "group_by")
-        listed = transforms.ListImages(self._inputs, **{name: getattr(args, name) for name in names})
+        group_by = {group: str(spec) for group, spec in self._group_by.items() if spec}
+        for group, specs in self._inputs.items():
+            check_inputs((f"inputs {group}".strip(), specs), group_by=group_by.get(group))
+        listed = transforms.ListImages(self._inputs, args.max_images, args.paired, args.versions, args.since, group_by)
         images, failures = given | "ListImages" >> listed
         return images, (failures,)
 
@@ -128,7 +131,6 @@ class FitTransportMap(_YamlTransform):
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
-        args.method, args.statistics = args.method or "matched", []
         fit.check_output(args)
         urls, failures = fit.fit_map(given, args)
         return urls | "Files" >> beam.Map(File), failures

@@ -244,6 +244,7 @@ def test_a_wrong_parameter_is_named_in_one_line(name, parameters, message):
             {"patch_size": 4},
             r'Invalid .* at "FitTransportMap" at line \d+: patch_size: invalid choice: 4 \(choose .*\)',
         ),
+        ({"group_by": 5}, r'Error .* "ListImages" at line \d+: group_by 5: expected column:NAME, .*'),
         ({"source": "nowhere"}, r'Error .* "ListImages" at line \d+: inputs source nowhere: no image matched; .*'),
         ({"map": "run.st"}, r'Error .* "FitTransportMap" at line \d+: map run.st: expected a name ending in .*'),
     ],
