@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import collections
 import time
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
 from benchmarks.measure import Figures, peak_rss_bytes, serve
 from benchmarks.throughput_loops import padded
 from ot_core import load_autoencoder
 from pipelines import fit
+from transforms.device_memory import threads_of_one_core
 
 
 def encoder(settings: Figures) -> Figures:
-    """The encoder alone."""
+    """The encoder alone, image by image, each with all threads."""
+    return _encode(settings, map)
+
+
+def side_by_side(settings: Figures) -> Figures:
+    """The encoder alone, a core for each image, as dot-fit does it."""
+    with threads_of_one_core(settings["threads"]) as threads:
+        return _encode(settings, threads.map)
+
+
+def _encode(settings: Figures, apply: Callable[..., Iterable[Tensor]]) -> Figures:
     torch.set_num_threads(settings["threads"])
     autoencoder = load_autoencoder(None, "cpu", settings["precision"])
-    images = [padded(path, autoencoder) for path in settings["paths"]]
-    for pixels in images[:4]:
-        autoencoder.encode(pixels)
+    images = sorted((padded(path, autoencoder) for path in settings["paths"]), key=Tensor.numel, reverse=True)
+    collections.deque(apply(autoencoder.encode, images[-8:]), maxlen=0)
     ready_at, start = time.time(), time.perf_counter()
-    for pixels in images:
-        autoencoder.encode(pixels)
+    collections.deque(apply(autoencoder.encode, images), maxlen=0)
     return {"seconds": time.perf_counter() - start, "ready_at": ready_at, "peak_rss_bytes": peak_rss_bytes()}
 
 
@@ -38,4 +50,4 @@ def job(settings: Figures) -> Figures:
 
 
 if __name__ == "__main__":
-    serve([encoder, job])
+    serve([encoder, side_by_side, job])

@@ -92,7 +92,7 @@ def job(settings: Figures) -> Figures:
 
 def rate(folder: Path) -> float:
     """Images a second, from the first one written to the last."""
-    times = sorted(path.stat().st_mtime for path in folder.iterdir())
+    times = sorted(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())
     return (len(times) - 1) / (times[-1] - times[0])
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ot_core.autoencoder import Autoencoder
+from ot_core.autoencoder import Autoencoder, default_batch_pixels
 from ot_core.statistics import Array, GaussianStatistics
 
 #: Latent positions along each side of the fields that are probed; a decoder's response decays within half of it.
-_EXTENT = 9
+_EXTENT = 7
 _FIELDS = 8
 #: Size of a probe, in standard deviations of its channel.
 _STEP = 0.1
@@ -89,15 +89,12 @@ def _metric_of(products: Array) -> Array:
 
 def _responses(autoencoder: Autoencoder, field: Array, steps: Array) -> Tensor:
     """Derivatives (C, 3, H, W), float64, of the decoded field by each channel at its centre."""
-    base = torch.from_numpy(field).float()
-    middle = _EXTENT // 2
-    undisturbed = autoencoder.decode(base[None])
-    responses = []
-    for channel, step in enumerate(steps):
-        disturbed = base.clone()
-        disturbed[channel, middle, middle] += step
-        responses.append((autoencoder.decode(disturbed[None]) - undisturbed).double().cpu() / step)
-    return torch.cat(responses)
+    middle, channels = _EXTENT // 2, torch.arange(len(steps))
+    fields = torch.from_numpy(field).float().repeat(len(steps) + 1, 1, 1, 1)  # the last stays undisturbed
+    fields[channels, channels, middle, middle] += torch.from_numpy(steps).float()
+    most = max(1, default_batch_pixels() // (_EXTENT * autoencoder.downsampling_factor) ** 2)
+    decoded = torch.cat([autoencoder.decode(several).double().cpu() for several in torch.split(fields, most)])
+    return (decoded[:-1] - decoded[-1]) / torch.from_numpy(steps)[:, None, None, None]
 
 
 def _inner_products(responses: Tensor, factor: int, p: int) -> Array:

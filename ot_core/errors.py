@@ -42,6 +42,8 @@ class Cause(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     UNAVAILABLE = "unavailable"
     NO_STATISTICS = "no_statistics"
+    NO_GROUP = "no_group"
+    NO_MAP = "no_map"
     NO_REFERENCE = "no_reference"
     SIZE_MISMATCH = "size_mismatch"
     IO_ERROR = "io_error"

@@ -17,8 +17,11 @@ from ot_core.errors import Cause, ImageError
 from ot_core.patches import fold, folding_weights, latent_statistics
 from ot_core.transport_map import TransportMap
 
-# For each of the sides, and each of its rows or columns, how far from it the patches that cover it lie.
-_Covers = tuple[tuple[range, ...], ...]
+# For each row or column of a block of positions, how far from it the patches that cover it lie.
+_Covers = tuple[range, ...]
+_Blocks = tuple[_Covers, ...]
+#: Positions along the border that are worked on together, at most.
+_ALONG = 8
 
 
 class LatentTransport:
@@ -54,12 +57,14 @@ class LatentTransport:
         self._device, self._dtype = torch.device(device), dtype
         self._patch_size, self._kernel_size, self._sigma = p, p if kernel_size is None else kernel_size, sigma
         self._taps = p + self._kernel_size - 1
-        self._inside: _Covers = ((range(-(self._kernel_size // 2), self._kernel_size // 2 + 1),),)
-        self._kernels: dict[tuple[_Covers, _Covers], tuple[Tensor, Tensor]] = {}
-        # A CPU's convolutions are made for sixteen output channels and more; of four, a block of 2x2 positions makes
-        # sixteen. An odd last row or column of blocks reaches into the border, so there must be one.
-        self._together = 2 if channels <= 8 and self._kernel_size > 1 else 1
-        self._convolution = self._block_kernel(self._together)
+        self._inside = range(-(self._kernel_size // 2), self._kernel_size // 2 + 1)
+        self._kernels: dict[tuple[_Blocks, _Blocks], tuple[Tensor, Tensor]] = {}
+        # Products of matrices and a CPU's convolutions are made for sixteen output channels and more. A latent of four
+        # has as many where several positions are worked on together, each seeing a little more than it needs.
+        few = channels <= 8
+        self._rows, self._along = (4, _ALONG) if few else (1, 1)
+        kernel, bias = self._block((self._inside,) * self._rows, (self._inside,))
+        self._convolution = self._ready(kernel[:, 0].transpose(0, 1).flatten(0, 1), bias[:, 0].T.flatten())
 
     def __call__(self, latents: Tensor, keys: list[str] | None = None) -> Tensor:
         """Transports latents (B, C, H, W) to (B, C, H, W), in the dtype that they came in.
@@ -70,73 +75,71 @@ class LatentTransport:
                 position, so that the same image gets the same result on any worker and in any batch.
         """
         batch, _, height, width = latents.shape
-        padded = F.pad(latents.to(self._dtype), (self._taps // 2,) * 4, mode="replicate")
-        result = torch.empty(latents.shape, dtype=self._dtype, device=latents.device)
-        self._transport_inside(padded, result)
-        self._transport_border(padded, result)
+        margin = self._taps // 2
+        beyond = (margin, margin + -width % _ALONG, margin, margin + -height % _ALONG)  # the last blocks are whole
+        padded = F.pad(latents.to(self._dtype), beyond, mode="replicate")
+        result = self._transport_inside(padded, height, width)
+        if self._kernel_size > 1:
+            self._transport_border(padded, result)
         if self._noise_root is not None:
             for one, key in zip(result, keys or [""] * batch, strict=True):
                 noise = self._noise(key, height, width).to(one)
                 one += fold(noise[None], self._patch_size, self._kernel_size, self._sigma)[0]
         return result.to(latents.dtype)
 
-    def _transport_inside(self, padded: Tensor, result: Tensor) -> None:
-        """Fills in the positions that patches on all sides cover: a convolution, a block of positions at a time."""
-        radius, together = self._kernel_size // 2, self._together
-        height, width = (max(size - 2 * radius, 0) for size in result.shape[2:])
-        if height and width:
-            height, width = height + height % together, width + width % together
-            seen = padded[:, :, radius : radius + height + self._taps - 1, radius : radius + width + self._taps - 1]
-            moved = F.conv2d(seen, *self._convolution, stride=together)
-            place = result[:, :, radius : radius + height, radius : radius + width]
-            blocks = moved.view(*place.shape[:2], together, together, *moved.shape[2:]).permute(0, 1, 4, 2, 5, 3)
-            place.view(blocks.shape).copy_(blocks)
+    def _transport_inside(self, padded: Tensor, height: int, width: int) -> Tensor:
+        """(B, C, H, W), right where patches on all sides cover a position: a convolution, some rows at a time."""
+        rows, (kernel, bias) = self._rows, self._convolution
+        seen = padded[:, :, : height + -height % rows + self._taps - 1, : width + self._taps - 1]
+        moved = F.conv2d(seen, kernel, bias, stride=(rows, 1))
+        return moved.view(len(moved), -1, rows, *moved.shape[2:]).transpose(2, 3).flatten(2, 3)[:, :, :height]
 
     def _transport_border(self, padded: Tensor, result: Tensor) -> None:
-        """Fills in the border: r of its rows, or q of its columns, on each of s or z sides, and where those cross."""
-        radius, (height, width) = self._kernel_size // 2, result.shape[2:]
-        if not radius:
-            return
-        windows = padded.unfold(2, self._taps, 1).unfold(3, self._taps, 1)
-        (rows, down), (columns, across) = _sides(height, radius), _sides(width, radius)
-        if width > 2 * radius:
-            inner = slice(radius, width - radius)
-            kernels, biases = self._border_kernels(down, self._inside)
-            seen = windows[:, :, :, inner].unfold(2, *rows)
-            moved = torch.einsum("bcsmijr,srzqocij->bmsro", seen, kernels) + biases[:, :, 0, 0]
-            result[:, :, :, inner].unfold(2, *rows).permute(0, 3, 2, 4, 1).copy_(moved)
-        if height > 2 * radius:
-            inner = slice(radius, height - radius)
-            kernels, biases = self._border_kernels(self._inside, across)
-            seen = windows[:, :, inner].unfold(3, *columns)
-            moved = torch.einsum("bcmzijq,srzqocij->bmzqo", seen, kernels) + biases[0, 0]
-            result[:, :, inner].unfold(3, *columns).permute(0, 2, 3, 4, 1).copy_(moved)
-        kernels, biases = self._border_kernels(down, across)
-        seen = windows.unfold(2, *rows).unfold(3, *columns)
-        moved = torch.einsum("bcszijrq,srzqocij->bsrzqo", seen, kernels) + biases
-        result.unfold(2, *rows).unfold(3, *columns).permute(0, 2, 4, 3, 5, 1).copy_(moved)
+        """Corrects the outer rows, then the outer columns, then where those cross, on all sides at once."""
+        radius, more, (height, width) = self._kernel_size // 2, self._taps - 1, result.shape[2:]
+        (rows, row_step, down), (columns, column_step, across) = _sides(height, radius), _sides(width, radius)
+        along = ((self._inside,) * self._along,)
+        low = padded[:, :, : height + more].unfold(2, rows + more, row_step)  # b c s w i
+        flat = padded[:, :, :, : width + more].unfold(3, columns + more, column_step)  # b c h z j
 
-    def _border_kernels(self, down: _Covers, across: _Covers) -> tuple[Tensor, Tensor]:
-        """Kernels (s, r, z, q, C, C, taps, taps) and biases (s, r, z, q, C) of s times r rows and z times q columns."""
+        seen = low.unfold(3, self._along + more, self._along)  # b c s n i j
+        moved = self._move(seen.permute(2, 0, 3, 1, 4, 5), down, along)  # s b n r t c
+        moved = moved.permute(1, 5, 0, 2, 4, 3).flatten(3, 4)[:, :, :, :width]
+        result.unfold(2, rows, row_step).copy_(moved)
+
+        seen = flat.unfold(2, self._along + more, self._along)  # b c n z j i
+        moved = self._move(seen.permute(3, 0, 2, 1, 5, 4), along, across)  # z b n t q c
+        moved = moved.permute(1, 5, 2, 3, 0, 4).flatten(2, 3)[:, :, :height]
+        result.unfold(3, columns, column_step).copy_(moved)
+
+        seen = low[:, :, :, : width + more].unfold(3, columns + more, column_step)  # b c s z i j
+        moved = self._move(seen.permute(2, 3, 0, 1, 4, 5), down, across)  # s z b r q c
+        result.unfold(2, rows, row_step).unfold(3, columns, column_step).copy_(moved.permute(2, 5, 0, 1, 3, 4))
+
+    def _move(self, seen: Tensor, down: _Blocks, across: _Blocks) -> Tensor:
+        """From what blocks of positions see, (kinds..., blocks..., C, rows, columns), to (..., a, b, C) of these."""
         if (down, across) not in self._kernels:
-            kinds = itertools.product(*(itertools.chain(*covers) for covers in (down, across)))
-            shape = len(down), len(down[0]), len(across), len(across[0])
-            kernels, biases = map(torch.stack, zip(*itertools.starmap(self._kernel, kinds), strict=True))
-            self._kernels[down, across] = (
-                kernels.view(*shape, *kernels.shape[1:]).to(self._device, self._dtype),
-                biases.view(*shape, -1).to(self._device, self._dtype),
-            )
-        return self._kernels[down, across]
+            blocks = [self._block(*covers) for covers in itertools.product(down, across)]
+            matrices = torch.stack([kernel for kernel, _ in blocks]).flatten(1, 3).flatten(2).mT
+            self._kernels[down, across] = self._ready(matrices, torch.stack([bias for _, bias in blocks]))
+        kernels, biases = self._kernels[down, across]
+        patches = seen.reshape(len(kernels), -1, kernels.shape[1])
+        return torch.baddbmm(biases.flatten(1)[:, None], patches, kernels).view(*seen.shape[:-3], *biases.shape[1:])
 
-    def _block_kernel(self, side: int) -> tuple[Tensor, Tensor]:
-        """Kernel and bias that give the side^2 positions of a block at once, as channels (C, rows, columns)."""
-        kernel, bias = self._kernel(self._inside[0][0], self._inside[0][0])
-        channels, size = len(kernel), self._taps + side - 1
-        block = torch.zeros(channels, side, side, channels, size, size, dtype=kernel.dtype)
-        for i, j in itertools.product(range(side), range(side)):
-            block[:, i, j, :, i : i + self._taps, j : j + self._taps] = kernel
-        bias = bias.repeat_interleave(side**2)
-        return block.flatten(0, 2).to(self._device, self._dtype), bias.to(self._device, self._dtype)
+    def _ready(self, kernels: Tensor, biases: Tensor) -> tuple[Tensor, Tensor]:
+        kernels, biases = (tensor.to(self._device, self._dtype).contiguous() for tensor in (kernels, biases))
+        return kernels, biases
+
+    def _block(self, down: _Covers, across: _Covers) -> tuple[Tensor, Tensor]:
+        """Kernel (a, b, C, C, taps + a - 1, taps + b - 1) and bias (a, b, C) of a block of a x b positions."""
+        channels = len(self._bias)
+        size = self._taps + len(down) - 1, self._taps + len(across) - 1
+        kernel = torch.zeros(len(down), len(across), channels, channels, *size, dtype=torch.float64)
+        bias = torch.zeros(len(down), len(across), channels, dtype=torch.float64)
+        for (i, rows), (j, columns) in itertools.product(enumerate(down), enumerate(across)):
+            place = kernel[i, j, :, :, i : i + self._taps, j : j + self._taps]
+            place[:], bias[i, j] = self._kernel(rows, columns)
+        return kernel, bias
 
     def _kernel(self, down: range, across: range) -> tuple[Tensor, Tensor]:
         """Kernel (C, C, taps, taps) and bias (C,), float64, where patches at these distances cover a position."""
@@ -198,7 +201,7 @@ class ZeroShotTransport:
         return LatentTransport(own, **self._options)(latent, key)
 
 
-def _sides(size: int, radius: int) -> tuple[tuple[int, int], _Covers]:
+def _sides(size: int, radius: int) -> tuple[int, int, _Blocks]:
     """The outer `radius` rows, or columns, at both ends of `size`, or all of them as one side where they meet.
 
     Returns:
@@ -211,7 +214,7 @@ def _sides(size: int, radius: int) -> tuple[tuple[int, int], _Covers]:
         tuple(range(max(-radius, at - size + 1), min(radius, at) + 1) for at in range(start, start + length))
         for start in starts
     ]
-    return (length, step), tuple(covers)
+    return length, step, tuple(covers)
 
 
 def blend(restored: Tensor, transported: Tensor, alpha: float) -> Tensor:

@@ -85,14 +85,16 @@ class ListImages(_YamlTransform):
 
     Args:
         inputs: a URL, a list of them, or either for each of several groups.
+        group_by: what tells the subgroup of an image, of all groups or for some of several groups.
         **parameters: of `dot-fit` and `dot-transport`; also `versions` (see `transforms.ListImages`).
     """
 
     gives = ("images", ImageRef)
     _yaml_requires_inputs = False
 
-    def __init__(self, inputs: Any = None, **parameters: Any) -> None:
+    def __init__(self, inputs: Any = None, group_by: Any = None, **parameters: Any) -> None:
         self._inputs = _groups_of(inputs)
+        self._group_by = group_by if isinstance(group_by, Mapping) else dict.fromkeys(self._inputs, group_by)
         super().__init__(**parameters)
 
     @classmethod
@@ -101,13 +103,16 @@ class ListImages(_YamlTransform):
         flags = _flags_of(fit.parser(), only=("max_images", "paired"))
         flags._add_action(_by_name(transport.parser())["since"])
         flags.add_argument("--versions", action="store_true")
-        flags.add_argument("--inputs")  # checked by itself, since a flag can't hold groups; here so that it is known
+        for name in ("--inputs", "--group_by"):
+            flags.add_argument(name)  # checked by itself, since a flag can't hold groups; here so that it is known
         return flags
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
-        check_inputs(*((f"inputs {group}".strip(), specs) for group, specs in self._inputs.items()))
-        listed = transforms.ListImages(self._inputs, args.max_images, args.paired, args.versions, args.since)
+        group_by = {group: str(spec) for group, spec in self._group_by.items() if spec}
+        for group, specs in self._inputs.items():
+            check_inputs((f"inputs {group}".strip(), specs), group_by=group_by.get(group))
+        listed = transforms.ListImages(self._inputs, args.max_images, args.paired, args.versions, args.since, group_by)
         images, failures = given | "ListImages" >> listed
         return images, (failures,)
 
@@ -121,7 +126,8 @@ class FitTransportMap(_YamlTransform):
     @classmethod
     def flags(cls) -> options.ArgumentParser:
         """The parameters."""
-        return _flags_of(fit.parser(), but=("target", "source", "max_images", "paired", *_OF_COMMANDS))
+        listing = ("target", "source", "max_images", "paired", "group_by")
+        return _flags_of(fit.parser(), but=(*listing, *_OF_COMMANDS))
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
@@ -139,7 +145,7 @@ class TransportImages(_YamlTransform):
     @classmethod
     def flags(cls) -> options.ArgumentParser:
         """The parameters."""
-        return _flags_of(transport.parser(), but=("input", "since", "plan", *_OF_COMMANDS))
+        return _flags_of(transport.parser(), but=("input", "since", "group_by", "plan", *_OF_COMMANDS))
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""

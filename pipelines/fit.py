@@ -8,13 +8,13 @@ import argparse
 import math
 import posixpath
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
 
-from ot_core import UserError, load_autoencoder, read_map, storage
+from ot_core import TransportMap, UserError, load_autoencoder, read_map, storage
+from ot_core.groups import GROUP, is_pattern, map_of_group
 from ot_core.map_file import read_statistics
-from ot_core.noise import part_of
 from pipelines import options
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
@@ -30,7 +30,8 @@ from transforms import (
     WriteTransportMap,
     metrics,
 )
-from transforms.maps import METHODS, autoencoder_of_map, method_of
+from transforms.groups import NameStatisticsDoFn
+from transforms.maps import METHODS, autoencoder_of_map, is_mostly_noise, method_of
 
 _EXTENSION = ".safetensors"
 SIDES = ("source", "target")
@@ -44,6 +45,12 @@ def parser() -> options.ArgumentParser:
         flags, "--source", "restored images, or a drift.safetensors of dot-transport, or a map", required=False
     )
     flags.add_argument("--map", required=True, metavar="URL", help="the .safetensors file to write")
+    options.add_group_by(flags)
+    flags.add_argument(
+        "--common_target",
+        action="store_true",
+        help="all of --target is the target of every group; default: its images are in groups like those of --source",
+    )
     flags.add_argument(
         "--add_to",
         metavar="URL",
@@ -54,7 +61,10 @@ def parser() -> options.ArgumentParser:
         "--patch_size", type=int, choices=(1, 3, 5, 7), help="p (default 3, or that of the statistics added to)"
     )
     flags.add_argument(
-        "--max_images", type=options.number(int, 1), metavar="N", help="take at most N images of each side"
+        "--max_images",
+        type=options.number(int, 1),
+        metavar="N",
+        help="take at most N images of each side, or of each group of a side",
     )
     flags.add_argument(
         "--paired", action="store_true", help="take only keys that both sides have, so that both show the same things"
@@ -72,6 +82,7 @@ def parser() -> options.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """What is wrong before any work starts."""
+    options.check_group_by(args)
     images, statistics = images_of(args), statistics_of(args)
     if args.add_to and not args.source and not args.target:
         raise UserError("--add_to: expected --source, --target or both: what to add")
@@ -80,7 +91,10 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--{side}: expected images or statistics; only with --add_to may a side be left out")
     if args.paired and len(images) < len(SIDES):
         raise UserError("--paired: expected images in both --source and --target")
-    check_inputs(*((f"--{side}", specs) for side, specs in images.items()))
+    if args.paired and args.common_target:
+        raise UserError("--common_target: expected no --paired, which makes pairs within a group")
+    for side, specs in images.items():
+        check_inputs((f"--{side}", specs), group_by=args.group_by if side in _grouped(args) else None)
     check_output(args)
 
 
@@ -88,8 +102,13 @@ def check_output(args: argparse.Namespace) -> None:
     """What is wrong of all but the images. What earlier statistics decide is set in the flags that were left open."""
     if not args.map.endswith(_EXTENSION):
         raise UserError(f"--map {args.map}: expected a name ending in {_EXTENSION}")
-    storage.check_writable(storage.parent(args.map))
+    if args.common_target and not is_pattern(args.map):
+        raise UserError(f"--common_target: expected groups, with {GROUP} in --map")
+    storage.check_writable(storage.parent(args.map.partition(GROUP)[0] + "x"))
     statistics = statistics_of(args)
+    for side, url in statistics:
+        if side in _grouped(args):
+            raise UserError(f"--map {args.map}: expected no {GROUP}, since {url} holds {side} statistics of no group")
     if statistics:
         _agree(args, statistics)
     else:
@@ -101,6 +120,11 @@ def check_output(args: argparse.Namespace) -> None:
             raise UserError(f"--method {args.method}: {args.add_to} was fitted with {method}; leave --method out")
         args.method = method
     args.method = args.method or ("pixels" if getattr(args, "paired", False) else "matched")
+
+
+def _grouped(args: argparse.Namespace) -> tuple[str, ...]:
+    """The sides whose images count for the map of their group alone."""
+    return () if not is_pattern(args.map) else ("source",) if args.common_target else SIDES
 
 
 def images_of(args: argparse.Namespace) -> dict[str, list[str]]:
@@ -134,7 +158,9 @@ def _agree(args: argparse.Namespace, statistics: Sequence[tuple[str, str]]) -> N
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
-    images, unlisted = pipeline | "ListImages" >> ListImages(images_of(args), args.max_images, args.paired)
+    images, unlisted = pipeline | "ListImages" >> ListImages(
+        images_of(args), args.max_images, args.paired, group_by=dict.fromkeys(_grouped(args), args.group_by)
+    )
     _, failures = fit_map(images, args)
     folder, name = failures_beside(args.map)
     all_failures = (unlisted, *failures) | "FlattenFailures" >> beam.Flatten()
@@ -144,24 +170,22 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
 def fit_map(
     images: beam.PCollection[ImageRef], args: argparse.Namespace
 ) -> tuple[beam.PCollection[str], Sequence[beam.PCollection[Failure]]]:
-    """From images of the sides, and earlier statistics, to the URL of the map that was written, and failures."""
+    """From images of the sides, and earlier statistics, to the URL of each map that was written, and failures."""
     encode = LatentStatistics.PerKey(
         args.vae, args.patch_size, args.max_pixels, args.max_batch_pixels, precision=options.precision_of(args)
     )
-    statistics, unread = (
-        images | "SplitSides" >> beam.Map(_in_random_part) | "LatentStatistics" >> options.on_accelerator(encode, args)
-    )
+    grouped = _grouped(args)
+    name = beam.ParDo(NameStatisticsDoFn(grouped)).with_output_types(ImageRef)
+    named, unnamed = images | "SplitSides" >> name.with_outputs("failures", main="images")
+    statistics, unread = named | "LatentStatistics" >> options.on_accelerator(encode, args)
     earlier = statistics_of(args)
     if earlier:
         read = images.pipeline | "ReadStatistics" >> ReadStatistics(earlier)
         merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
         statistics = (statistics, read) | "FlattenStatistics" >> beam.Flatten() | "AddStatistics" >> merge
-    maps, unfitted = statistics | "FitTransportMap" >> FitTransportMap(args.vae, args.patch_size, args.method)
-    return maps | "WriteTransportMap" >> WriteTransportMap(args.map), (unread, unfitted)
-
-
-def _in_random_part(ref: ImageRef) -> ImageRef:
-    return ref._replace(group=part_of(ref.group, ref.key))
+    fit = FitTransportMap(args.vae, args.patch_size, args.method, grouped=bool(grouped))
+    maps, unfitted = statistics | "FitTransportMap" >> fit
+    return maps | "WriteTransportMap" >> WriteTransportMap(args.map), (unnamed, unread, unfitted)
 
 
 def report(args: argparse.Namespace, counters: Counters) -> str:
@@ -169,6 +193,8 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
     if not counters.get(metrics.MAPS_WRITTEN):
         where = storage.join(*failures_beside(args.map))
         raise UserError(f"no map was written: no image of one side or both could be used; see {where}-*.parquet")
+    if args.group_by:
+        return "\n".join(_maps_written(args, counters))
     fitted = read_map(args.map)
     distance = fitted.distance_squared()
     lines = [
@@ -182,18 +208,29 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
     if args.paired:
         lines.append(f"  {counters.get(metrics.IMAGES_UNPAIRED, 0)} images without a partner left out")
     else:
-        lines += _advice(distance, fitted.noise_floor, counters.get(metrics.KEYS_SHARED, 0))
+        lines += _advice(fitted, distance, counters.get(metrics.KEYS_SHARED, 0))
     return "\n".join(lines)
 
 
-def _advice(distance: float, floor: float | None, shared: int) -> list[str]:
+def _maps_written(args: argparse.Namespace, counters: Counters) -> Iterator[str]:
+    """The same of many maps."""
+    yield f"{counters[metrics.MAPS_WRITTEN]} maps {args.map}"
+    noisy = counters.get(metrics.MAPS_MOSTLY_NOISE, 0)
+    if noisy and not args.paired:
+        yield (
+            f"  WARNING: {noisy} of them are mostly noise (dot-map inspect tells which): they carry what their "
+            "two sides happen to show. Fit on more images, or on pairs (--paired)"
+        )
+
+
+def _advice(fitted: TransportMap, distance: float, shared: int) -> list[str]:
     """What the user should know about how far to trust a map of unpaired images."""
-    lines = []
+    lines, floor = [], fitted.noise_floor
     if floor is not None:
         lines.append(
             f"  of which the choice of images explains about {floor:.4g} (noise floor, from random halves of each side)"
         )
-        if floor > distance / 2:
+        if is_mostly_noise(fitted):
             times = math.ceil(4 * floor / (distance - floor)) if distance > 1.1 * floor else 0
             more = f"about {times} times as many" if times else "many more"
             lines.append(
@@ -206,7 +243,8 @@ def _advice(distance: float, floor: float | None, shared: int) -> list[str]:
 
 
 def failures_beside(map_url: str) -> tuple[str, str]:
-    """Folder of a map's failures, and what their files' names begin with."""
+    """Folder of the failures of a map, or of all groups' maps, and what their files' names begin with."""
+    map_url = map_of_group(map_url, "groups")
     return storage.parent(map_url), posixpath.basename(map_url).removesuffix(".safetensors") + ".failures"
 
 

@@ -6,6 +6,7 @@ that was found before any work started.
 
 import argparse
 import difflib
+import itertools
 import logging
 import sys
 import threading
@@ -25,9 +26,13 @@ from apache_beam.options.pipeline_options import (
 from tqdm import tqdm
 
 from ot_core import UserError, listing, storage
+from ot_core.groups import Grouping
 from pipelines.options import LOCAL_RUNNER, ArgumentParser, parse
 from pipelines.summary import DONE, Counters, as_json, measured, summary
 from transforms import metrics
+
+#: Images of an input of which one at least must have a group.
+_SEEN = 1000
 
 
 def launch(
@@ -87,19 +92,23 @@ def launch(
     return _exit_code(parser.prog, found.counters, args.max_failure_fraction) or int(bool(wrong))
 
 
-def check_inputs(*flags: tuple[str, Sequence[str]]) -> None:
-    """Finds at least one image in every input.
+def check_inputs(*flags: tuple[str, Sequence[str]], group_by: str | None = None) -> None:
+    """Finds at least one image in every input, and in groups one that has a group.
 
     Raises:
         UserError: naming the flag and the input.
     """
+    grouping = Grouping.parse(group_by) if group_by else None
     for flag, specs in flags:
         for spec in specs:
-            first = next(listing.list_images(spec), None)
+            images = listing.list_images(spec, grouping)
+            first = next(images, None)
             if first is None:
                 raise UserError(f"{flag} {spec}: no image matched; expected a folder, glob, image or list of images")
             if first.problem:
                 raise UserError(f"{flag} {first.problem}")
+            if grouping and not (first.group or any(image.group for image in itertools.islice(images, _SEEN))):
+                raise UserError(f"--group_by {group_by}: none of the first images of {flag} {spec} has a group")
 
 
 def _exit_code(prog: str, counters: Counters, max_failure_fraction: float) -> int:

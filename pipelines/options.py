@@ -12,6 +12,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from ot_core import UserError
 from ot_core.autoencoder import PRECISIONS
+from ot_core.groups import GROUP, Grouping, is_pattern
 from ot_core.images import DEFAULT_MAX_PIXELS, HIGHEST_PIXEL_LIMIT
 
 #: Runs in this process and starts at once; Beam's default first looks for a Prism binary on the network.
@@ -87,6 +88,30 @@ def add_common(parser: ArgumentParser, precision: str = "float32") -> None:
     parser.add_argument(
         "--summary", metavar="URL", help="JSON file to write as well, of how many images came to what (default: none)"
     )
+
+
+def add_group_by(parser: ArgumentParser) -> None:
+    """The flag of jobs that know groups of images, each with a map of its own; see `check_group_by`."""
+    parser.add_argument(
+        "--group_by",
+        metavar="SPEC",
+        help="what tells an image's group, each of which has a map: folder:N, the N-th folder of its key (folder:1 is "
+        "the first below the input's root), or column:NAME, a column of the lists; {group} in --map is its name",
+    )
+
+
+def check_group_by(args: argparse.Namespace) -> None:
+    """Refuses groups without a name for each map, and the other way round.
+
+    Raises:
+        UserError: likewise if the flag says neither a column nor a folder.
+    """
+    if is_pattern(args.map) and not args.group_by:
+        raise UserError(f"--map {args.map}: expected --group_by, which says what {GROUP} stands for")
+    if args.group_by:
+        Grouping.parse(args.group_by)
+        if not is_pattern(args.map):
+            raise UserError(f"--map {args.map}: expected {GROUP} in it, where the name of each group goes")
 
 
 def add_accelerator(parser: ArgumentParser) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 import apache_beam as beam
 
-from ot_core import UserError, read_map, shards, storage
+from ot_core import UserError, shards, storage
+from ot_core.groups import GROUP, find_maps, is_pattern
 from ot_core.images import DEFAULT_COMPRESS_LEVEL, OUTPUT_FORMATS
 from pipelines import options
 from pipelines.launch import check_inputs, launch
@@ -34,9 +35,9 @@ from transforms import (
     WriteManifest,
     metrics,
 )
-from transforms.drift import DRIFT, STATISTICS
+from transforms.drift import DRIFT, statistics_of_group
 from transforms.images import IMAGES
-from transforms.maps import autoencoder_of_map
+from transforms.maps import read_maps
 from transforms.model_handlers import INTERPOLATIONS
 from transforms.packing import STAGING
 from transforms.records import counted
@@ -48,6 +49,12 @@ def parser() -> options.ArgumentParser:
     flags = options.ArgumentParser("dot-transport", "Transports restored images with a fitted map.")
     options.add_input(flags, "--input", "restored images")
     flags.add_argument("--map", required=True, metavar="URL", help="a map written by dot-fit")
+    options.add_group_by(flags)
+    flags.add_argument(
+        "--default_map",
+        metavar="URL",
+        help="a map for images without a group, or whose group has none (default: they are failures)",
+    )
     flags.add_argument(
         "--output", required=True, metavar="URL", help="folder to write images, manifest and failures to"
     )
@@ -157,7 +164,8 @@ def check(args: argparse.Namespace) -> None:
     for spec in args.input:
         if _is_below(args.output, spec):
             raise UserError(f"--output {args.output}: lies in --input {spec}, so a second run would take its results")
-    check_inputs(("--input", args.input))
+    options.check_group_by(args)
+    check_inputs(("--input", args.input), group_by=args.group_by)
     if not args.plan:
         check_output(args)
     elif args.resume:
@@ -174,22 +182,31 @@ def check_output(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, object]:
-    """What decides the bytes of the images.
+    """What decides the bytes of the images. Sets which maps there are.
 
     Raises:
-        UserError: if map, autoencoder and flags don't go together.
+        UserError: if maps, autoencoder and flags don't go together.
     """
-    transport_map = read_map(args.map)
-    if args.kernel_size and args.kernel_size > transport_map.patch_size:
-        raise UserError(f"--kernel_size {args.kernel_size}: the map's patch size is {transport_map.patch_size}")
-    autoencoder = autoencoder_of_map(transport_map, args.map, args.vae, precision=options.precision_of(args))
+    grouped = is_pattern(args.map)
+    if args.default_map and not grouped:
+        raise UserError(f"--default_map: expected --group_by, and {GROUP} in --map")
+    args.maps = find_maps(args.map) if grouped else {"": args.map}
+    if args.default_map:
+        args.maps[""] = args.default_map
+    for group, transport_map, autoencoder in read_maps(args.maps, args.vae, precision=options.precision_of(args)):
+        if args.kernel_size and args.kernel_size > transport_map.patch_size:
+            of_group = f"the patch size of {args.maps[group]} is {transport_map.patch_size}"
+            raise UserError(f"--kernel_size {args.kernel_size}: {of_group}")
+        vae_sha256 = autoencoder.fingerprint
+    digests = {group: hashlib.sha256(storage.read_bytes(url)).hexdigest() for group, url in args.maps.items()}
+    of_all = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
     names = ("alpha", "format", "quality", "compress_level", "interpolation", "kernel_size", "zero_shot", "precision")
     return {
         "compile": args.compile,
         "output_format": args.output_format,
         "output_shards": None if args.output_format == "files" else args.output_shards,
-        "map_sha256": hashlib.sha256(storage.read_bytes(args.map)).hexdigest(),
-        "vae_sha256": autoencoder.fingerprint,
+        "map_sha256": of_all if grouped else digests[""],
+        "vae_sha256": vae_sha256,
         "sigma": str(args.sigma),
         **{name: getattr(args, name) for name in names},
     }
@@ -197,7 +214,9 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
-    images, unlisted = pipeline | "ListImages" >> ListImages(args.input, versions=True, since=args.since)
+    images, unlisted = pipeline | "ListImages" >> ListImages(
+        args.input, versions=True, since=args.since, group_by=args.group_by
+    )
     if args.plan:
         _ = images | "SkipDone" >> _skip_done(args)
         _ = unlisted | "CountFailures" >> beam.Map(counted)
@@ -216,7 +235,7 @@ def transport_images(
     if args.resume:
         images, done = images | "SkipDone" >> _skip_done(args)
     transport = TransportImages(
-        map=args.map,
+        map=args.maps,
         output=args.output,
         alphas=args.alpha,
         format=args.format,
@@ -235,7 +254,7 @@ def transport_images(
         statistics=True,
     )
     records, untransported, statistics = images | "TransportImages" >> options.on_accelerator(transport, args)
-    _ = statistics | "WriteDrift" >> WriteDrift(args.map, args.output)
+    _ = statistics | "WriteDrift" >> WriteDrift(args.maps, args.output)
     failures = [untransported]
     if args.resume:
         records = (records, done) | "FlattenRecords" >> beam.Flatten()
@@ -274,21 +293,31 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
     if args.since is not None:
         lines.append(f"  {counters.get(metrics.IMAGES_OLDER, 0)} older images left out")
     if not args.plan:
-        lines += [f"  {line}" for line in _told(_drift(args))]
+        lines += [f"  {line}" for line in _told(*_largest_drift(args))]
     return "\n".join(lines)
 
 
-def _drift(args: argparse.Namespace) -> dict[str, Any]:
-    return dict(json.loads(storage.read_bytes(storage.join(args.output, DRIFT))))
+def _largest_drift(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The group whose inputs drifted furthest, or "" where there are none, and what was found of it."""
+    url = storage.join(args.output, DRIFT)
+    found = json.loads(storage.read_bytes(url)) if storage.details(url) else {}  # some engines end before their work
+    by_group = {"": found, **found.pop("groups", {})}
+
+    def distance(item: tuple[str, dict[str, Any]]) -> float:
+        inputs = item[1].get("inputs")
+        return -1.0 if inputs is None else math.inf if inputs["relative"] is None else inputs["relative"]
+
+    return max(by_group.items(), key=distance)
 
 
-def _told(drift: Mapping[str, Any]) -> Iterator[str]:
+def _told(group: str, drift: Mapping[str, Any]) -> Iterator[str]:
+    of_group = f" of group {group}, the furthest" if group else ""
     for name, found in drift.items():
         if isinstance(found, dict):
             floor = found["standard_noise_floor"]
             yield (
-                f"drift of {name}: {_number(found['relative'])} of the map's distance (squared distance from its "
-                f"{found['from']} {found['distance_squared']:.3g}; in standard deviations "
+                f"drift of {name}{of_group}: {_number(found['relative'])} of the map's distance (squared distance from "
+                f"its {found['from']} {found['distance_squared']:.3g}; in standard deviations "
                 f"{found['standard_distance_squared']:.3g}, by chance {'unknown' if floor is None else f'{floor:.3g}'})"
             )
 
@@ -299,12 +328,17 @@ def _number(value: float | None) -> str:
 
 def objection(args: argparse.Namespace) -> str | None:
     """What --max_drift has against the inputs."""
-    found = None if args.max_drift is None or args.plan else _drift(args)["inputs"]
+    if args.max_drift is None or args.plan:
+        return None
+    group, drift = _largest_drift(args)
+    found = drift.get("inputs")
     if found is None or (found["relative"] is not None and found["relative"] <= args.max_drift):
         return None
+    of_group = f" of group {group}" if group else ""
     return (
-        f"the inputs drifted by {_number(found['relative'])} of the map's distance, over --max_drift {args.max_drift}; "
-        f"for a map of them, dot-fit --source {storage.join(args.output, STATISTICS)} --target {args.map}"
+        f"the inputs{of_group} drifted by {_number(found['relative'])} of the map's distance, over --max_drift "
+        f"{args.max_drift}; for a map of them, dot-fit --source {statistics_of_group(args.output, group)} "
+        f"--target {args.maps[group]}"
     )
 
 

@@ -26,29 +26,26 @@ class BatchByPixels(beam.PTransform):
         max_pixels: most pixels in a batch of more than one image. 0 makes every image its own batch. Default: 4 Mi
             where there is CUDA; on a CPU 2 Mi of images of any shape, which the model works on one by one, several
             side by side.
-        alone_on_cpu: by default make every image its own batch on a CPU. It gains nothing from batches there, and
-            what an image shares one with would decide the last bits of its result.
     """
 
-    def __init__(self, max_pixels: int | None = None, alone_on_cpu: bool = False) -> None:
+    def __init__(self, max_pixels: int | None = None) -> None:
         super().__init__()
-        self._max_pixels, self._alone_on_cpu = max_pixels, alone_on_cpu
+        self._max_pixels = max_pixels
 
     @no_annotations
     def expand(self, images: beam.PCollection[LoadedImage]) -> beam.PCollection[ImageBatch]:
         """One fused step."""
-        batcher = _BatchByPixelsDoFn(self._max_pixels, self._alone_on_cpu)
+        batcher = _BatchByPixelsDoFn(self._max_pixels)
         return images | "BatchByPixels" >> beam.ParDo(batcher).with_output_types(ImageBatch)
 
 
 class _BatchByPixelsDoFn(beam.DoFn):
-    def __init__(self, max_pixels: int | None, alone_on_cpu: bool = False) -> None:
-        self._requested, self._alone_on_cpu = max_pixels, alone_on_cpu
+    def __init__(self, max_pixels: int | None) -> None:
+        self._requested = max_pixels
 
     def setup(self) -> None:
         self._any_shape = self._requested is None and default_device() == "cpu"
-        default = 0 if self._any_shape and self._alone_on_cpu else default_batch_pixels()
-        self._max_pixels = default if self._requested is None else self._requested
+        self._max_pixels = default_batch_pixels() if self._requested is None else self._requested
 
     def start_bundle(self) -> None:
         self._waiting: dict[_Shape, list[LoadedImage]] = {}

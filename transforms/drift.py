@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from ot_core.map_file import LatentSets, write_statistics
 from ot_core.noise import part_of
 from ot_core.patches import patch_statistics
 from transforms.elements import GatheredStatistics
+from transforms.maps import by_group
 
 #: Groups of the statistics that transport gathers: of the latents that it encoded, which may become the source of a
 #: map, and of the same ones transported.
@@ -28,20 +29,24 @@ _TOLD = {"inputs": (SOURCE, "source"), "results": (RESULTS, "target")}
 
 
 class SampledPatches(NamedTuple):
-    """Some patches of an image's latent, (n, D) each: as it was encoded, and the same ones transported."""
+    """Some patches of an image's latent, (n, D) each: as it was encoded, and the same ones transported.
+
+    The group is the one whose map it was transported with, "" where that is for images of any.
+    """
 
     key: str
     before: torch.Tensor
     after: torch.Tensor
+    group: str = ""
 
 
 def gather(sampled: Sequence[SampledPatches], workers: Executor | None = None) -> GatheredStatistics:
-    """Statistics of the patches of a batch, for each kind and random part; latents that aren't finite don't count."""
+    """Statistics of the patches of a batch, for each kind, part and group; latents that aren't finite don't count."""
     together: dict[str, list[torch.Tensor]] = {}
-    for key, before, after in sampled:
+    for key, before, after, group in sampled:
         if len(before) and bool(before.isfinite().all() and after.isfinite().all()):
-            together.setdefault(part_of(SOURCE, key), []).append(before)
-            together.setdefault(part_of(RESULTS, key), []).append(after)
+            together.setdefault(part_of(SOURCE, key, group), []).append(before)
+            together.setdefault(part_of(RESULTS, key, group), []).append(after)
     patches = [torch.cat(several) for several in together.values()]
     statistics = workers.map(patch_statistics, patches) if workers else map(patch_statistics, patches)
     return GatheredStatistics(tuple(zip(together, statistics, strict=True)))
@@ -53,41 +58,67 @@ class WriteDrift(beam.PTransform):
     """(group, GaussianStatistics) of `TransportImages` -> the URL of `<output>/drift.json`.
 
     Tells how far the inputs are from the map's source, and the results from its target (`ot_core.drift`). The
-    statistics themselves are written to `<output>/drift.safetensors`, for fitting a map from.
+    statistics themselves are written to `<output>/drift.safetensors`, for fitting a map from. Of maps by subgroup it
+    tells the same under `groups`, and writes statistics to `<output>/drift/<subgroup>.safetensors`.
 
     Args:
-        map: URL of the map.
+        map: URL of the map, or of several by subgroup, as in `TransportImages`.
         output: URL of the folder.
     """
 
-    def __init__(self, map: str, output: str) -> None:
+    def __init__(self, map: str | Mapping[str, str], output: str) -> None:
         super().__init__()
-        self._map, self._output = map, output
+        self._maps, self._output = {"": map} if isinstance(map, str) else dict(map), output
 
     @no_annotations
     def expand(self, statistics: beam.PCollection[tuple[str, GaussianStatistics]]) -> beam.PCollection[str]:
-        """A few small side inputs; written even where there are none."""
+        """A map's statistics meet; written even where there are none."""
+        every_map = statistics.pipeline | "EveryMap" >> beam.Create([(group, None) for group in self._maps])
+        measured = (
+            (every_map, statistics | "KeyByGroup" >> beam.Map(by_group))
+            | "FlattenGroups" >> beam.Flatten()
+            | "GroupByGroup" >> beam.GroupByKey()
+            | "Measure" >> beam.Map(_measure, self._maps, self._output)
+        )
         return (
             statistics.pipeline
             | "Once" >> beam.Create([None])
-            | "Write" >> beam.Map(_write_drift, self._map, self._output, beam.pvalue.AsDict(statistics))
+            | "Write" >> beam.Map(_write_drift, self._output, beam.pvalue.AsDict(measured))
         )
 
 
-def _write_drift(_: None, map_url: str, output: str, groups: dict[str, GaussianStatistics]) -> str:
+def statistics_of_group(output: str, group: str) -> str:
+    """The URL of the statistics of the images that were transported with a map."""
+    return storage.join(output, "drift", f"{group}.safetensors") if group else storage.join(output, STATISTICS)
+
+
+def _measure(
+    element: tuple[str, Iterable[tuple[str, GaussianStatistics] | None]], maps: Mapping[str, str], output: str
+) -> tuple[str, dict[str, Any]]:
+    """Writes the statistics of one map's images, and gives what to tell of them."""
+    subgroup, given = element
+    map_url = maps[subgroup]
     transport_map = read_map(map_url)
     sets = LatentSets(
-        groups,
+        dict(item for item in given if item is not None),
         transport_map.patch_size,
         transport_map.latent_channels,
         transport_map.vae,
         transport_map.vae_sha256,
     )
-    write_statistics(sets, storage.join(output, STATISTICS))
+    write_statistics(sets, statistics_of_group(output, subgroup))
     found: dict[str, Any] = {"map": map_url, "map_distance_squared": transport_map.distance_squared()}
     for name, (group, side) in _TOLD.items():
         drift = drift_of([part for _, part in sorted(sets.named(group).items())], transport_map, side)
         found[name] = drift and {"from": side, **{k: _json(v) for k, v in dataclasses.asdict(drift).items()}}
+    return subgroup, found
+
+
+def _write_drift(_: None, output: str, measured: Mapping[str, dict[str, Any]]) -> str:
+    groups = dict(sorted(measured.items()))
+    found = groups.pop("", {})
+    if groups:
+        found = {**found, "groups": groups}
     url = storage.join(output, DRIFT)
     storage.write_bytes(url, json.dumps(found, indent=1).encode())
     return url

@@ -27,6 +27,7 @@ class ImageRef(NamedTuple):
         part: which part of the file it is, or "" where it is the whole file.
         version: what changes whenever the image does, as the store tells it (an etag, or size and time); "" if unknown.
         modified: when it was last changed, in seconds since 1970; None if unknown.
+        subgroup: which map of several is its own (`ListImages` with group_by); "" where nothing tells it.
     """
 
     key: str
@@ -35,6 +36,7 @@ class ImageRef(NamedTuple):
     part: str = ""
     version: str = ""
     modified: float | None = None
+    subgroup: str = ""
 
     @property
     def source_uri(self) -> str:
@@ -82,6 +84,7 @@ class ImageRecord(NamedTuple):
         bytes, sha256: of the written file.
         seconds: reading, decoding, this image's share of the model, and writing; 0 where another run did that.
         source_version: of the image that it was made from, as in ImageRef.
+        group: its subgroup, as in ImageRef.
     """
 
     key: str
@@ -94,6 +97,7 @@ class ImageRecord(NamedTuple):
     sha256: str
     seconds: float
     source_version: str = ""
+    group: str = ""
 
 
 class ImageQuality(NamedTuple):

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -23,6 +23,7 @@ from transforms.elements import (
     TransportPrediction,
     in_global_window,
 )
+from transforms.groups import HasMapDoFn
 from transforms.model_handlers import TransportModelHandler
 from transforms.reading import ReadImages
 from transforms.statistics import GaussianStatisticsCombineFn
@@ -56,7 +57,8 @@ class TransportImages(beam.PTransform):
     alphas. For shards, let them be written to `packing.STAGING` and apply `PackShards` to the records.
 
     Args:
-        map: URL of the transport map.
+        map: URL of the transport map; or of several by subgroup, of which "" is for images of any other. Without that
+            one, these are failures.
         output: URL of the output's root.
         alphas: weights of the restored image in the result: 0 is full transport, 1 the restored image.
         format: png, jpeg or webp.
@@ -67,7 +69,8 @@ class TransportImages(beam.PTransform):
         max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
         folder: of the images, below the output.
         statistics: whether to give statistics of the latents too, as a third result. Groups are "source/0" and so on,
-            of patches of the latents that were encoded, and "results/0" and so on, of the same ones fully transported.
+            of patches of the latents that were encoded, and "results/0" and so on, of the same ones fully transported;
+            of those transported with the map of a subgroup, "source/0/<subgroup>" and so on.
         **options: of `TransportModelHandler`: interpolation, kernel_size, sigma, zero_shot, precision, compiled.
 
     Raises:
@@ -77,7 +80,7 @@ class TransportImages(beam.PTransform):
 
     def __init__(
         self,
-        map: str,
+        map: str | Mapping[str, str],
         output: str,
         alphas: Sequence[float] = (0.0,),
         format: str = "png",
@@ -96,12 +99,13 @@ class TransportImages(beam.PTransform):
         )
         self._statistics = statistics
         self._write = _WriteImageDoFn(output, alphas, format, quality, compress_level, folder)
-        self._map, self._output, self._alphas = map, output, alphas
+        self._output, self._alphas = output, alphas
         self._max_pixels, self._max_batch_pixels = max_pixels, max_batch_pixels
 
     def display_data(self) -> dict[str, Any]:
         """Shown by runners' user interfaces."""
-        return {"map": self._map, "output": self._output, "alphas": ", ".join(map(str, self._alphas))}
+        maps, alphas = ", ".join(self._handler.maps.values()), ", ".join(map(str, self._alphas))
+        return {"map": maps, "output": self._output, "alphas": alphas}
 
     @no_annotations
     def expand(self, refs: beam.PCollection[ImageRef]) -> TransportOutcome | TransportOutcomeWithStatistics:
@@ -109,6 +113,10 @@ class TransportImages(beam.PTransform):
 
         Only the merging of statistics ends outside of it, after each bundle's have been merged within.
         """
+        unmapped: list[beam.PCollection[Failure]] = []
+        if "" not in self._handler.maps:
+            has_map = beam.ParDo(HasMapDoFn(self._handler.maps)).with_output_types(ImageRef)
+            refs, *unmapped = refs | "HasMap" >> has_map.with_outputs("failures", main="images")
         images, unread = refs | "ReadImages" >> ReadImages(self._max_pixels)
         written = (
             images
@@ -116,7 +124,7 @@ class TransportImages(beam.PTransform):
             | "RunInference" >> RunInference(self._handler).with_output_types(TransportPrediction)
             | "WriteImages" >> beam.ParDo(self._write).with_outputs("failures", "statistics", main="records")
         )
-        failures = (unread, written.failures) | "FlattenFailures" >> beam.Flatten()
+        failures = (*unmapped, unread, written.failures) | "FlattenFailures" >> beam.Flatten()
         if not self._statistics:
             return TransportOutcome(written.records, failures)
         statistics = written.statistics | "MergeStatistics" >> beam.CombinePerKey(GaussianStatisticsCombineFn())
@@ -194,7 +202,8 @@ class _WriteImageDoFn(beam.DoFn):
         height, width = result.pixels[index].shape[:2]
         seconds = result.seconds / len(self._folders) + time.perf_counter() - start
         digest = hashlib.sha256(data).hexdigest()
-        return ImageRecord(ref.key, ref.source_uri, url, alpha, width, height, len(data), digest, seconds, ref.version)
+        size = width, height, len(data)
+        return ImageRecord(ref.key, ref.source_uri, url, alpha, *size, digest, seconds, ref.version, ref.subgroup)
 
 
 def _outputs(written: _Written) -> Iterator[Any]:

@@ -9,6 +9,7 @@ import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import Cause, ImageError, listing, storage
+from ot_core.groups import Grouping
 from transforms import metrics
 from transforms.elements import Failure, ImageRef, in_global_window
 
@@ -36,6 +37,11 @@ class ListImages(beam.PTransform):
         versions: ask the store for the version and time of the images of lists too; folders and globs tell them anyway.
         since: take only images modified at this time or later, in seconds since 1970, and those whose time isn't known;
             the counter `images_older` says how many others there were.
+        group_by: what tells an image's subgroup, "folder:1" or "column:camera" (see `ot_core.groups.Grouping`); or a
+            mapping from the names of the groups that have subgroups. Of these max_images are taken of each.
+
+    Raises:
+        UserError: if group_by is neither.
     """
 
     def __init__(
@@ -45,18 +51,25 @@ class ListImages(beam.PTransform):
         paired: bool = False,
         versions: bool = False,
         since: float | None = None,
+        group_by: str | Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         groups = inputs if isinstance(inputs, Mapping) else {"": inputs}
+        if not isinstance(group_by, Mapping):
+            group_by = dict.fromkeys(groups, group_by) if group_by else {}
+        for text in group_by.values():
+            Grouping.parse(text)
         self._specs = [
-            (group, spec) for group, specs in groups.items() for spec in ([specs] if isinstance(specs, str) else specs)
+            (group, spec, group_by.get(group, ""))
+            for group, specs in groups.items()
+            for spec in ([specs] if isinstance(specs, str) else specs)
         ]
         self._max_images, self._groups, self._paired = max_images, len(groups), paired
         self._versions, self._since = versions or since is not None, since
 
     def display_data(self) -> dict[str, Any]:
         """Shown by runners' user interfaces."""
-        return {"inputs": ", ".join(spec for _, spec in self._specs), "max_images": self._max_images or "all"}
+        return {"inputs": ", ".join(spec for _, spec, _ in self._specs), "max_images": self._max_images or "all"}
 
     @no_annotations
     def expand(self, pbegin: beam.Pipeline) -> ListedImages:
@@ -81,7 +94,7 @@ class ListImages(beam.PTransform):
             images = images | "Since" >> beam.Filter(_is_since, self._since)
         if self._max_images is not None:
             images = images | "LimitImages" >> _LimitImages(self._max_images)
-        if any(".parquet" in spec.lower() for _, spec in self._specs):
+        if any(".parquet" in spec.lower() for _, spec, _ in self._specs):
             # Left out elsewhere, since its Flatten makes the local runner hold every image once more.
             images = images | "RowGroupsTogether" >> _RowGroupsTogether()
         return ListedImages(images, failures)
@@ -93,16 +106,17 @@ class _MatchInputDoFn(beam.DoFn):
     #: Images that are counted at once; one by one, counting takes a tenth of the time.
     _COUNTED = 1000
 
-    def process(self, element: tuple[str, str]) -> Iterator[Any]:
-        group, spec = element
+    def process(self, element: tuple[str, str, str]) -> Iterator[Any]:
+        group, spec, group_by = element
+        grouping = Grouping.parse(group_by) if group_by else None
         waiting = 0
         with metrics.timed("list"):
-            for listed in listing.list_images(spec):
+            for listed in listing.list_images(spec, grouping):
                 waiting += 1
                 if waiting == self._COUNTED:
                     metrics.count(metrics.IMAGES_LISTED, waiting)
                     waiting = 0
-                fields = (listed.uri, group, listed.part, *listed.details)
+                fields = (listed.uri, group, listed.part, *listed.details, listed.group)
                 try:
                     if listed.problem:
                         raise ImageError(Cause.BAD_LIST, listed.problem)
@@ -214,7 +228,7 @@ def _refs_of_row_group(element: tuple[str, Iterable[tuple[Any, ...]]]) -> Iterat
 
 
 class _LimitImages(beam.PTransform):
-    """At most n images of each group: those whose keys hash lowest, so that every run takes the same."""
+    """At most n images of each group and subgroup: those whose keys hash lowest, so that every run takes the same."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -230,10 +244,10 @@ class _LimitImages(beam.PTransform):
         )
 
 
-def _by_group_with_hash(ref: ImageRef) -> tuple[str, tuple[str, tuple[Any, ...]]]:
-    return ref.group, (hashlib.sha256(ref.key.encode()).hexdigest(), tuple(ref))
+def _by_group_with_hash(ref: ImageRef) -> tuple[tuple[str, str], tuple[str, tuple[Any, ...]]]:
+    return (ref.group, ref.subgroup), (hashlib.sha256(ref.key.encode()).hexdigest(), tuple(ref))
 
 
-def _refs_of_group(element: tuple[str, list[tuple[str, tuple[Any, ...]]]]) -> Iterator[ImageRef]:
+def _refs_of_group(element: tuple[tuple[str, str], list[tuple[str, tuple[Any, ...]]]]) -> Iterator[ImageRef]:
     for _, fields in element[1]:
         yield ImageRef(*fields)

@@ -3,7 +3,7 @@
 import functools
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -19,10 +19,14 @@ from ot_core import (
     decoder_geometry,
     load_autoencoder,
     noise_floor,
+    read_map,
     write_map,
 )
 from ot_core.autoencoder import DEFAULT_VAE, is_factory, vae_name
+from ot_core.decoder import DecoderGeometry
+from ot_core.groups import map_of_group
 from ot_core.map_file import LatentSets
+from ot_core.noise import split_group
 from transforms import metrics
 from transforms.elements import Failure, failure_of_group
 
@@ -36,10 +40,16 @@ def method_of(transport_map: TransportMap) -> str:
     return "pixels" if transport_map.invariant is None else "matched"
 
 
-class FitOutcome(NamedTuple):
-    """Result of `FitTransportMap`: one map, or none and a failure that says why."""
+def is_mostly_noise(transport_map: TransportMap) -> bool:
+    """Whether chance explains more than half of the distance between a map's sides."""
+    floor = transport_map.noise_floor
+    return floor is not None and floor > transport_map.distance_squared() / 2
 
-    maps: beam.PCollection[TransportMap]
+
+class FitOutcome(NamedTuple):
+    """Result of `FitTransportMap`: a TransportMap, in subgroups (group, TransportMap) of each; or why there is none."""
+
+    maps: beam.PCollection[Any]
     failures: beam.PCollection[Failure]
 
 
@@ -51,46 +61,71 @@ class FitTransportMap(beam.PTransform):
     noise floor of its distance, and the parts themselves. A group of the side's own name is all of it that isn't in
     such parts; of a side with one, the floor isn't known.
 
+    With subgroups, "source/0/a" counts for the map of "a" alone, and "source/0" for all maps.
+
     Args:
         vae: the autoencoder whose latents these are; the map remembers its name and fingerprint.
         patch_size: p, as in `LatentStatistics`.
         method: "matched" takes differences in the mean colour of patches for content (`ot_core.decoder`), which suits
             sides that show different things; "pixels" doesn't, which suits pairs. Both measure the map's cost in
             decoded pixels, "paper" in latents.
+        grouped: whether there are subgroups: then gives (group, TransportMap) for each.
 
     Raises:
         UserError: if the method isn't known.
     """
 
-    def __init__(self, vae: str | None = None, patch_size: int = 3, method: str = "matched") -> None:
+    def __init__(
+        self, vae: str | None = None, patch_size: int = 3, method: str = "matched", grouped: bool = False
+    ) -> None:
         super().__init__()
         if method not in METHODS:
             raise UserError(f"method {method}: expected one of {', '.join(METHODS)}")
-        self._vae, self._patch_size, self._method = vae, patch_size, method
+        self._vae, self._patch_size, self._method, self._grouped = vae, patch_size, method, grouped
 
     @no_annotations
     def expand(self, statistics: beam.PCollection[tuple[str, GaussianStatistics]]) -> FitOutcome:
-        """Both groups meet as one small side input."""
-        fitted = (
-            statistics.pipeline
-            | "Once" >> beam.Create([None])
-            | "Fit"
-            >> beam.ParDo(
-                _FitDoFn(self._vae, self._patch_size, self._method), beam.pvalue.AsDict(statistics)
-            ).with_outputs("failures", main="maps")
-        )
+        """What all maps have in common is a small side input; subgroups are spread over workers."""
+        common, elements = statistics, statistics.pipeline | "Once" >> beam.Create([("", ())])
+        if self._grouped:
+            common, own = statistics | "IsOfGroup" >> beam.Partition(_is_of_group, 2)
+            elements = own | "KeyByGroup" >> beam.Map(by_group) | "GroupByGroup" >> beam.GroupByKey()
+        fitted = elements | "Fit" >> beam.ParDo(
+            _FitDoFn(self._vae, self._patch_size, self._method), beam.pvalue.AsDict(common)
+        ).with_outputs("failures", main="maps")
         return FitOutcome(fitted.maps, fitted.failures)
+
+
+def _is_of_group(item: tuple[str, GaussianStatistics], partitions: int) -> int:
+    return int(bool(split_group(item[0])[1]))
+
+
+def by_group(item: tuple[str, GaussianStatistics]) -> tuple[str, tuple[str, GaussianStatistics]]:
+    """Statistics of a group, such as "source/3/a", as those of "source/3" under the key "a"."""
+    name, group = split_group(item[0])
+    return group, (name, item[1])
 
 
 class _FitDoFn(beam.DoFn):
     def __init__(self, vae: str | None, patch_size: int, method: str) -> None:
         self._vae, self._patch_size, self._method = vae, patch_size, method
+        self._of_common: DecoderGeometry | None = None
 
-    def process(self, element: None, statistics: dict[str, GaussianStatistics]) -> Iterator[Any]:
+    def process(
+        self,
+        element: tuple[str, Iterable[tuple[str, GaussianStatistics]]],
+        common: Mapping[str, GaussianStatistics],
+    ) -> Iterator[Any]:
+        group, own = element[0], dict(element[1])
+        statistics = {
+            **common,
+            **{name: found + common[name] if name in common else found for name, found in own.items()},
+        }
         parts = {side: _parts_of(side, statistics) for side in ("source", "target")}
         missing = [side for side in parts if sum(part.count for part in parts[side]) < 2]
         for side in missing:
-            message = f"no usable image in the {side}: nothing to fit"
+            of_group = f" of group {group}" if group else ""
+            message = f"no usable image in the {side}{of_group}: nothing to fit"
             yield beam.pvalue.TaggedOutput("failures", failure_of_group(side, "fit", Cause.NO_STATISTICS, message))
         if missing:
             return
@@ -99,12 +134,12 @@ class _FitDoFn(beam.DoFn):
             source, target = (functools.reduce(operator.add, parts[side]) for side in ("source", "target"))
             known: dict[str, Any] = {}
             if self._method != "paper":
-                geometry = decoder_geometry(autoencoder, target, self._patch_size)
+                geometry = self._geometry(autoencoder, target, common=not _parts_of("target", own))
                 known["metric"] = geometry.metric
                 known["invariant"] = geometry.colour if self._method == "matched" else None
             in_parts = {side: [] if side in statistics else found for side, found in parts.items()}
             floor = noise_floor(in_parts["source"], in_parts["target"], known.get("invariant"))
-            yield TransportMap.fit(
+            fitted = TransportMap.fit(
                 source,
                 target,
                 patch_size=self._patch_size,
@@ -112,11 +147,19 @@ class _FitDoFn(beam.DoFn):
                 vae_sha256=autoencoder.fingerprint,
                 **known,
                 noise_floor=floor if math.isfinite(floor) else None,
-                parts={group: s for group, s in statistics.items() if in_parts.get(group.partition("/")[0])},
+                parts={name: s for name, s in statistics.items() if in_parts.get(name.partition("/")[0])},
             )
+            yield (group, fitted) if group else fitted
+
+    def _geometry(self, autoencoder: Autoencoder, target: GaussianStatistics, common: bool) -> DecoderGeometry:
+        """Measured once for a target that all maps have in common: it takes about as long as everything else."""
+        if not common:
+            return decoder_geometry(autoencoder, target, self._patch_size)
+        self._of_common = self._of_common or decoder_geometry(autoencoder, target, self._patch_size)
+        return self._of_common
 
 
-def _parts_of(side: str, statistics: dict[str, GaussianStatistics]) -> list[GaussianStatistics]:
+def _parts_of(side: str, statistics: Mapping[str, GaussianStatistics]) -> list[GaussianStatistics]:
     return [statistics[group] for group in sorted(statistics) if group.partition("/")[0] == side]
 
 
@@ -155,13 +198,38 @@ def autoencoder_of_map(
     return autoencoder
 
 
-@beam.typehints.with_input_types(TransportMap)
+def read_maps(
+    urls: Mapping[str, str],
+    vae: str | None = None,
+    device: str | None = None,
+    precision: str | None = "float32",
+    compiled: bool = False,
+) -> Iterator[tuple[str, TransportMap, Autoencoder]]:
+    """Maps by group, one by one, each with the autoencoder that they all were fitted with.
+
+    Raises:
+        MapFileError: as `autoencoder_of_map`, also if two of them weren't fitted with the same one or patch size.
+        UserError: likewise.
+    """
+    patch_size = None
+    for group, url in urls.items():
+        transport_map = read_map(url)
+        patch_size = patch_size or transport_map.patch_size
+        if transport_map.patch_size != patch_size:
+            raise MapFileError(f"map {url}: has patch size {transport_map.patch_size}, and the others {patch_size}")
+        autoencoder = autoencoder_of_map(transport_map, url, vae, device, precision, compiled)
+        vae = autoencoder.name
+        yield group, transport_map, autoencoder
+
+
+@beam.typehints.with_input_types(TransportMap | tuple[str, TransportMap])
 @beam.typehints.with_output_types(str)
 class WriteTransportMap(beam.PTransform):
-    """TransportMap -> the URL that it was written to.
+    """TransportMap, or (group, TransportMap) -> the URL that it was written to.
 
     Args:
-        url: a `.safetensors` file, at any fsspec URL; replaced whole or not at all.
+        url: a `.safetensors` file, at any fsspec URL; replaced whole or not at all. Of several maps, with {group} where
+            the group's name goes.
     """
 
     def __init__(self, url: str) -> None:
@@ -169,12 +237,16 @@ class WriteTransportMap(beam.PTransform):
         self._url = url
 
     @no_annotations
-    def expand(self, maps: beam.PCollection[TransportMap]) -> beam.PCollection[str]:
-        """One file."""
+    def expand(self, maps: beam.PCollection[Any]) -> beam.PCollection[str]:
+        """A file for each."""
         return maps | "WriteMap" >> beam.Map(_write, self._url).with_output_types(str)
 
 
-def _write(transport_map: TransportMap, url: str) -> str:
+def _write(element: TransportMap | tuple[str, TransportMap], url: str) -> str:
+    group, transport_map = element if isinstance(element, tuple) else ("", element)
+    url = map_of_group(url, group) if group else url
     write_map(transport_map, url)
     metrics.count(metrics.MAPS_WRITTEN)
+    if is_mostly_noise(transport_map):
+        metrics.count(metrics.MAPS_MOSTLY_NOISE)
     return url

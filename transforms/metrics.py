@@ -38,6 +38,7 @@ BATCH_SIZE = "batch_size"
 BATCH_PIXELS = "batch_pixels"
 DEVICE_MEMORY = "device_memory_bytes"
 MAPS_WRITTEN = "maps_written"
+MAPS_MOSTLY_NOISE = "maps_mostly_noise"
 
 Captured = list[tuple[Callable[[str, int], None], str, int]]
 

@@ -1,11 +1,10 @@
 """Beam ModelHandlers around the autoencoder and other networks. One image that fails never takes its batch along."""
 
 import functools
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,29 +23,27 @@ from ot_core import (
     UserError,
     ZeroShotTransport,
     blend,
-    read_map,
 )
-from ot_core.autoencoder import Pixels, default_tile_pixels, to_tensor, unit_pixels
+from ot_core.autoencoder import Pixels, default_device, default_tile_pixels, to_tensor, unit_pixels
 from ot_core.features import FeatureExtractor, LatentFeatures
 from ot_core.patches import spread_patches
 from ot_core.tiles import decode_in_tiles, encode_in_tiles
 from transforms import metrics
-from transforms.device_memory import halving, over_equal_shapes, threads_of_one_core
+from transforms.device_memory import over_images, workers_of
 from transforms.drift import SampledPatches, gather
 from transforms.elements import (
     Failure,
     GatheredStatistics,
     ImageBatch,
+    ImageRef,
     LoadedImage,
     TransportedImage,
     TransportPrediction,
 )
-from transforms.maps import autoencoder_of_map
+from transforms.maps import read_maps
 
 #: Where alpha mixes the restored image with the transported one.
 INTERPOLATIONS = ("pixels", "latents")
-#: Pixels that the cores of a CPU work on together, which bounds memory.
-_PIXELS_SIDE_BY_SIDE = 2**21
 _Pixels = tuple[NDArray[np.uint8], ...]
 
 
@@ -74,7 +71,13 @@ class _ImageModelHandler(ModelHandler[ImageBatch, Any, Any]):
 
 
 class FeatureModels(dict[str, Any]):
-    """The model of each feature. Beam holds models by weak reference, which a plain dict doesn't allow."""
+    """The model of each feature. Beam holds models by weak reference, which a plain dict doesn't allow.
+
+    Attributes:
+        workers: as in `TransportModel`.
+    """
+
+    workers: Executor | None = None
 
 
 class FeatureStatisticsModelHandler(_ImageModelHandler):
@@ -94,10 +97,12 @@ class FeatureStatisticsModelHandler(_ImageModelHandler):
     def load_model(self) -> Any:
         """Loads the model of each extractor, once per process."""
         with metrics.timed("load_model"):
-            return FeatureModels({name: extractor.load() for name, extractor in self._extractors.items()})
+            models = FeatureModels({name: extractor.load() for name, extractor in self._extractors.items()})
+            models.workers = workers_of(default_device())
+            return models
 
     def run_inference(
-        self, batch: ImageBatch, model: Any, inference_args: dict[str, Any] | None = None
+        self, batch: ImageBatch, model: FeatureModels, inference_args: dict[str, Any] | None = None
     ) -> list[tuple[Any, GaussianStatistics] | Failure]:
         """See the class."""
         metrics.observe(metrics.BATCH_SIZE, len(batch.images))
@@ -106,7 +111,7 @@ class FeatureStatisticsModelHandler(_ImageModelHandler):
         images = list(batch.images)
         for feature in self._extractors:
             found[feature] = {}
-            for loaded, result in self._extract(feature, images, model[feature]):
+            for loaded, result in self._extract(feature, images, model):
                 if isinstance(result, Exception):
                     failures.append(Failure.of(loaded.ref, "encode", result))
                 else:
@@ -124,14 +129,15 @@ class FeatureStatisticsModelHandler(_ImageModelHandler):
         return [*totals, *failures]
 
     def _extract(
-        self, feature: str, images: Sequence[LoadedImage], model: Any
+        self, feature: str, images: Sequence[LoadedImage], models: FeatureModels
     ) -> Iterator[tuple[LoadedImage, GaussianStatistics | Exception]]:
-        extractor = self._extractors[feature]
-        return over_equal_shapes(
+        extractor, model = self._extractors[feature], models[feature]
+        return over_images(
             images,
             lambda height, width: extractor.padded_size(model, height, width),
             lambda equal, _: extractor.statistics([loaded.image.pixels for loaded in equal], model),
             default_tile_pixels(),
+            models.workers,
         )
 
 
@@ -157,15 +163,11 @@ class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):
     ) -> None:
         super().__init__({"latent": LatentFeatures(vae, patch_size, device, precision)})
 
-    def load_model(self) -> Autoencoder:
-        """Loads the autoencoder, once per process."""
-        return super().load_model()["latent"]
-
     def run_inference(
-        self, batch: ImageBatch, model: Autoencoder, inference_args: dict[str, Any] | None = None
+        self, batch: ImageBatch, model: FeatureModels, inference_args: dict[str, Any] | None = None
     ) -> list[tuple[str, GaussianStatistics] | Failure]:
         """See the class."""
-        outcomes = super().run_inference(batch, FeatureModels(latent=model))
+        outcomes = super().run_inference(batch, model)
         return [o if isinstance(o, Failure) else (o[0][1], o[1]) for o in outcomes]
 
 
@@ -175,15 +177,31 @@ class TransportModel:
 
     Attributes:
         autoencoder: encodes and decodes.
-        transport: the map, on the autoencoder's device.
-        workers: on a CPU with several cores, a thread for each, in which torch uses one.
-        patch_size: the map's.
+        transports: the maps by subgroup, on the autoencoder's device; "" is for images of any other.
+        workers: on a CPU a thread for each core, in which torch uses one.
+        patch_size: the maps'.
     """
 
     autoencoder: Autoencoder
-    transport: LatentTransport | ZeroShotTransport
-    workers: ThreadPoolExecutor | None = None
+    transports: Mapping[str, LatentTransport | ZeroShotTransport]
+    workers: Executor | None = None
     patch_size: int = 3
+
+    def group_of(self, ref: ImageRef) -> str:
+        """Whose map an image is transported with."""
+        return ref.subgroup if ref.subgroup in self.transports else ""
+
+    def transport(self, latents: Tensor, refs: Sequence[ImageRef]) -> Tensor:
+        """Each latent by the map of its image: images of several groups are encoded and decoded together."""
+        members: dict[str, list[int]] = {}
+        for index, ref in enumerate(refs):
+            members.setdefault(self.group_of(ref), []).append(index)
+        if len(members) == 1:
+            return self.transports[next(iter(members))](latents, [ref.key for ref in refs])
+        result = torch.empty_like(latents)
+        for group, indices in members.items():
+            result[indices] = self.transports[group](latents[indices], [refs[index].key for index in indices])
+        return result
 
 
 class TransportModelHandler(_ImageModelHandler):
@@ -192,7 +210,7 @@ class TransportModelHandler(_ImageModelHandler):
     Inference gives a `TransportPrediction` for each image, and with statistics one more.
 
     Args:
-        map: URL of the transport map.
+        map: URL of the transport map; or of several, by subgroup, of which "" is for images of any other.
         alphas: weights of the restored image in the results, one result for each.
         vae: the autoencoder; default the one that the map names.
         device: torch device; default CUDA where there is one.
@@ -212,7 +230,7 @@ class TransportModelHandler(_ImageModelHandler):
 
     def __init__(
         self,
-        map: str,
+        map: str | Mapping[str, str],
         alphas: Sequence[float] = (0.0,),
         vae: str | None = None,
         device: str | None = None,
@@ -228,7 +246,8 @@ class TransportModelHandler(_ImageModelHandler):
         super().__init__()
         if interpolation not in INTERPOLATIONS:
             raise UserError(f"interpolation {interpolation}: expected one of {', '.join(INTERPOLATIONS)}")
-        self._map, self._alphas, self._vae, self._device = map, tuple(alphas), vae, device
+        self.maps = {"": map} if isinstance(map, str) else dict(map)
+        self._alphas, self._vae, self._device = tuple(alphas), vae, device
         self._interpolation, self._zero_shot = interpolation, zero_shot
         self._precision, self._compiled, self._max_tile_pixels = precision, compiled, max_tile_pixels
         self._statistics = statistics
@@ -236,20 +255,18 @@ class TransportModelHandler(_ImageModelHandler):
 
     def update_model_path(self, model_path: str | None = None) -> None:
         """Lets `model_metadata_pcoll` name the map, so that one pipeline can fit and transport."""
-        self._map = model_path or self._map
+        self.maps = {"": model_path} if model_path else self.maps
 
     def load_model(self) -> TransportModel:
-        """Loads the map and the autoencoder, once per process."""
+        """Loads the maps and the autoencoder, once per process."""
         with metrics.timed("load_model"):
-            transport_map = read_map(self._map)
-            autoencoder = autoencoder_of_map(
-                transport_map, self._map, self._vae, self._device, self._precision, self._compiled
-            )
             transport = ZeroShotTransport if self._zero_shot else LatentTransport
-            cores = torch.get_num_threads() if autoencoder.device.type == "cpu" else 1
-            workers = threads_of_one_core(cores) if cores > 1 else None
-            on_device = transport(transport_map, device=autoencoder.device, **self._folding)
-            return TransportModel(autoencoder, on_device, workers, transport_map.patch_size)
+            transports: dict[str, LatentTransport | ZeroShotTransport] = {}
+            maps = read_maps(self.maps, self._vae, self._device, self._precision, self._compiled)
+            for group, transport_map, autoencoder in maps:
+                transports[group] = transport(transport_map, device=autoencoder.device, **self._folding)
+            workers = workers_of(autoencoder.device.type)
+            return TransportModel(autoencoder, transports, workers, transport_map.patch_size)
 
     def run_inference(
         self, batch: ImageBatch, model: TransportModel, inference_args: dict[str, Any] | None = None
@@ -281,38 +298,18 @@ class TransportModelHandler(_ImageModelHandler):
     def _outcomes(
         self, images: Sequence[LoadedImage], model: TransportModel
     ) -> Iterator[tuple[LoadedImage, _Transported | Exception]]:
-        """Images of one shape together; on a CPU, small ones side by side.
-
-        There batches gain nothing, and a core for each image is faster than all cores for each: nobody waits for the
-        slowest core after every operation, or while another thread encodes a PNG.
-        """
-
         def transport(images: Sequence[LoadedImage], max_pixels: int) -> list[_Transported | ImageError]:
             return self._transport(images, model, max_pixels)
 
-        def pixels(loaded: LoadedImage) -> int:
-            return math.prod(model.autoencoder.padded_size(*loaded.image.pixels.shape[:2]))
-
         max_pixels = self._max_tile_pixels or default_tile_pixels()
-        if model.workers is None:
-            yield from over_equal_shapes(images, model.autoencoder.padded_size, transport, max_pixels)
-            return
-        most = min(max_pixels, _PIXELS_SIDE_BY_SIDE // torch.get_num_threads())
-        ordered = sorted(images, key=pixels, reverse=True)  # the largest first, so that none is late
-        large = list(itertools.takewhile(lambda loaded: pixels(loaded) > most, ordered))
-        small = ordered[len(large) :]
-        for loaded in small:
-            metrics.observe(metrics.BATCH_PIXELS, pixels(loaded))
-        futures = [model.workers.submit(halving, [loaded], transport, max_pixels) for loaded in small]
-        yield from itertools.chain.from_iterable(future.result() for future in futures)
-        yield from over_equal_shapes(large, model.autoencoder.padded_size, transport, max_pixels)
+        return over_images(images, model.autoencoder.padded_size, transport, max_pixels, model.workers)
 
     def _transport(
         self, images: Sequence[LoadedImage], model: TransportModel, max_pixels: int
     ) -> list[_Transported | ImageError]:
         """Images of one padded shape; a single one of more than max_pixels in tiles."""
         autoencoder, pixels = model.autoencoder, [loaded.image.pixels for loaded in images]
-        keys = [loaded.ref.key for loaded in images]
+        refs = [loaded.ref for loaded in images]
         height, width = autoencoder.padded_size(*pixels[0].shape[:2])
         if len(images) == 1 and height * width > max_pixels:
             latents = encode_in_tiles(autoencoder, pixels[0], max_pixels)
@@ -323,11 +320,14 @@ class TransportModelHandler(_ImageModelHandler):
             latents = autoencoder.encode(to_tensor(pixels, autoencoder))
             decode = lambda z: [(slice(0, height), autoencoder.decode(z))]  # noqa: E731
         with torch.inference_mode():
-            transported = model.transport(latents, keys)
+            transported = model.transport(latents, refs)
             sampled: Sequence[SampledPatches | None] = [None] * len(images)
             if self._statistics:
                 both = (spread_patches(z, model.patch_size) for z in (latents, transported))
-                sampled = [SampledPatches(*one) for one in zip(keys, *both, strict=True)]
+                sampled = [
+                    SampledPatches(ref.key, before, after, model.group_of(ref))
+                    for ref, before, after in zip(refs, *both, strict=True)
+                ]
         if self._interpolation == "pixels":
             results = _blended(pixels, decode(transported), self._alphas, autoencoder.device)
         else:

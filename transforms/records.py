@@ -1,10 +1,11 @@
 """Rows of results as Parquet files, whose names don't depend on how the work was bundled."""
 
 import glob
+import json
 import re
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import apache_beam as beam
@@ -14,10 +15,11 @@ from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import storage
 from transforms import metrics
-from transforms.elements import Failure, ImageQuality, ImageRecord
+from transforms.elements import Failure, ImageQuality, ImageRecord, in_global_window
 
 _PYARROW_TYPES: Final = {str: pa.string(), int: pa.int64(), float: pa.float64(), float | None: pa.float64()}
-#: Rows held in memory, and in a row group.
+#: Rows that cross a shuffle together, some kilobytes; and those that are sorted and make a row group.
+ROWS_PACKED: Final = 64
 _ROWS_PER_GROUP: Final = 50_000
 
 
@@ -39,10 +41,10 @@ class _WriteRows(beam.PTransform):
 
     @no_annotations
     def expand(self, rows: beam.PCollection[Any]) -> beam.PCollection[str]:
-        every_shard = rows.pipeline | "EveryShard" >> beam.Create([(i, None) for i in range(self._num_shards)])
-        sharded = rows | "AssignShard" >> beam.Map(_with_shard, self._num_shards)
+        every_shard = rows.pipeline | "EveryShard" >> beam.Create([(i, pack_rows([])) for i in range(self._num_shards)])
+        packed = rows | "PackRows" >> beam.ParDo(_PackRowsDoFn(self._num_shards))
         urls = (
-            (every_shard, sharded)
+            (every_shard, packed)
             | "FlattenShards" >> beam.Flatten()
             | "GroupByShard" >> beam.GroupByKey()
             | "WriteParquet"
@@ -65,37 +67,61 @@ def _remove_others(written: int, output: str, name: str, num_shards: int) -> Non
             storage.remove(url)
 
 
-def _with_shard(row: Any, num_shards: int) -> tuple[int, tuple[Any, ...]]:
-    return zlib.crc32(row.key.encode()) % num_shards, tuple(row)
+@beam.typehints.with_output_types(tuple[int, bytes])
+class _PackRowsDoFn(beam.DoFn):
+    """Row -> (shard, some rows as compressed JSON): less for the shuffle, and for a runner that holds a whole shard."""
+
+    def __init__(self, num_shards: int) -> None:
+        self._num_shards = num_shards
+
+    def start_bundle(self) -> None:
+        self._waiting: dict[int, list[Any]] = {}
+
+    def process(self, element: Any) -> Iterator[Any]:
+        shard = zlib.crc32(element.key.encode()) % self._num_shards
+        rows = self._waiting.setdefault(shard, [])
+        rows.append(element)
+        if len(rows) == ROWS_PACKED:
+            yield shard, pack_rows(self._waiting.pop(shard))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for shard, rows in self._waiting.items():
+            yield in_global_window((shard, pack_rows(rows)))
+        self._waiting = {}
+
+
+def pack_rows(rows: Sequence[Any]) -> bytes:
+    """Named tuples of one kind, for the shuffle."""
+    return zlib.compress(json.dumps(rows).encode())
 
 
 class _WriteParquetDoFn(beam.DoFn):
     def __init__(self, output: str, name: str, row_type: Any, num_shards: int) -> None:
         self._output, self._name, self._row_type, self._num_shards = output, name, row_type, num_shards
 
-    def process(self, element: tuple[int, Iterable[tuple[Any, ...] | None]]) -> Iterator[str]:
-        shard, rows = element
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[str]:
+        shard, packs = element
         schema = schema_of(self._row_type)
         url = storage.join(self._output, f"{self._name}-{shard:05d}-of-{self._num_shards:05d}.parquet")
         with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
             with pq.ParquetWriter(file.name, schema) as writer:
-                for group in _chunks(rows):
-                    columns = list(zip(*sorted(group), strict=True)) or [()] * len(schema)
-                    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-                    writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+                for group in _groups(packs, schema):
+                    writer.write_table(group.sort_by([(name, "ascending") for name in schema.names]))
             storage.upload(file.name, url)
         yield url
 
 
-def _chunks(rows: Iterable[tuple[Any, ...] | None]) -> Iterator[list[tuple[Any, ...]]]:
-    group: list[tuple[Any, ...]] = []
-    for row in rows:
-        if row is not None:
-            group.append(row)
-        if len(group) == _ROWS_PER_GROUP:
-            yield group
-            group = []
-    yield group
+def _groups(packs: Iterable[bytes], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Tables of many rows each, which are Python's objects only a few at a time."""
+    tables: list[pa.Table] = []
+    for pack in packs:
+        columns = list(zip(*json.loads(zlib.decompress(pack)), strict=True)) or [()] * len(schema)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+        tables.append(pa.Table.from_arrays(arrays, schema=schema))
+        if sum(map(len, tables)) >= _ROWS_PER_GROUP:
+            yield pa.concat_tables(tables)
+            tables = []
+    yield pa.concat_tables(tables or [schema.empty_table()])
 
 
 @beam.typehints.with_input_types(ImageRecord)

@@ -234,4 +234,5 @@ def _record_of(ref: ImageRef, alpha: float, url: str) -> ImageRecord:
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
     digest = hashlib.sha256(data).hexdigest()
-    return ImageRecord(ref.key, ref.source_uri, url, alpha, width, height, len(data), digest, 0.0, ref.version)
+    size = width, height, len(data)
+    return ImageRecord(ref.key, ref.source_uri, url, alpha, *size, digest, 0.0, ref.version, ref.subgroup)

@@ -92,7 +92,7 @@ class LatentStatistics:
         def expand(self, refs: beam.PCollection[ImageRef]) -> StatisticsOutcome:
             """Read, encode, merge."""
             images, unread = refs | "ReadImages" >> ReadImages(self._max_pixels)
-            batching = BatchByPixels(self._max_batch_pixels, alone_on_cpu=True)
+            batching = BatchByPixels(self._max_batch_pixels)
             statistics, unencoded = _gather(images, batching, "EncodeLatents", self._handler, self._fanout)
             failures = (unread, unencoded) | "FlattenFailures" >> beam.Flatten()
             return StatisticsOutcome(statistics, failures)

@@ -77,7 +77,7 @@ def test_a_row_of_the_manifest_is_measured_by_writing_one():
     rows = fleet.measure_rows(2000)
     assert 96 < rows["row_bytes"] < 400  # two digests of 48 random bytes in hexadecimal, and what repeats
     assert rows["row_seconds"] > 0
-    assert 300 < rows["shuffled_bytes"] < 2000
+    assert 150 < rows["shuffled_bytes"] < 1000  # the reference, and the row with others of its kind, compressed
 
 
 def test_the_page_tells_assumed_from_given(tmp_path):

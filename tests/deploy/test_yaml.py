@@ -89,6 +89,23 @@ def test_pairs_are_fitted_as_the_command_fits_them(archive, vae, tmp_path):
     np.testing.assert_allclose(found.matrix, expected.matrix, rtol=1e-12, atol=1e-12)
 
 
+def test_groups_have_maps_of_their_own_here_too(archive, vae, tmp_path):
+    images = [
+        {"uri": f"{archive}/restored/{index}.png", "key": f"{index}", "camera": "ab"[index // 2]} for index in range(4)
+    ]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(image) + "\n" for image in images))
+    groups = {"map": f"{tmp_path}/{{group}}.safetensors", "group_by": "column:camera"}
+    given = str(tmp_path / "list.jsonl")
+    _run("fit", target=str(archive / "natural"), source=given, vae=vae, common_target=True, **groups)
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == ["a.safetensors", "b.safetensors"]
+    (tmp_path / "b.safetensors").unlink()
+    _run("transport", input=given, output=str(tmp_path / "out"), **groups)
+    assert [(row["key"], row["group"]) for row in _rows(tmp_path / "out", "manifest")] == [("0", "a"), ("1", "a")]
+    assert {row["error_type"] for row in _rows(tmp_path / "out", "failures")} == {"no_map"}
+    _run("transport", input=given, output=str(tmp_path / "all"), default_map=str(tmp_path / "a.safetensors"), **groups)
+    assert len(_rows(tmp_path / "all", "manifest")) == 4
+
+
 def test_images_are_added_to_a_map_as_the_command_adds_them(archive, tmp_path):
     old, command = str(archive / "run.safetensors"), str(tmp_path / "command.safetensors")
     assert fit.main(["--source", str(archive / "more"), "--add_to", old, "--map", command]) == 0
@@ -227,6 +244,7 @@ def test_a_wrong_parameter_is_named_in_one_line(name, parameters, message):
             {"patch_size": 4},
             r'Invalid .* at "FitTransportMap" at line \d+: patch_size: invalid choice: 4 \(choose .*\)',
         ),
+        ({"group_by": 5}, r'Error .* "ListImages" at line \d+: group_by 5: expected column:NAME, .*'),
         ({"source": "nowhere"}, r'Error .* "ListImages" at line \d+: inputs source nowhere: no image matched; .*'),
         ({"map": "run.st"}, r'Error .* "FitTransportMap" at line \d+: map run.st: expected a name ending in .*'),
     ],

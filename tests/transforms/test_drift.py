@@ -62,6 +62,10 @@ def test_gathering_keeps_kinds_and_parts_apart_and_takes_latents_of_any_size():
                 np.testing.assert_allclose(one.mean, by_hand.mean, atol=1e-6)
                 np.testing.assert_allclose(one.scatter, by_hand.scatter, atol=1e-4)
     assert found == {}
+    of_groups = gather([one._replace(group=f"group {one.key}") for one in sampled]).groups
+    assert {name for name, _ in of_groups} == {
+        f"{part_of(kind, key)}/group {key}" for kind in ("source", "results") for key in map(str, range(8))
+    }
 
 
 def test_latents_that_are_not_finite_or_too_small_do_not_count():
@@ -85,7 +89,9 @@ class _Mean(torch.nn.Module):
 def model() -> TransportModel:
     rng = np.random.default_rng(0)
     source, target = (GaussianStatistics.of(rng.standard_normal((50, 27))) for _ in range(2))
-    return TransportModel(Autoencoder(_Mean(), "mean"), LatentTransport(TransportMap.fit(source, target, patch_size=3)))
+    return TransportModel(
+        Autoencoder(_Mean(), "mean"), {"": LatentTransport(TransportMap.fit(source, target, patch_size=3))}
+    )
 
 
 def _batch(n: int) -> ImageBatch:

@@ -17,14 +17,16 @@ from ot_core import (
     TransportMap,
     UserError,
     latent_statistics,
+    load_autoencoder,
     read_map,
     write_map,
 )
 from ot_core.autoencoder import Autoencoder
 from transforms import LatentStatisticsModelHandler, TransportModelHandler
 from transforms.batching import _BatchByPixelsDoFn
+from transforms.device_memory import threads_of_one_core
 from transforms.elements import Failure, ImageBatch, ImageRef, LoadedImage, TransportedImage
-from transforms.model_handlers import TransportModel
+from transforms.model_handlers import FeatureModels, TransportModel
 
 
 class _Fussy(nn.Module):
@@ -48,6 +50,10 @@ class _Fussy(nn.Module):
         return nn.functional.interpolate(z, scale_factor=4.0)
 
 
+def _encoder(module: nn.Module) -> FeatureModels:
+    return FeatureModels(latent=Autoencoder(module, "fussy"))
+
+
 def _batch(*first_pixels: int, size=(16, 24)) -> ImageBatch:
     images = []
     for index, value in enumerate(first_pixels):
@@ -58,22 +64,22 @@ def _batch(*first_pixels: int, size=(16, 24)) -> ImageBatch:
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost():
-    model = Autoencoder(_Fussy(largest_batch=2), "fussy")
+    model = _encoder(_Fussy(largest_batch=2))
     ((group, statistics),) = LatentStatisticsModelHandler(patch_size=1).run_inference(_batch(0, 0, 0, 0, 0), model)
     assert group == "source"
     assert statistics.count == 5 * 4 * 6
-    assert max(model._module.batches[2:]) <= 3
+    assert max(model["latent"]._module.batches[2:]) <= 3
 
 
 def test_an_image_too_large_for_the_device_is_a_failure_by_name():
-    model = Autoencoder(_Fussy(largest_batch=1), "fussy")
-    model._module.largest_batch = 0
+    model = _encoder(_Fussy(largest_batch=1))
+    model["latent"]._module.largest_batch = 0
     (failure,) = LatentStatisticsModelHandler(patch_size=1).run_inference(_batch(0), model)
     assert (failure.error_type, failure.stage) == ("out_of_memory", "encode")
 
 
 def test_one_bad_image_costs_one_row_and_the_rest_of_its_batch_counts():
-    model = Autoencoder(_Fussy(largest_batch=9), "fussy")
+    model = _encoder(_Fussy(largest_batch=9))
     outcomes = LatentStatisticsModelHandler(patch_size=1).run_inference(_batch(0, 255, 0), model)
     assert [type(outcome) for outcome in outcomes] == [tuple, Failure]
     assert outcomes[0][1].count == 2 * 4 * 6
@@ -81,7 +87,7 @@ def test_one_bad_image_costs_one_row_and_the_rest_of_its_batch_counts():
 
 
 def test_shapes_that_pad_differently_share_a_batch_without_mixing():
-    model = Autoencoder(_Fussy(largest_batch=9), "fussy")
+    model = _encoder(_Fussy(largest_batch=9))
     batch = ImageBatch((*_batch(0, size=(13, 24)).images, *_batch(0, size=(17, 20)).images))
     ((_, statistics),) = LatentStatisticsModelHandler(patch_size=1).run_inference(batch, model)
     assert statistics.count == 4 * 6 + 5 * 5
@@ -89,7 +95,7 @@ def test_shapes_that_pad_differently_share_a_batch_without_mixing():
 
 @pytest.fixture
 def map_url(tmp_path, vae):
-    autoencoder = LatentStatisticsModelHandler(vae).load_model()
+    autoencoder = load_autoencoder(vae)
     rng = np.random.default_rng(0)
     images = [torch.from_numpy(rng.random((1, 3, 64, 64), dtype=np.float32)) for _ in range(2)]
     source, target = (latent_statistics(autoencoder.encode(image)[0], 3) for image in images)
@@ -201,7 +207,7 @@ def _tight_model(most_pixels: int) -> TransportModel:
     rng = np.random.default_rng(0)
     source, target = (GaussianStatistics.of(rng.standard_normal((50, 27))) for _ in range(2))
     autoencoder = Autoencoder(_Tight(most_pixels), "tight")
-    return TransportModel(autoencoder, LatentTransport(TransportMap.fit(source, target, patch_size=3)))
+    return TransportModel(autoencoder, {"": LatentTransport(TransportMap.fit(source, target, patch_size=3))})
 
 
 def test_an_image_that_does_not_fit_is_done_in_ever_smaller_tiles():
@@ -256,3 +262,17 @@ def test_on_a_cpu_images_side_by_side_give_what_each_gives_alone(map_url):
     for result in together:
         for a, b in zip(result.inference.pixels, expected[result.example.key], strict=True):
             assert np.abs(a.astype(int) - b).max() <= 1
+
+
+def test_on_a_cpu_statistics_do_not_depend_on_what_images_share_a_batch_with(vae):
+    handler = LatentStatisticsModelHandler(vae)
+    models = FeatureModels(latent=load_autoencoder(vae, precision="float32"))
+    images = [_batch(0, size=(40 + 8 * (i % 2), 64)).images[0] for i in range(6)]
+    images = [image._replace(ref=ImageRef(f"{i}", "u", f"g{i}")) for i, image in enumerate(images)]
+    with threads_of_one_core(2) as models.workers:
+        together = dict(handler.run_inference(ImageBatch(tuple(images)), models))
+        alone = dict(handler.run_inference(ImageBatch((image,)), models)[0] for image in images)
+    assert sorted(together) == sorted(alone) == sorted(image.ref.group for image in images)
+    for group, statistics in together.items():
+        np.testing.assert_array_equal(statistics.mean, alone[group].mean)
+        np.testing.assert_array_equal(statistics.scatter, alone[group].scatter)

@@ -3,6 +3,7 @@
 import io
 import pickle
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
 import numpy as np
@@ -71,6 +72,16 @@ def refs(tmp_path, photo):
 
 
 def _by_hand(refs, vae, patch_size):
+    """One core encodes an image, whatever the number of cores: so it is in the job, to the last bit."""
+    cores = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as one_core:
+            return one_core.submit(_encode_and_add, refs, vae, patch_size).result()
+    finally:
+        torch.set_num_threads(cores)  # for threads that begin later, too
+
+
+def _encode_and_add(refs, vae, patch_size):
     autoencoder, totals = load_autoencoder(vae), {}
     for ref in refs:
         with open(ref.uri, "rb") as file:
