@@ -70,6 +70,7 @@ def refit(given: dict[str, Any]) -> dict[str, Any]:
     return {
         **given,
         "fit": {**given["flags"], "map": map, "summary": report},
+        "map": map,
         "report": report,
         "latest": f"{given['maps']}/latest.json",
         "points_to": {"map": map, "report": report},
@@ -176,7 +177,7 @@ def dot_refit() -> None:
 
     new = settings()
     checked = check(new["report"], new["max_failure_fraction"], new["latest"])
-    sound = check_map(new["points_to"]["map"], new["max_noise"])
+    sound = check_map(new["map"], new["max_noise"])
     _job("fit", "pipelines.fit", new, "fit") >> [checked, sound]
     sound >> publish(new["latest"], new["points_to"], checked)
 
