@@ -65,10 +65,17 @@ def test_the_budget_is_never_exceeded_and_all_get_their_share():
 
 
 def test_what_is_larger_than_the_budget_is_held_alone():
-    budget = ByteBudget(100)
+    budget, taken = ByteBudget(100), threading.Event()
     budget.take(1000)
-    assert not _returns(lambda: budget.take(100))
-    budget.give_back(1000)  # to the one that still waits
+
+    def take_all() -> None:
+        budget.take(100)
+        taken.set()
+
+    threading.Thread(target=take_all, daemon=True).start()
+    assert not taken.wait(0.2)
+    budget.give_back(1000)
+    assert taken.wait(10)
     assert not _returns(lambda: budget.take(1))
 
 

@@ -139,7 +139,7 @@ def test_options_of_transport_reach_the_images(archive, map_url, tmp_path):
 def test_a_folding_kernel_larger_than_the_patch_is_a_mistake(archive, map_url, tmp_path, capsys):
     arguments = ["--map", map_url, "--output", str(tmp_path), "--kernel_size", "5"]
     assert _transport(str(archive / "input"), *arguments) == 2
-    assert "--kernel_size 5: the map's patch size is 3" in capsys.readouterr().err
+    assert f"--kernel_size 5: the patch size of {map_url} is 3" in capsys.readouterr().err
 
 
 def test_keys_sizes_and_orientation_are_kept(tmp_path, photo, map_url):
