@@ -173,13 +173,9 @@ def from_bytes(data: bytes, name: str = "map") -> TransportMap:
     return _checker(data, name).map()
 
 
-def metadata_of(url: str) -> dict[str, str]:
-    """All metadata of a map, whatever wrote them.
-
-    Raises:
-        MapFileError: as `read_map`.
-    """
-    return _checker(_read(f"map {url}", url, "expected a map"), f"map {url}").metadata
+def metadata_of(data: bytes, name: str = "map") -> dict[str, str]:
+    """All metadata of a map, whatever wrote them; arguments and errors are those of `from_bytes`."""
+    return _checker(data, name).metadata
 
 
 def _checker(data: bytes, name: str) -> _Checker:

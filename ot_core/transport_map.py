@@ -15,6 +15,8 @@ from ot_core.statistics import Array, GaussianStatistics
 
 #: Eigenvalues of a covariance below this share of its largest one count as zero.
 RANK_TOLERANCE = 1e-10
+#: What a map carries from, and to.
+SIDES = ("source", "target")
 
 
 @dataclass(frozen=True, eq=False)

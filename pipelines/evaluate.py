@@ -6,14 +6,12 @@ ListImages -> CompareImages -> TotalQuality ; -> FeatureStatistics -> GelbrichDi
 import argparse
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import apache_beam as beam
 
-from ot_core import UserError, storage
+from ot_core import UserError, storage, strict_json
 from ot_core.features import FeatureExtractor, InceptionFeatures, LatentFeatures, PixelFeatures
 from ot_core.quality import QualityTotals, load_lpips
 from pipelines import options
@@ -180,10 +178,10 @@ def _write_report(
         for changes in (most, others)
     )
     page = render(results, baseline, verdict, most_pictures, least_pictures, failures)
-    rows = [{name: _json(value) for name, value in dataclasses.asdict(result).items()} for result in results]
+    rows = [dataclasses.asdict(result) for result in results]
     figures = {"verdict": verdict.sentences, "best": verdict.best, "candidates": rows, "failures": failures}
     storage.write_bytes(storage.join(report_url, "report.html"), page.encode())
-    storage.write_bytes(storage.join(report_url, "totals.json"), json.dumps(figures, indent=2).encode())
+    storage.write_bytes(storage.join(report_url, "totals.json"), strict_json.dumps(figures, indent=2).encode())
 
 
 def _result(
@@ -201,11 +199,6 @@ def _result(
         lpips=totals.lpips.value,
         distances={feature: distances.get((feature, candidate.name)) for feature in features},
     )
-
-
-def _json(value: Any) -> Any:
-    """JSON has no infinity: the PSNR of equal images becomes null, like what was not measured."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

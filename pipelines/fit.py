@@ -15,6 +15,7 @@ import apache_beam as beam
 from ot_core import TransportMap, UserError, load_autoencoder, read_map, storage
 from ot_core.groups import GROUP, is_pattern, map_of_group
 from ot_core.map_file import read_statistics
+from ot_core.transport_map import SIDES
 from pipelines import options
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
@@ -34,7 +35,6 @@ from transforms.groups import NameStatisticsDoFn
 from transforms.maps import METHODS, autoencoder_of_map, is_mostly_noise, method_of
 
 _EXTENSION = ".safetensors"
-SIDES = ("source", "target")
 
 
 def parser() -> options.ArgumentParser:

@@ -6,22 +6,20 @@ dot-map inspect MAP ; dot-map diff A B
 import argparse
 import dataclasses
 import hashlib
-import json
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ot_core import TransportMap, UserError, read_map, storage
+from ot_core import TransportMap, UserError, read_map, storage, strict_json
 from ot_core.drift import drift_of
 from ot_core.map_file import metadata_of
 from ot_core.statistics import Array
+from ot_core.transport_map import SIDES
 from pipelines import options
 from transforms.maps import method_of
 
-SIDES = ("source", "target")
 #: Gains that are told.
 _SHOWN = 5
 #: Metadata that is told by other names.
@@ -59,7 +57,7 @@ def inspect(url: str) -> dict[str, Any]:
         "largest_gains": [_gain(*one, found) for one in zip(gains[:_SHOWN], directions, strict=False)],
         "smallest_gain": float(gains[-1]),
         "adds_noise": found.noise_covariance is not None,
-        "provenance": {name: value for name, value in sorted(metadata_of(url).items()) if name not in _TOLD},
+        "provenance": {name: value for name, value in sorted(metadata_of(data).items()) if name not in _TOLD},
     }
 
 
@@ -163,13 +161,6 @@ def _short(value: Any) -> Any:
     return value[:12] if isinstance(value, str) else value
 
 
-def _json(value: Any) -> Any:
-    """JSON has no infinity."""
-    if isinstance(value, dict):
-        return {name: _json(one) for name, one in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def run(args: argparse.Namespace) -> None:
     """Prints what was asked for."""
     expected = 1 if args.command == "inspect" else 2
@@ -177,7 +168,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{args.command}: expected {expected} map{'s' * (expected - 1)}, got {len(args.maps)}")
     found = inspect(*args.maps) if args.command == "inspect" else diff(*args.maps)
     tell = _told if args.command == "inspect" else _told_difference
-    print(json.dumps(_json(found), indent=2) if args.json else "\n".join(tell(found)))
+    print(strict_json.dumps(found, indent=2) if args.json else "\n".join(tell(found)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,6 @@
 """What transport notes of the latents that pass through it: whether the map still suits the images."""
 
 import dataclasses
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
@@ -11,7 +9,7 @@ import apache_beam as beam
 import torch
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core import GaussianStatistics, read_map, storage
+from ot_core import GaussianStatistics, read_map, storage, strict_json
 from ot_core.drift import drift_of
 from ot_core.map_file import LatentSets, write_statistics
 from ot_core.noise import part_of
@@ -99,18 +97,13 @@ def _measure(
     subgroup, given = element
     map_url = maps[subgroup]
     transport_map = read_map(map_url)
-    sets = LatentSets(
-        dict(item for item in given if item is not None),
-        transport_map.patch_size,
-        transport_map.latent_channels,
-        transport_map.vae,
-        transport_map.vae_sha256,
-    )
+    gathered = dict(item for item in given if item is not None)
+    sets = dataclasses.replace(LatentSets.of_map(transport_map), groups=gathered)
     write_statistics(sets, statistics_of_group(output, subgroup))
     found: dict[str, Any] = {"map": map_url, "map_distance_squared": transport_map.distance_squared()}
     for name, (group, side) in _TOLD.items():
         drift = drift_of([part for _, part in sorted(sets.named(group).items())], transport_map, side)
-        found[name] = drift and {"from": side, **{k: _json(v) for k, v in dataclasses.asdict(drift).items()}}
+        found[name] = drift and {"from": side, **dataclasses.asdict(drift)}
     return subgroup, found
 
 
@@ -120,10 +113,5 @@ def _write_drift(_: None, output: str, measured: Mapping[str, dict[str, Any]]) -
     if groups:
         found = {**found, "groups": groups}
     url = storage.join(output, DRIFT)
-    storage.write_bytes(url, json.dumps(found, indent=1).encode())
+    storage.write_bytes(url, strict_json.dumps(found, indent=1).encode())
     return url
-
-
-def _json(value: Any) -> Any:
-    """JSON has no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

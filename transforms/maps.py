@@ -27,6 +27,7 @@ from ot_core.decoder import DecoderGeometry
 from ot_core.groups import map_of_group
 from ot_core.map_file import LatentSets
 from ot_core.noise import split_group
+from ot_core.transport_map import SIDES
 from transforms import metrics
 from transforms.elements import Failure, failure_of_group
 
@@ -121,7 +122,7 @@ class _FitDoFn(beam.DoFn):
             **common,
             **{name: found + common[name] if name in common else found for name, found in own.items()},
         }
-        parts = {side: _parts_of(side, statistics) for side in ("source", "target")}
+        parts = {side: _parts_of(side, statistics) for side in SIDES}
         missing = [side for side in parts if sum(part.count for part in parts[side]) < 2]
         for side in missing:
             of_group = f" of group {group}" if group else ""
@@ -131,7 +132,7 @@ class _FitDoFn(beam.DoFn):
             return
         with metrics.timed("fit"):
             autoencoder = load_autoencoder(self._vae)
-            source, target = (functools.reduce(operator.add, parts[side]) for side in ("source", "target"))
+            source, target = (functools.reduce(operator.add, parts[side]) for side in SIDES)
             known: dict[str, Any] = {}
             if self._method != "paper":
                 geometry = self._geometry(autoencoder, target, common=not _parts_of("target", own))
