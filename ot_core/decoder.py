@@ -18,7 +18,7 @@ from ot_core.autoencoder import Autoencoder, default_batch_pixels
 from ot_core.statistics import Array, GaussianStatistics
 
 #: Latent positions along each side of the fields that are probed; a decoder's response decays within half of it.
-_EXTENT = 7
+_EXTENT = 9
 _FIELDS = 8
 #: Size of a probe, in standard deviations of its channel.
 _STEP = 0.1
