@@ -1,13 +1,15 @@
 """What fitting costs beside the encoder: dot-fit against the encoder alone, on the same images.
 
-    python -m benchmarks.fitting --output benchmarks/results/fitting.md
+    python -m benchmarks.fitting --images 128 512 --output benchmarks/results/fitting.md
+    python -m benchmarks.fitting --images 128 --vae stable-diffusion --output benchmarks/results/fitting-sd.md
 
 - encoder: `encode` of tensors that are in memory, image by image with all threads, or with a core for each image.
 - job: dot-fit, its whole second run in one process: checks, listing, reading, decoding, statistics, the fit, the map.
 
 Each in a process of its own, alternating; what the job takes beyond the faster of the two encoders is everything else.
 Part of that comes once for a map, whatever the number of images: so it is measured for a few and for many. Ratios are
-medians of the repeats' ratios.
+medians of the repeats' ratios. The autoencoder that ships is a small one, which makes everything else large;
+`--vae stable-diffusion` takes that architecture, as most who fit maps do, with random weights.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measure import Figures, describe, machine, photographs, run_child, table
+from benchmarks.measure import STABLE_DIFFUSION, Figures, autoencoder, describe, machine, photographs, run_child, table
 
 #: What is promised: everything but the encoder, as a share of the encoder.
 TARGET = 0.05
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[128, 1024], help="half of each side")
     parser.add_argument("--size", type=int, nargs=2, default=[256, 512], help="bounds of their sides")
     parser.add_argument("--precision", default="float32", help="as dot-fit takes it")
+    parser.add_argument("--vae", help=f"as dot-fit takes it, its default, or {STABLE_DIFFUSION}")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--output", type=Path)
@@ -40,20 +43,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as work:
         for seed, side in enumerate(("source", "target")):
             photographs(Path(work) / "warm_up" / side, 4, low, high, seed=10 + seed)
+        vae = autoencoder(args.vae, Path(work), environment)
         rows = []
         for images in args.images:
             folder = Path(work) / f"{images}"
             paths: list[str] = []
             for seed, side in enumerate(("source", "target")):
                 paths += photographs(folder / side, images // 2, low, high, seed=seed)
-            settings = {"work": work, "warm_up": f"{work}/warm_up", "images": str(folder), "paths": paths}
-            settings |= {"threads": args.threads, "precision": args.precision}
+            settings: Figures = {"work": work, "warm_up": f"{work}/warm_up", "images": str(folder), "paths": paths}
+            settings |= {"threads": args.threads, "precision": args.precision, "vae": vae}
             found: dict[str, list[Figures]] = {"encoder": [], "side_by_side": [], "job": []}
             for _ in range(args.repeat):
                 for name, figures in found.items():
                     figures.append(run_child("benchmarks.fitting_parts", name, settings, environment))
             rows.append(_row(len(paths), found))
-    page = render(rows, args.precision, args.repeat)
+    page = render(rows, args.vae or "default", args.precision, args.repeat)
     print(page)
     if args.output:
         args.output.write_text(page)
@@ -71,7 +75,7 @@ def _row(images: int, found: dict[str, list[Figures]]) -> Figures:
     }
 
 
-def render(rows: Sequence[Figures], precision: str, repeat: int) -> str:
+def render(rows: Sequence[Figures], vae: str, precision: str, repeat: int) -> str:
     """The Markdown page."""
     cells = [
         [
@@ -84,7 +88,7 @@ def render(rows: Sequence[Figures], precision: str, repeat: int) -> str:
     ]
     header = ["images", "encoder alone, s", "a core for each image, s", "dot-fit, s", "everything else", "each repeat"]
     lines = ["# Fitting", "", describe(machine()), "", "`python -m benchmarks.fitting` says what is measured."]
-    lines += ["", f"In {precision}; medians of {repeat}.", "", table(header, cells), ""]
+    lines += ["", f"Autoencoder {vae} in {precision}; medians of {repeat}.", "", table(header, cells), ""]
     if len(rows) > 1:
         few, many = rows[0], rows[-1]
         alone = [min(row["encoder"], row["side_by_side"]) for row in (few, many)]

@@ -29,7 +29,7 @@ def side_by_side(settings: Figures) -> Figures:
 
 def _encode(settings: Figures, apply: Callable[..., Iterable[Tensor]]) -> Figures:
     torch.set_num_threads(settings["threads"])
-    autoencoder = load_autoencoder(None, "cpu", settings["precision"])
+    autoencoder = load_autoencoder(settings["vae"], "cpu", settings["precision"])
     images = sorted((padded(path, autoencoder) for path in settings["paths"]), key=Tensor.numel, reverse=True)
     collections.deque(apply(autoencoder.encode, images[-8:]), maxlen=0)
     ready_at, start = time.time(), time.perf_counter()
@@ -44,6 +44,7 @@ def job(settings: Figures) -> Figures:
         ready_at, start = time.time(), time.perf_counter()
         argv = ["--source", f"{settings[name]}/source", "--target", f"{settings[name]}/target"]
         argv += ["--map", f"{settings['work']}/{name}.safetensors", "--precision", settings["precision"]]
+        argv += ["--vae", settings["vae"]] if settings["vae"] else []
         if code := fit.main(argv):
             raise SystemExit(code)
     return {"seconds": time.perf_counter() - start, "ready_at": ready_at, "peak_rss_bytes": peak_rss_bytes()}

@@ -27,6 +27,9 @@ ROOT = Path(__file__).parents[1]
 _DEMO_PHOTOS = ROOT / "pipelines" / "demo_photos"
 _PACKAGES = ("torch", "diffusers", "apache-beam", "ray", "numpy", "pillow", "fsspec")
 
+#: What a benchmark's `--vae` takes beside what the jobs take: the architecture of that autoencoder, random weights.
+STABLE_DIFFUSION = "stable-diffusion"
+
 Figures = dict[str, Any]
 
 
@@ -100,6 +103,15 @@ def run_child(module: str, what: str, settings: Mapping[str, Any], environment: 
     if "ready_at" in figures:
         figures["startup_seconds"] = figures.pop("ready_at") - started
     return figures
+
+
+def autoencoder(spec: str | None, work: Path, environment: Mapping[str, str]) -> str | None:
+    """What the jobs take for a benchmark's `--vae`; Stable Diffusion's is first made in the folder `work`."""
+    if spec != STABLE_DIFFUSION:
+        return spec
+    folder = str(work / "vae")
+    run_child("benchmarks.throughput_model", "build", {"folder": folder}, environment)
+    return folder
 
 
 def serve(parts: Sequence[Callable[[Figures], Figures]]) -> None:

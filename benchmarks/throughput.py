@@ -41,10 +41,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.measure import ROOT, Figures, describe, machine, photographs, run_child, table
+from benchmarks.measure import (
+    ROOT,
+    STABLE_DIFFUSION,
+    Figures,
+    autoencoder,
+    describe,
+    machine,
+    photographs,
+    run_child,
+    table,
+)
 from benchmarks.slow_storage import LATENCY
 
-STABLE_DIFFUSION = "stable-diffusion"
 #: Name on the command line, name in the JSON, name in the table.
 PARTS = {"ceiling": "ceiling", "side_by_side": "side_by_side", "job": "job", "paper": "paper_loop", "ray": "ray"}
 _TITLES = {
@@ -109,10 +118,7 @@ def measure(args: argparse.Namespace, work: Path) -> Figures:
     environment = {"OMP_NUM_THREADS": str(args.threads)}
     if args.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    vae = args.vae
-    if vae == STABLE_DIFFUSION:
-        vae = str(work / "vae")
-        run_child(_MODEL, "build", {"folder": vae}, environment)
+    vae = autoencoder(args.vae, work, environment)
     low, high = min(args.size), max(args.size)
     paths = photographs(work / "input", args.images, low, high, seed=0)
     warm_up = photographs(work / "warm_up", _WARM_UP, low, high, seed=1)
