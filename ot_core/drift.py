@@ -28,8 +28,8 @@ class Drift:
         standard_noise_floor: how much of that chance alone would give, or None where the map's random parts aren't
             known.
         relative: what is left of it above the noise floor, as a share of the distance between the map's two sides in
-            the same units: 0 is no drift, and 1 is as far away as restored images are from natural ones. Where the
-            floor isn't known, nothing is taken off.
+            the same units: 0 is no drift, and 1 is as far away as restored images are from natural ones; any is
+            infinite where these are alike. Where the floor isn't known, nothing is taken off.
     """
 
     patches: int
@@ -61,12 +61,13 @@ def drift_of(parts: Sequence[GaussianStatistics], transport_map: TransportMap, s
     known = [_transformed(part, to_standard) for part in transport_map.parts_of(side)]
     floor = noise_floor(known, [_transformed(part, to_standard) for part in parts])
     excess = max(0.0, distance - floor) if math.isfinite(floor) else distance
+    nothing = RANK_TOLERANCE * len(to_standard)  # what rounding makes of no distance, beside a variance of 1 each
     return Drift(
         patches=found.count,
         distance_squared=transport_map.distance_squared_between(found, fitted),
         standard_distance_squared=distance,
         standard_noise_floor=floor if math.isfinite(floor) else None,
-        relative=excess / scale if scale else (math.inf if excess else 0.0),
+        relative=excess / scale if scale > nothing else (math.inf if excess > nothing else 0.0),
     )
 
 

@@ -316,14 +316,16 @@ def _told(group: str, drift: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(found, dict):
             floor = found["standard_noise_floor"]
             yield (
-                f"drift of {name}{of_group}: {_number(found['relative'])} of the map's distance (squared distance from "
+                f"drift of {name}{of_group}: {_share(found['relative'])} (squared distance from "
                 f"its {found['from']} {found['distance_squared']:.3g}; in standard deviations "
                 f"{found['standard_distance_squared']:.3g}, by chance {'unknown' if floor is None else f'{floor:.3g}'})"
             )
 
 
-def _number(value: float | None) -> str:
-    return "infinitely many times" if value is None else f"{value:.3f}"
+def _share(of_distance: float | None) -> str:
+    if of_distance is None:
+        return "infinitely many times the map's distance, which is 0"
+    return f"{of_distance:.3f} of the map's distance"
 
 
 def objection(args: argparse.Namespace) -> str | None:
@@ -336,7 +338,7 @@ def objection(args: argparse.Namespace) -> str | None:
         return None
     of_group = f" of group {group}" if group else ""
     return (
-        f"the inputs{of_group} drifted by {_number(found['relative'])} of the map's distance, over --max_drift "
+        f"the inputs{of_group} drifted by {_share(found['relative'])}, over --max_drift "
         f"{args.max_drift}; for a map of them, dot-fit --source {statistics_of_group(args.output, group)} "
         f"--target {args.maps[group]}"
     )
