@@ -28,8 +28,9 @@ install: .venv/installed  ## make .venv with everything that development needs
 demo: .venv/installed  ## fit a map, transport bundled photographs, draw demo-output/before-after.png
 	$(BIN)/dot-demo --output demo-output
 
+# Two files of tests at a time: much of what they start uses one core, or waits.
 test: lint prism airflow  ## lint, types and all tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-engines: .venv/installed prism  ## both jobs on every engine that is at hand
 	DOT_ALL_ENGINES=1 $(BIN)/pytest tests/engines

