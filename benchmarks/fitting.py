@@ -1,7 +1,7 @@
 """What fitting costs beside the encoder: dot-fit against the encoder alone, on the same images.
 
     python -m benchmarks.fitting --images 128 512 --output benchmarks/results/fitting.md
-    python -m benchmarks.fitting --images 128 --vae stable-diffusion --output benchmarks/results/fitting-sd.md
+    python -m benchmarks.fitting --images 24 192 --vae stable-diffusion --repeat 1 --output fitting-sd.md
 
 - encoder: `encode` of tensors that are in memory, image by image with all threads, or with a core for each image.
 - job: dot-fit, its whole second run in one process: checks, listing, reading, decoding, statistics, the fit, the map.
