@@ -9,7 +9,7 @@
 Each in a process of its own, alternating; what the job takes beyond the faster of the two encoders is everything else.
 Part of that comes once for a map, whatever the number of images: so it is measured for a few and for many. Ratios are
 medians of the repeats' ratios. The autoencoder that ships is a small one, which makes everything else large;
-`--vae stable-diffusion` takes that architecture, as most who fit maps do, with random weights.
+`--vae stable-diffusion` takes the architecture of a large one, with random weights.
 """
 
 from __future__ import annotations
