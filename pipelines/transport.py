@@ -18,6 +18,7 @@ import apache_beam as beam
 from ot_core import UserError, shards, storage
 from ot_core.groups import GROUP, find_maps, is_pattern
 from ot_core.images import DEFAULT_COMPRESS_LEVEL, OUTPUT_FORMATS
+from ot_core.layout import DRIFT, statistics_of_group
 from pipelines import options
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
@@ -35,7 +36,6 @@ from transforms import (
     WriteManifest,
     metrics,
 )
-from transforms.drift import DRIFT, statistics_of_group
 from transforms.images import IMAGES
 from transforms.maps import read_maps
 from transforms.model_handlers import INTERPOLATIONS

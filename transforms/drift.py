@@ -11,6 +11,7 @@ from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import GaussianStatistics, read_map, storage, strict_json
 from ot_core.drift import drift_of
+from ot_core.layout import DRIFT, statistics_of_group
 from ot_core.map_file import LatentSets, write_statistics
 from ot_core.noise import part_of
 from ot_core.patches import patch_statistics
@@ -20,8 +21,6 @@ from transforms.maps import by_group
 #: Groups of the statistics that transport gathers: of the latents that it encoded, which may become the source of a
 #: map, and of the same ones transported.
 SOURCE, RESULTS = "source", "results"
-#: Files below an output.
-DRIFT, STATISTICS = "drift.json", "drift.safetensors"
 #: What is told: of which group, and which side of the map it should be like.
 _TOLD = {"inputs": (SOURCE, "source"), "results": (RESULTS, "target")}
 
@@ -83,11 +82,6 @@ class WriteDrift(beam.PTransform):
             | "Once" >> beam.Create([None])
             | "Write" >> beam.Map(_write_drift, self._output, beam.pvalue.AsDict(measured))
         )
-
-
-def statistics_of_group(output: str, group: str) -> str:
-    """The URL of the statistics of the images that were transported with a map."""
-    return storage.join(output, "drift", f"{group}.safetensors") if group else storage.join(output, STATISTICS)
 
 
 def _measure(

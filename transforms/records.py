@@ -1,8 +1,6 @@
 """Rows of results as Parquet files, whose names don't depend on how the work was bundled."""
 
-import glob
 import json
-import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +12,7 @@ import pyarrow.parquet as pq
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import storage
+from ot_core.layout import FAILURES, MANIFEST, find_numbered, numbered
 from transforms import metrics
 from transforms.elements import Failure, ImageQuality, ImageRecord, in_global_window
 
@@ -60,11 +59,9 @@ class _WriteRows(beam.PTransform):
 
 def _remove_others(written: int, output: str, name: str, num_shards: int) -> None:
     """Removes the files of an earlier run that spread its rows over another number of them."""
-    pattern = re.compile(rf"{re.escape(name)}-\d{{5}}-of-(\d{{5}})\.parquet")
-    for url in storage.match(storage.join(output, f"{glob.escape(name)}-*-of-*.parquet")):
-        found = pattern.fullmatch(url.rpartition("/")[2])
-        if found and int(found[1]) != num_shards:
-            storage.remove(url)
+    for file in find_numbered(output, name):
+        if file.total != num_shards:
+            storage.remove(file.url)
 
 
 @beam.typehints.with_output_types(tuple[int, bytes])
@@ -102,7 +99,7 @@ class _WriteParquetDoFn(beam.DoFn):
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[str]:
         shard, packs = element
         schema = schema_of(self._row_type)
-        url = storage.join(self._output, f"{self._name}-{shard:05d}-of-{self._num_shards:05d}.parquet")
+        url = storage.join(self._output, numbered(self._name, shard, self._num_shards))
         with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
             with pq.ParquetWriter(file.name, schema) as writer:
                 for group in _groups(packs, schema):
@@ -135,7 +132,7 @@ class WriteManifest(_WriteRows):
     """
 
     def __init__(self, output: str, num_shards: int = 1) -> None:
-        super().__init__(output, "manifest", ImageRecord, num_shards)
+        super().__init__(output, MANIFEST, ImageRecord, num_shards)
 
 
 @beam.typehints.with_input_types(ImageQuality)
@@ -163,7 +160,7 @@ class WriteFailures(_WriteRows):
         name: what the files' names begin with.
     """
 
-    def __init__(self, output: str, num_shards: int = 1, name: str = "failures") -> None:
+    def __init__(self, output: str, num_shards: int = 1, name: str = FAILURES) -> None:
         super().__init__(output, name, Failure, num_shards)
 
     @no_annotations
