@@ -27,11 +27,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fsspec.core import url_to_fs
 from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ot_core import storage
 from ot_core.errors import UserError
 
 #: Name of the autoencoder that ships with the package.
@@ -255,10 +255,9 @@ def _load_module(name: str) -> nn.Module:
         return _from_diffusers(Path(name), name)
     if "://" in name:
         with tempfile.TemporaryDirectory() as folder:
-            fs, path = url_to_fs(name)
-            for file in fs.ls(path, detail=False):
+            for file in storage.children(name):
                 if file.endswith((".json", ".safetensors")):
-                    fs.get_file(file, os.path.join(folder, os.path.basename(file)))
+                    storage.download(storage.join(name, file), os.path.join(folder, file))
             return _from_diffusers(Path(folder), name)
     match = _HUB_ID.fullmatch(name)
     if match is None or name.startswith("."):

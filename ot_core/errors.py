@@ -54,6 +54,22 @@ class UnavailableError(OTError, OSError):
     """A store went on failing, in a way that often passes, for as long as we tried."""
 
 
+class StoreError(OTError, OSError):
+    """A store refused, or its library failed, in a way that Python has no OSError of its own for."""
+
+
+class BadUrlError(StoreError):
+    """A URL is malformed, its protocol isn't known, or the package for its protocol isn't installed."""
+
+
+class NotAFileError(StoreError):
+    """A path names a FIFO, a socket or a device, which might be read for ever."""
+
+
+class TooManyBytesError(OTError, ValueError):
+    """A file holds more bytes than it may."""
+
+
 class ImageError(OTError):
     """One image can't be processed.
 
@@ -78,6 +94,9 @@ _CAUSE_OF_TYPE: tuple[tuple[type[BaseException], Cause], ...] = (
     (IsADirectoryError, Cause.IS_A_DIRECTORY),
     (MemoryError, Cause.OUT_OF_MEMORY),
     (UnavailableError, Cause.UNAVAILABLE),
+    (BadUrlError, Cause.BAD_LIST),
+    (NotAFileError, Cause.NOT_AN_IMAGE),
+    (TooManyBytesError, Cause.TOO_LARGE),
     (OSError, Cause.IO_ERROR),
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from typing import NamedTuple
 
 from ot_core import storage
@@ -91,12 +90,18 @@ def find_maps(pattern: str) -> dict[str, str]:
         UserError: if there is none, or the store can't be asked.
     """
     before, after = pattern.split(GROUP)
-    start = before.rpartition("/")[2]
-    names = [
-        url.removesuffix(after).rpartition("/")[2].removeprefix(start)
-        for url in storage.match(f"{glob.escape(before)}*{glob.escape(after)}")
-        if url.endswith(after)
-    ]
-    if not any(names):
+    start, (end, slash, _) = before.rpartition("/")[2], after.partition("/")
+    try:
+        found = [
+            name.removesuffix(end).removeprefix(start)
+            for name in storage.children(storage.parent(before))
+            if name.startswith(start) and name.endswith(end) and len(name) > len(start) + len(end)
+        ]
+        maps = {name: map_of_group(pattern, name) for name in found}
+        if slash:  # the group names a folder
+            maps = {name: url for name, url in maps.items() if storage.exists(url)}
+    except OSError as error:
+        raise UserError(f"--map {pattern}: can't be listed ({storage.one_line(error)})") from None
+    if not maps:
         raise UserError(f"--map {pattern}: no such map is there; write them with dot-fit --group_by")
-    return {name: map_of_group(pattern, name) for name in sorted(names) if name}
+    return dict(sorted(maps.items()))

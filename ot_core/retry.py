@@ -1,4 +1,4 @@
-"""Trying again what fails in a way that often passes: exponential backoff with jitter, bounded in time."""
+"""What the errors of stores' libraries mean: which are tried again, and as which OSError the others are raised."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import errno
 import functools
 import logging
 import os
+import socket
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import tenacity
 
-from ot_core.errors import UnavailableError
+from ot_core.errors import BadUrlError, OTError, StoreError, UnavailableError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,22 +46,52 @@ _PASSING_CLASSES = {
 }
 
 
+#: What libraries raise where they find no valid credentials: botocore, google.auth, azure.
+_NO_CREDENTIALS = {
+    "ClientAuthenticationError",
+    "CredentialRetrievalError",
+    "GoogleAuthError",
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "SSOError",
+}
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether an error of a store may pass: timeouts, lost connections, truncated answers, HTTP 408, 429 and 5xx."""
-    status = _http_status(error)
+    if isinstance(error, OTError):
+        return False
+    status = http_status(error)
     if status is not None:
         return status in (408, 429) or status >= 500
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     if isinstance(error, OSError) and error.errno in _PASSING_ERRNOS:
         return True
-    if any(cls.__name__ in _PASSING_CLASSES for cls in type(error).__mro__):
+    if _is_no_such_host(error) or _is_a(error, _NO_CREDENTIALS):
+        return False
+    if _is_a(error, _PASSING_CLASSES):
         return True
     # s3fs turns what it can't name into EIO, and keeps what it was as the cause.
     return isinstance(error, OSError) and error.__cause__ is not None and is_transient(error.__cause__)
 
 
-def _http_status(error: BaseException) -> int | None:
+def _is_a(error: BaseException, names: set[str]) -> bool:
+    return any(cls.__name__ in names for cls in type(error).__mro__)
+
+
+def _is_no_such_host(error: BaseException | None) -> bool:
+    """Whether a name has no address, which stays so; that the name server didn't answer may pass."""
+    while error is not None:
+        if isinstance(error, socket.gaierror):
+            return error.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def http_status(error: BaseException) -> int | None:
+    """The status of the answer that an error tells of, 400 to 599; None if it tells of none."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore's
         found: Any = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -97,3 +128,45 @@ def retried(function: Callable[P, T]) -> Callable[P, T]:
             raise UnavailableError(f"still failing after {tried} attempts in {seconds:g} s: {what}") from last
 
     return call
+
+
+def at_store(function: Callable[P, T]) -> Callable[P, T]:
+    """Calls a function of a store's library: `retried`, and whatever it raises in the end is an OSError or our own.
+
+    Raises:
+        FileNotFoundError, PermissionError: also where the library has errors of its own for that.
+        BadUrlError: for what the library takes for no URL.
+        UnavailableError, StoreError, OSError: otherwise.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return retried(function)(*args, **kwargs)
+        except Exception as error:  # each store has its own errors
+            translated = as_os_error(error)
+            if translated is error:
+                raise
+            raise translated from error
+
+    return call
+
+
+def as_os_error(error: Exception) -> Exception:
+    """The error of a store's library as an OSError whose message is one line; our own errors and OSErrors stay."""
+    if isinstance(error, OTError | MemoryError):
+        return error
+    status, said = http_status(error), " ".join(str(error).split())[:300] or type(error).__name__
+    if status in (401, 403) or (isinstance(error, OSError) and said.startswith("Forbidden:")):  # gcsfs
+        return error if isinstance(error, PermissionError) else PermissionError(said)
+    if status in (404, 410):
+        return error if isinstance(error, FileNotFoundError) else FileNotFoundError(said)
+    if _is_no_such_host(error):
+        return StoreError(f"no such host ({said})")
+    if isinstance(error, OSError):
+        return error
+    if _is_a(error, _NO_CREDENTIALS):
+        return PermissionError(f"no valid credentials ({said})")
+    if isinstance(error, ValueError) or _is_a(error, {"InvalidURL", "ParamValidationError"}):
+        return BadUrlError(f"not a URL of a file ({said})")
+    return StoreError(f"{type(error).__name__}: {said}")

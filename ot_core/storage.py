@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import email.utils
+import functools
+import io
 import os
 import posixpath
 import re
+import shutil
+import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractFileSystem
 
-from ot_core.errors import Cause, ImageError, UserError
-from ot_core.retry import retried
+from ot_core import web
+from ot_core.errors import BadUrlError, Cause, ImageError, NotAFileError, StoreError, TooManyBytesError, UserError
+from ot_core.overlap import prefetch
+from ot_core.retry import at_store, http_status
 
 #: Stores whose single PUT appears under its final name whole or not at all.
 _ATOMIC_STORES = {"gs", "gcs", "s3", "s3a", "az", "abfs", "abfss", "adl", "oss", "memory"}
@@ -30,7 +37,17 @@ _LONGEST_PART, _LONGEST_KEY = 240, 800
 #: Control characters, lone surrogates, backslashes; what fsspec would read as another store; parts "", "." and "..".
 _ODD_KEY = re.compile(r"[\x00-\x1f\ud800-\udfff\\]|::|(?:^|/)\.{0,2}(?:/|$)")
 #: Where stores tell when a file was written: local, s3fs, gcsfs, adlfs, memory.
-_TIMES = ("mtime", "LastModified", "updated", "last_modified", "created")
+_TIMES = ("mtime", "LastModified", "updated", "last_modified", "Last-Modified", "created")
+#: The extra that brings the package of a protocol.
+_EXTRAS = {
+    **dict.fromkeys(("gs", "gcs"), "gcp"),
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
+    **dict.fromkeys(("http", "https"), "http"),
+}
+#: Bytes that an open file reads ahead, those that a file may hold before it counts against a budget, and the most that
+#: are ever read into memory unless the caller says otherwise.
+_BLOCK, _UNRESERVED, _MAX_BYTES = 1 << 22, 1 << 24, 1 << 32
 #: Names that a killed job may leave behind on stores without an atomic PUT.
 _TEMPORARY = re.compile(r"\.([0-9a-f]{32}\.tmp|write-check-[0-9a-f]{32})")
 
@@ -51,69 +68,286 @@ class FileDetails(NamedTuple):
         """From fsspec's description of a file, whose names differ between stores."""
         found = next((info[name] for name in _TIMES if info.get(name)), None)
         if isinstance(found, str):
-            found = datetime.datetime.fromisoformat(found)
+            found = _time_of(found)
         modified = found.timestamp() if isinstance(found, datetime.datetime) else found
         etag = next((info[name] for name in ("etag", "ETag") if info.get(name)), None)
         if etag is None and modified is not None:
             etag = f"{info.get('size')}-{modified!r}"
+        elif etag is None and info.get("type") == "file" and info.get("size") is not None:
+            etag = f"{info['size']}"
         return cls(str(etag or "").strip('"'), modified)
 
 
-@retried
-def details(url: str) -> FileDetails | None:
-    """Details of a file; None where there is none."""
-    fs, path = url_to_fs(url)
+def _time_of(text: str) -> datetime.datetime | None:
+    """A time as JSON or HTTP has it."""
+    for parse in (datetime.datetime.fromisoformat, email.utils.parsedate_to_datetime):
+        with contextlib.suppress(ValueError):
+            return parse(text)
+    return None
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it, taken literally.
+
+    Raises:
+        BadUrlError: if the protocol isn't known or its package isn't installed.
+        OSError: what else the store has against it; no credentials, say.
+    """
     try:
-        return FileDetails.of(fs.info(path, refresh=True) if "s3" in _protocols(fs) else fs.info(path))
-    except FileNotFoundError:
+        return at_store(url_to_fs)(url)
+    except (ImportError, BadUrlError, StoreError) as error:
+        protocol = url.partition("://")[0]
+        if extra := _EXTRAS.get(protocol) if _is_import_error(error) else None:
+            raise BadUrlError(f"{url}: {protocol}:// needs a package; pip install 'dot-beam[{extra}]'") from None
+        raise BadUrlError(f"{url}: {one_line(error)}") from None
+
+
+def _is_import_error(error: BaseException) -> bool:
+    return isinstance(error, ImportError) or isinstance(error.__cause__, ImportError)
+
+
+def open_file(url: str) -> io.BufferedReader:
+    """Opens a file for reading; it can seek, and whatever is read of it is tried again as in `read_bytes`.
+
+    Raises:
+        OSError: as `read_bytes`, here and when it is read.
+    """
+    fs, path = filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        return at_store(_open_local)(path)
+    if _is_web(fs):
+        read, size = at_store(web.open_file)(fs, path)
+    else:
+        info = _info(fs, path)
+        if info.get("type") == "directory":
+            raise IsADirectoryError(url)
+        size, read = info["size"], functools.partial(_cat_range, fs, path)
+    return io.BufferedReader(_Ranges(read, size), _BLOCK)
+
+
+def _open_local(path: str) -> io.BufferedReader:
+    """Opens a regular file; a FIFO would wait for a writer, for ever where there is none."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise NotAFileError(f"{path}: not a regular file, but a FIFO, socket or device")
+    return open(path, "rb")
+
+
+def _all_of(read: Callable[[int, int], bytes]) -> Callable[[int, int], bytes]:
+    """The function, tried again where it gives less than was asked for."""
+
+    def read_all(start: int, end: int) -> bytes:
+        data = read(start, end)
+        if len(data) != end - start:
+            raise ConnectionError(f"{len(data)} bytes came where {end - start} were asked for")
+        return data
+
+    return at_store(read_all)
+
+
+class _Ranges(io.RawIOBase):
+    """A file of known size whose bytes a function reads, from one position to another."""
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        super().__init__()
+        self._read, self._size, self._at = _all_of(read), size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if origin + offset < 0:
+            raise ValueError(f"negative position {origin + offset}")
+        self._at = origin + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._at + len(buffer), self._size)
+        if end <= self._at:
+            return 0
+        data = self._read(self._at, end)
+        buffer[: len(data)] = data
+        self._at = end
+        return len(data)
+
+
+def _cat_range(fs: Any, path: str, start: int, end: int) -> bytes:
+    """Bytes of a file; fewer where it ends before."""
+    if _is_web(fs):
+        return web.read_range(fs, path, start, end)
+    try:
+        data: bytes = fs.cat_file(path, start=start, end=end)
+    except Exception as error:  # each store has its own
+        if 416 in (http_status(error), error.__cause__ and http_status(error.__cause__)):
+            return b""  # nothing there, as in an empty file
+        raise
+    return data
+
+
+def _info(fs: Any, path: str) -> dict[str, Any]:
+    """What the store tells of a file or folder now, whatever it told before."""
+    if _is_web(fs):
+        found = at_store(web.info)(fs, path)
+        kind = "directory" if path.endswith("/") else "file"
+        return {"name": path, "size": found.size, "type": kind, **found.headers}
+    fs.invalidate_cache(path)
+    info: dict[str, Any] = at_store(fs.info)(path)
+    return info
+
+
+def _info_or_none(url: str) -> dict[str, Any] | None:
+    fs, path = filesystem(url)
+    try:
+        return _info(fs, path)
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-@retried
+def details(url: str) -> FileDetails | None:
+    """Details of a file or folder; None where there is none."""
+    info = _info_or_none(url)
+    return None if info is None else FileDetails.of(info)
+
+
+def exists(url: str) -> bool:
+    """Whether there is a file or folder."""
+    return _info_or_none(url) is not None
+
+
+def is_folder(url: str) -> bool:
+    """Whether there is a folder."""
+    info = _info_or_none(url)
+    return info is not None and info["type"] == "directory"
+
+
+def children(folder: str) -> dict[str, FileDetails]:
+    """Names of the files and folders directly in a folder, sorted, with their details; none where there is no folder.
+
+    The folder's URL is taken literally, whatever `*?[]` it holds.
+
+    Raises:
+        OSError: if the store can't be asked.
+    """
+    fs, path = filesystem(folder)
+    fs.invalidate_cache(path)
+    try:
+        found = at_store(fs.ls)(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    inside = path.rstrip("/") + "/"
+    names = {info["name"].rstrip("/")[len(inside) :]: info for info in found if info["name"].startswith(inside)}
+    return {name: FileDetails.of(info) for name, info in sorted(names.items()) if name}
+
+
 def remove(url: str) -> None:
     """Removes a file, if it is there."""
-    fs, path = url_to_fs(url)
+    fs, path = filesystem(url)
     with contextlib.suppress(FileNotFoundError):
-        fs.rm_file(path)
+        at_store(fs.rm_file)(path)
 
 
 def remove_folder(url: str) -> None:
     """Removes a folder and all that is in it, if it is there."""
-    fs, path = url_to_fs(url)
-    with contextlib.suppress(FileNotFoundError):
-        if fs.isdir(path):
-            fs.rm(path, recursive=True)
+    fs, path = filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+        return
+    fs.invalidate_cache(path)
+    folders = []
+    for current, _, files in at_store(lambda: list(fs.walk(path, on_error=_unless_gone)))():
+        folders.append(current)
+        for removed in prefetch(at_store(fs.rm_file), [f"{current.rstrip('/')}/{name}" for name in files if name]):
+            with contextlib.suppress(FileNotFoundError):
+                removed.result()
+    if _is_atomic(fs) and fs.protocol != "memory":
+        return  # folders are nothing but the paths of files
+    for current in reversed(folders):
+        with contextlib.suppress(FileNotFoundError):
+            at_store(fs.rmdir)(current)
 
 
-@retried
-def read_bytes(url: str, max_bytes: int | None = None, start: int | None = None, end: int | None = None) -> bytes:
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def read_bytes(
+    url: str,
+    max_bytes: int = _MAX_BYTES,
+    start: int = 0,
+    end: int | None = None,
+    reserve: Callable[[int], None] | None = None,
+) -> bytes:
     """The whole content of a file, or its bytes from start to end; errors that may pass are tried again, here and in
     all that writes.
 
+    Args:
+        url: of the file.
+        max_bytes: the most that is read, ever.
+        start: the first byte.
+        end: the byte after the last.
+        reserve: called with the number of bytes, once, before more than 16 MiB of them are held in memory.
+
     Raises:
         UnavailableError: if they don't pass (`ot_core.retry`).
-        OSError: as fsspec does; FileNotFoundError, PermissionError, IsADirectoryError among them.
-        ValueError: if it is larger than max_bytes.
+        OSError: FileNotFoundError, PermissionError, IsADirectoryError among them, whatever the store's library raises.
+        TooManyBytesError: if it is larger than max_bytes.
     """
-    fs, path = url_to_fs(url)
-    if max_bytes is not None and (size := fs.size(path)) is not None and size > max_bytes:
-        raise ValueError(f"{size} bytes, over the limit of {max_bytes}")
-    data: bytes = fs.cat_file(path, start=start, end=end)
+    fs, path = filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        with at_store(_open_local)(path) as file:
+            size = (os.fstat(file.fileno()).st_size if end is None else end) - start
+            _check_size(size, max_bytes)
+            if reserve is not None and size > _UNRESERVED:
+                reserve(size)
+            file.seek(start)
+            return file.read(size)
+    read = at_store(functools.partial(_cat_range, fs, path))
+    if end is None:
+        # Most files are small, and need but one request; of the others the store is asked for their size.
+        few = min(_UNRESERVED, max_bytes)
+        data = read(start, start + few + 1)
+        if len(data) <= few:
+            return data
+        del data
+        end = _info(fs, path)["size"]
+        read = read if end is None else _all_of(read)
+    size = max_bytes if end is None else end - start
+    _check_size(size, max_bytes)
+    if reserve is not None and size > _UNRESERVED:
+        reserve(size)
+    data = read(start, start + max_bytes + 1 if end is None else end)
+    _check_size(len(data), max_bytes)
     return data
 
 
-@retried
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise TooManyBytesError(f"{size} bytes, over the limit of {max_bytes}")
+
+
 def write_bytes(url: str, data: bytes) -> None:
     """Writes a file so that its final name never shows a part of it."""
-    with _whole_or_not_at_all(url) as (fs, path):
-        fs.pipe_file(path, data)
+    _write(url, lambda fs, path: fs.pipe_file(path, data))
 
 
-@retried
 def upload(local_path: str, url: str) -> None:
     """Copies a local file to a URL with the same guarantee as `write_bytes`."""
-    with _whole_or_not_at_all(url) as (fs, path):
-        fs.put_file(local_path, path)
+    _write(url, lambda fs, path: fs.put_file(local_path, path))
+
+
+def download(url: str, local_path: str) -> None:
+    """Copies a file to a local path."""
+    with open_file(url) as source, open(local_path, "wb") as target:
+        shutil.copyfileobj(source, target, _BLOCK)
 
 
 def check_writable(url: str) -> None:
@@ -128,8 +362,7 @@ def check_writable(url: str) -> None:
     except Exception as error:  # each store has its own errors
         raise UserError(f"output {url}: not writable ({one_line(error)})") from None
     with contextlib.suppress(Exception):  # the right to write doesn't always come with the right to delete
-        fs, path = url_to_fs(probe)
-        fs.rm_file(path)
+        remove(probe)
 
 
 def match(pattern: str) -> dict[str, FileDetails]:
@@ -139,25 +372,25 @@ def match(pattern: str) -> dict[str, FileDetails]:
         UserError: if the protocol isn't known or the store can't be asked.
     """
     try:
-        fs, path = url_to_fs(pattern)
+        fs, path = filesystem(pattern)
         fs.invalidate_cache()
-        found = retried(fs.glob)(path, detail=True)
+        found = at_store(fs.glob)(path, detail=True)
         return {to_url(fs, name): FileDetails.of(info) for name, info in sorted(found.items())}
     except FileNotFoundError:
         return {}
-    except (ImportError, ValueError, OSError) as error:
+    except OSError as error:
         raise UserError(f"input {pattern}: can't be listed ({one_line(error)})") from None
 
 
 def remove_temporary(folder: str) -> None:
     """Removes what killed jobs left half written below a folder; no job may be writing there."""
-    fs, path = url_to_fs(folder)
-    if _is_atomic(fs) or not fs.isdir(path):
+    fs, path = filesystem(folder)
+    if _is_atomic(fs):
         return
-    for current, _, files in fs.walk(path):
+    for current, _, files in at_store(lambda: list(fs.walk(path, on_error=_unless_gone)))():
         for name in files:
             if _TEMPORARY.fullmatch(name):
-                fs.rm_file(posixpath.join(current, name))
+                at_store(fs.rm_file)(posixpath.join(current, name))
 
 
 def check_columns(url: str, expected: pa.Schema) -> None:
@@ -167,7 +400,7 @@ def check_columns(url: str, expected: pa.Schema) -> None:
         UserError: naming the first that it hasn't.
     """
     try:
-        with fsspec.open(url, "rb") as file:
+        with open_file(url) as file:
             found = pq.read_schema(file)
     except (ValueError, OSError) as error:
         raise UserError(f"{url}: can't be read ({one_line(error)})") from None
@@ -184,7 +417,7 @@ def first_row(url: str, columns: list[str]) -> dict[str, Any] | None:
         UserError: if it isn't a Parquet file with these columns.
     """
     try:
-        with fsspec.open(url, "rb") as file:
+        with open_file(url) as file:
             batches = pq.ParquetFile(file).iter_batches(batch_size=1, columns=columns)
             return next((batch.select(columns).to_pylist()[0] for batch in batches if len(batch)), None)
     except (KeyError, ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
@@ -229,25 +462,38 @@ def _protocols(fs: Any) -> set[str]:
     return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
 
 
+def _is_web(fs: Any) -> bool:
+    return bool(_protocols(fs) & {"http", "https"})
+
+
 def _is_atomic(fs: Any) -> bool:
     return bool(_protocols(fs) & _ATOMIC_STORES)
 
 
-@contextlib.contextmanager
-def _whole_or_not_at_all(url: str) -> Iterator[tuple[Any, str]]:
-    """Gives a name to write to: the final one where a PUT is atomic, else one that is renamed when all went well."""
-    fs, path = url_to_fs(url)
+def _write(url: str, put: Callable[[Any, str], None]) -> None:
+    """Puts a file: under its final name where a PUT is atomic, else under one that is changed when all went well."""
+    fs, path = filesystem(url)
     if _is_atomic(fs):
-        yield fs, path
-        return
+        at_store(put)(fs, path)
+    else:
+        at_store(_put_and_rename)(fs, path, put)
+
+
+def _put_and_rename(fs: Any, path: str, put: Callable[[Any, str], None]) -> None:
+    local = isinstance(fs, LocalFileSystem)
+    if local and os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise NotAFileError(f"{path}: not a regular file, but a FIFO, socket or device")
     folder = posixpath.dirname(path)
     fs.makedirs(folder, exist_ok=True)
     # A name made from the final one would do, but two attempts at one bundle may run at the same time.
     temporary = posixpath.join(folder, f".{uuid.uuid4().hex}.tmp")
     try:
-        yield fs, temporary
-        if isinstance(fs, LocalFileSystem):
+        put(fs, temporary)
+        if local:
             os.replace(temporary, path)
+        elif type(fs).mv is AbstractFileSystem.mv:  # which would take the path for a pattern
+            fs.cp_file(temporary, path)
+            fs.rm_file(temporary)
         else:
             fs.mv(temporary, path)
     except BaseException:

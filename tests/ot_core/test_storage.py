@@ -2,18 +2,23 @@ from __future__ import annotations
 
 import os
 import resource
+import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fsspec.core import url_to_fs
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ot_core import Cause, ImageError, UserError, storage
+from ot_core.errors import NotAFileError
 
 
 def put(*urls: str, data: bytes = b"x") -> None:
@@ -57,6 +62,90 @@ class TestReadingAndWriting:
         assert storage.read_bytes(f"{store}/a", max_bytes=5) == b"12345"
         with pytest.raises(ValueError, match="5 bytes, over the limit of 4"):
             storage.read_bytes(f"{store}/a", max_bytes=4)
+
+
+class TestOpenFile:
+    def test_it_reads_and_seeks_like_a_local_file(self, store: str):
+        data = np.random.default_rng(0).bytes(9_000_000)
+        put(f"{store}/a b[1]*.bin", data=data)
+        with storage.open_file(f"{store}/a b[1]*.bin") as file:
+            assert file.read(10) == data[:10]
+            assert file.seek(-5, os.SEEK_END) == len(data) - 5
+            assert file.read() == data[-5:]
+            assert file.read(1) == b""
+            file.seek(4_000_000)
+            assert file.read(4_500_000) == data[4_000_000:8_500_000]
+            file.seek(0)
+            assert file.read() == data
+
+    def test_an_empty_file_has_no_bytes(self, store: str):
+        put(f"{store}/empty", data=b"")
+        with storage.open_file(f"{store}/empty") as file:
+            assert file.read() == b""
+
+    def test_files_in_it_are_read(self, store: str, tmp_path: Path):
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for name in ("x", "y"):
+                tar.addfile(tarfile.TarInfo(name))
+        pq.write_table(pa.table({"a": [1, 2, 3]}), tmp_path / "a.parquet")
+        for name in ("a.tar", "a.parquet"):
+            storage.upload(str(tmp_path / name), f"{store}/{name}")
+        with storage.open_file(f"{store}/a.tar") as file, tarfile.open(fileobj=file) as tar:
+            assert tar.getnames() == ["x", "y"]
+        with storage.open_file(f"{store}/a.parquet") as file:
+            assert pq.ParquetFile(file).read().to_pydict() == {"a": [1, 2, 3]}
+
+    def test_a_missing_file_is_file_not_found(self, store: str):
+        with pytest.raises(FileNotFoundError):
+            storage.open_file(f"{store}/none")
+
+    def test_a_folder_is_none(self, store: str):
+        put(f"{store}/folder/a")
+        with pytest.raises(IsADirectoryError):
+            storage.open_file(f"{store}/folder")
+
+    def test_a_fifo_isnt_waited_for(self, tmp_path: Path):
+        os.mkfifo(tmp_path / "fifo")
+        for read in (storage.open_file, storage.read_bytes):
+            with pytest.raises(NotAFileError, match="fifo: not a regular file"):
+                read(str(tmp_path / "fifo"))
+        with pytest.raises(NotAFileError, match="fifo: not a regular file"):
+            storage.write_bytes(str(tmp_path / "fifo"), b"x")
+
+
+class TestFolders:
+    names = ("a", "b[12]", "*", "c?d", "e#f", "g h%20", "~", "é&+")
+
+    def test_children_are_what_is_directly_in_a_folder(self, store: str):
+        put(*(f"{store}/out[12]*/{name}" for name in self.names), f"{store}/out[12]*/sub/x", f"{store}/out1/other")
+        found = storage.children(f"{store}/out[12]*")
+        assert list(found) == sorted([*self.names, "sub"])
+        assert all(found[name].version for name in self.names)
+
+    def test_a_folder_that_isnt_there_has_none(self, store: str):
+        assert storage.children(f"{store}/none") == {}
+
+    def test_what_there_is_can_be_asked(self, store: str):
+        put(f"{store}/out[1]/a")
+        assert storage.exists(f"{store}/out[1]/a")
+        assert storage.exists(f"{store}/out[1]")
+        assert not storage.exists(f"{store}/out1")
+        assert storage.is_folder(f"{store}/out[1]")
+        assert not storage.is_folder(f"{store}/out[1]/a")
+        assert not storage.is_folder(f"{store}/none")
+
+    @pytest.mark.parametrize("folder", ["out[12]", "out*", "out?", "[!x]ut1"])
+    def test_removing_a_folder_leaves_those_that_its_name_would_match_as_a_pattern(self, store: str, folder: str):
+        put(f"{store}/out1/a", f"{store}/{folder}/a", f"{store}/{folder}/sub/b[1]", f"{store}/{folder}x/a")
+        storage.remove_folder(f"{store}/{folder}")
+        assert list(storage.children(store)) == sorted(["out1", f"{folder}x"])
+
+    def test_removing_a_file_leaves_those_that_its_name_would_match_as_a_pattern(self, store: str):
+        put(f"{store}/1", f"{store}/[12]", f"{store}/*")
+        storage.remove(f"{store}/[12]")
+        storage.remove(f"{store}/*")
+        storage.remove(f"{store}/*")
+        assert list(storage.children(store)) == ["1"]
 
 
 @contextmanager
