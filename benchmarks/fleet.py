@@ -26,8 +26,8 @@ from apache_beam.coders import registry
 
 from benchmarks.measure import ROOT, Figures, table
 from ot_core import storage
+from ot_core.layout import IMAGES
 from transforms.elements import ImageRecord, ImageRef
-from transforms.images import IMAGES
 from transforms.records import ROWS_PACKED, pack_rows
 from transforms.records import _WriteParquetDoFn as WriteParquetDoFn
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from fsspec.core import url_to_fs
@@ -79,7 +79,7 @@ def _children(folder: str) -> list[tuple[str, storage.FileDetails]]:
     return sorted((info["name"].rstrip("/").rpartition("/")[2], storage.FileDetails.of(info)) for info in found)
 
 
-def find_numbered(folder: str, name: str, extension: str = ".parquet") -> list[NumberedFile]:
+def find_numbered(folder: str, name: str, extensions: Collection[str] = (".parquet",)) -> list[NumberedFile]:
     """The files of that name in a folder, whatever their count, in the order of their names.
 
     Raises:
@@ -88,7 +88,7 @@ def find_numbered(folder: str, name: str, extension: str = ".parquet") -> list[N
     found = []
     for child, details in _children(folder):
         match = _NUMBERED.fullmatch(child)
-        if match and match[1] == name and match[4] == extension:
+        if match and match[1] == name and match[4] in extensions:
             found.append(NumberedFile(storage.join(folder, child), int(match[2]), int(match[3]), details))
     return found
 
@@ -194,8 +194,8 @@ class OutputLayout(NamedTuple):
         return storage.join(self.folder(alpha), numbered(SHARD, index, count, shards.EXTENSIONS[self.kind]))
 
     def find_shards(self, alpha: float) -> list[NumberedFile]:
-        """The shards of an alpha that are there, of whatever count."""
-        return find_numbered(self.folder(alpha), SHARD, shards.EXTENSIONS[self.kind]) if self.packed else []
+        """The shards of an alpha that are there, of whatever count and kind."""
+        return find_numbered(self.folder(alpha), SHARD, shards.EXTENSIONS.values())
 
     def find_manifests(self) -> list[NumberedFile]:
         """The files of the manifest that are there."""

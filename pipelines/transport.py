@@ -15,10 +15,10 @@ from typing import Any
 
 import apache_beam as beam
 
-from ot_core import UserError, shards, storage
+from ot_core import UserError, storage
 from ot_core.groups import GROUP, find_maps, is_pattern
 from ot_core.images import DEFAULT_COMPRESS_LEVEL, OUTPUT_FORMATS
-from ot_core.layout import DRIFT, statistics_of_group
+from ot_core.layout import DRIFT, KINDS, OutputLayout, statistics_of_group
 from pipelines import options
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
@@ -36,10 +36,8 @@ from transforms import (
     WriteManifest,
     metrics,
 )
-from transforms.images import IMAGES
 from transforms.maps import read_maps
 from transforms.model_handlers import INTERPOLATIONS
-from transforms.packing import STAGING
 from transforms.records import counted
 from transforms.resume import check_job, start_job
 
@@ -99,7 +97,7 @@ def parser() -> options.ArgumentParser:
     )
     flags.add_argument(
         "--output_format",
-        choices=("files", *shards.EXTENSIONS),
+        choices=KINDS,
         default="files",
         help="a file for each result, or shards of many: WebDataset's tar files, or Parquet (default %(default)s)",
     )
@@ -218,7 +216,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         args.input, versions=True, since=args.since, group_by=args.group_by
     )
     if args.plan:
-        _ = images | "SkipDone" >> _skip_done(args)
+        _ = images | "SkipDone" >> SkipDone(_layout(args))
         _ = unlisted | "CountFailures" >> beam.Map(counted)
         return
     _, failures = transport_images(images, args)
@@ -230,15 +228,12 @@ def transport_images(
     images: beam.PCollection[ImageRef], args: argparse.Namespace
 ) -> tuple[beam.PCollection[ImageRecord], Sequence[beam.PCollection[Failure]]]:
     """From images to the rows of the manifest, which is written too, and failures."""
-    packed = args.output_format != "files"
-    shards_of_output = (args.output, args.output_format, args.output_shards, args.alpha)
+    layout = _layout(args)
     if args.resume:
-        images, done = images | "SkipDone" >> _skip_done(args)
+        images, done = images | "SkipDone" >> SkipDone(layout)
     transport = TransportImages(
         map=args.maps,
-        output=args.output,
-        alphas=args.alpha,
-        format=args.format,
+        output=layout,
         quality=args.quality,
         compress_level=args.compress_level,
         vae=args.vae,
@@ -250,7 +245,6 @@ def transport_images(
         zero_shot=args.zero_shot,
         precision=options.precision_of(args),
         compiled=args.compile,
-        folder=_folder(args),
         statistics=True,
     )
     records, untransported, statistics = images | "TransportImages" >> options.on_accelerator(transport, args)
@@ -258,22 +252,17 @@ def transport_images(
     failures = [untransported]
     if args.resume:
         records = (records, done) | "FlattenRecords" >> beam.Flatten()
-    if packed:
-        records, unpacked = records | "PackShards" >> PackShards(*shards_of_output)
+    if layout.packed:
+        records, unpacked = records | "PackShards" >> PackShards(layout, args.output_shards)
         failures.append(unpacked)
     manifest = records | "WriteManifest" >> WriteManifest(args.output, args.manifest_shards)
-    if packed:
-        _ = manifest | "RemoveStaging" >> RemoveStaging(*shards_of_output)
+    if layout.packed:
+        _ = manifest | "RemoveStaging" >> RemoveStaging(layout, args.output_shards)
     return records, failures
 
 
-def _skip_done(args: argparse.Namespace) -> SkipDone:
-    return SkipDone(args.output, args.alpha, args.format, _folder(args))
-
-
-def _folder(args: argparse.Namespace) -> str:
-    """Where images are written at first."""
-    return IMAGES if args.output_format == "files" else STAGING
+def _layout(args: argparse.Namespace) -> OutputLayout:
+    return OutputLayout.of(args.output, args.alpha, args.format, args.output_format)
 
 
 def report(args: argparse.Namespace, counters: Counters) -> str:

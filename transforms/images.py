@@ -9,8 +9,9 @@ import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core import GaussianStatistics, UserError, encode_image, storage
-from ot_core.images import DEFAULT_COMPRESS_LEVEL, DEFAULT_MAX_PIXELS, OUTPUT_FORMATS
+from ot_core import GaussianStatistics, encode_image, storage
+from ot_core.images import DEFAULT_COMPRESS_LEVEL, DEFAULT_MAX_PIXELS
+from ot_core.layout import OutputLayout
 from ot_core.overlap import ByteBudget, Overlap
 from transforms import metrics
 from transforms.batching import BatchByPixels
@@ -28,8 +29,6 @@ from transforms.model_handlers import TransportModelHandler
 from transforms.reading import ReadImages
 from transforms.statistics import GaussianStatisticsCombineFn
 
-#: Folder of the images, below an output.
-IMAGES = "images"
 #: Pixels that may be waiting to be encoded and written.
 _BYTES_BEHIND = 2**28
 
@@ -54,12 +53,12 @@ class TransportImages(beam.PTransform):
     """Transports images with a fitted map and writes them: ImageRef -> ImageRecord, Failure.
 
     Files are named `images/<key>.<extension>` below the output, or `images/alpha=0.50/<key>.<extension>` with several
-    alphas. For shards, let them be written to `packing.STAGING` and apply `PackShards` to the records.
+    alphas. For shards, give a layout of that kind as the output, and apply `PackShards` to the records.
 
     Args:
         map: URL of the transport map; or of several by subgroup, of which "" is for images of any other. Without that
             one, these are failures.
-        output: URL of the output's root.
+        output: URL of the output's root; or its layout, which then tells alphas and format, too.
         alphas: weights of the restored image in the result: 0 is full transport, 1 the restored image.
         format: png, jpeg or webp.
         quality: of jpeg and webp, 1 to 100.
@@ -67,7 +66,6 @@ class TransportImages(beam.PTransform):
         vae: the autoencoder; default the one that the map names.
         max_pixels: larger images are failures.
         max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
-        folder: of the images, below the output.
         statistics: whether to give statistics of the latents too, as a third result. Groups are "source/0" and so on,
             of patches of the latents that were encoded, and "results/0" and so on, of the same ones fully transported;
             of those transported with the map of a subgroup, "source/0/<subgroup>" and so on.
@@ -81,7 +79,7 @@ class TransportImages(beam.PTransform):
     def __init__(
         self,
         map: str | Mapping[str, str],
-        output: str,
+        output: str | OutputLayout,
         alphas: Sequence[float] = (0.0,),
         format: str = "png",
         quality: int = 95,
@@ -89,23 +87,23 @@ class TransportImages(beam.PTransform):
         vae: str | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         max_batch_pixels: int | None = None,
-        folder: str = IMAGES,
         statistics: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
+        layout = output if isinstance(output, OutputLayout) else OutputLayout.of(output, alphas, format)
         self._handler = TransportModelHandler(
-            map, alphas, vae, max_tile_pixels=max_batch_pixels or None, statistics=statistics, **options
+            map, layout.alphas, vae, max_tile_pixels=max_batch_pixels or None, statistics=statistics, **options
         )
         self._statistics = statistics
-        self._write = _WriteImageDoFn(output, alphas, format, quality, compress_level, folder)
-        self._output, self._alphas = output, alphas
+        self._write = _WriteImageDoFn(layout, quality, compress_level)
+        self._layout = layout
         self._max_pixels, self._max_batch_pixels = max_pixels, max_batch_pixels
 
     def display_data(self) -> dict[str, Any]:
         """Shown by runners' user interfaces."""
-        maps, alphas = ", ".join(self._handler.maps.values()), ", ".join(map(str, self._alphas))
-        return {"map": maps, "output": self._output, "alphas": alphas}
+        maps, alphas = ", ".join(self._handler.maps.values()), ", ".join(map(str, self._layout.alphas))
+        return {"map": maps, "output": self._layout.root, "alphas": alphas}
 
     @no_annotations
     def expand(self, refs: beam.PCollection[ImageRef]) -> TransportOutcome | TransportOutcomeWithStatistics:
@@ -141,21 +139,8 @@ class _Written(NamedTuple):
 class _WriteImageDoFn(beam.DoFn):
     """Encodes and writes images behind the model, several at once."""
 
-    def __init__(
-        self,
-        output: str,
-        alphas: Sequence[float],
-        image_format: str,
-        quality: int,
-        compress_level: int = DEFAULT_COMPRESS_LEVEL,
-        folder: str = IMAGES,
-    ) -> None:
-        if image_format not in OUTPUT_FORMATS:
-            raise UserError(f"format {image_format}: expected one of {', '.join(OUTPUT_FORMATS)}")
-        self._folders = {alpha: folder_of(alpha, alphas, folder) for alpha in alphas}
-        if not alphas or len(set(self._folders.values())) != len(alphas):
-            raise UserError(f"alphas {list(alphas)}: expected at least one, all different to two decimals")
-        self._output, self._format, self._quality, self._level = output, image_format, quality, compress_level
+    def __init__(self, layout: OutputLayout, quality: int, compress_level: int = DEFAULT_COMPRESS_LEVEL) -> None:
+        self._layout, self._quality, self._level = layout, quality, compress_level
 
     def start_bundle(self) -> None:
         self._budget = ByteBudget(_BYTES_BEHIND)
@@ -181,7 +166,7 @@ class _WriteImageDoFn(beam.DoFn):
     def _written(self, result: TransportedImage) -> _Written:
         try:
             with metrics.captured() as reported:
-                records = [self._write(result, index, alpha) for index, alpha in enumerate(self._folders)]
+                records = [self._write(result, index, alpha) for index, alpha in enumerate(self._layout.alphas)]
                 metrics.count(metrics.IMAGES_WRITTEN)
         except Exception as error:  # one bad image costs one row, whatever the store raised
             return _Written(Failure.of(result.loaded.ref, "write", error), reported)
@@ -193,14 +178,14 @@ class _WriteImageDoFn(beam.DoFn):
         start = time.perf_counter()
         ref, image = result.loaded.ref, result.loaded.image
         with metrics.timed("encode_image"):
-            data = encode_image(result.pixels[index], image, self._format, self._quality, self._level)
+            data = encode_image(result.pixels[index], image, self._layout.format, self._quality, self._level)
         storage.check_key(ref.key)
-        url = storage.join(self._output, self._folders[alpha], ref.key + OUTPUT_FORMATS[self._format])
+        url = self._layout.written_image(alpha, ref.key)
         with metrics.timed("write"):
             storage.write_bytes(url, data)
         metrics.count(metrics.BYTES_WRITTEN, len(data))
         height, width = result.pixels[index].shape[:2]
-        seconds = result.seconds / len(self._folders) + time.perf_counter() - start
+        seconds = result.seconds / len(self._layout.alphas) + time.perf_counter() - start
         digest = hashlib.sha256(data).hexdigest()
         size = width, height, len(data)
         return ImageRecord(ref.key, ref.source_uri, url, alpha, *size, digest, seconds, ref.version, ref.subgroup)
@@ -212,8 +197,3 @@ def _outputs(written: _Written) -> Iterator[Any]:
         yield beam.pvalue.TaggedOutput("failures", written.outcome)
     else:
         yield from written.outcome
-
-
-def folder_of(alpha: float, alphas: Sequence[float], folder: str = IMAGES) -> str:
-    """Where the images of an alpha are written, below the output."""
-    return folder if len(alphas) == 1 else f"{folder}/alpha={alpha:.2f}"

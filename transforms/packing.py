@@ -3,13 +3,11 @@
 Pixels don't cross a shuffle for that, and a job that was killed has lost none of the images that it had finished.
 """
 
-import glob
 import hashlib
-import re
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -17,15 +15,11 @@ import pyarrow as pa
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import Cause, ImageError, UserError, listing, shards, storage
+from ot_core.layout import STAGING, OutputLayout
 from ot_core.overlap import prefetch
 from transforms import metrics
 from transforms.elements import Failure, ImageRecord, ImageRef
-from transforms.images import IMAGES, folder_of
 
-_STAGING_ROOT = ".staging"
-#: Where images wait below an output until they are packed.
-STAGING = f"{_STAGING_ROOT}/{IMAGES}"
-_SHARD = re.compile(r"shard-\d{5}-of-\d{5}\.(tar|parquet)")
 #: Files that one worker removes before the next takes its share.
 _AT_ONCE = 500
 
@@ -49,24 +43,23 @@ class PackShards(beam.PTransform):
     A worker holds the rows of one shard in memory, not its images, and needs disk space for one shard.
 
     Args:
-        output: URL of the output's root.
-        kind: webdataset (tar) or parquet.
+        layout: of the output, as in `TransportImages`; its kind is webdataset (tar) or parquet.
         num_shards: for each alpha.
-        alphas: as in `TransportImages`.
 
     Raises:
-        UserError: if the kind isn't known.
+        UserError: if it is of files.
     """
 
-    def __init__(self, output: str, kind: str, num_shards: int = 16, alphas: Sequence[float] = (0.0,)) -> None:
+    def __init__(self, layout: OutputLayout, num_shards: int = 16) -> None:
         super().__init__()
-        self._num_shards, self._alphas = num_shards, tuple(alphas)
-        self._pack = _PackShardDoFn(output, kind, num_shards, alphas)
+        if not layout.packed:
+            raise UserError(f"output format {layout.kind}: expected one of {', '.join(shards.EXTENSIONS)}")
+        self._layout, self._num_shards = layout, num_shards
 
     @no_annotations
     def expand(self, records: beam.PCollection[ImageRecord]) -> PackOutcome:
         """Rows are grouped by shard; images stay in storage until their shard is written."""
-        every_shard = [((alpha, index), None) for alpha in self._alphas for index in range(self._num_shards)]
+        every_shard = [((alpha, index), None) for alpha in self._layout.alphas for index in range(self._num_shards)]
         packed = (
             (
                 records.pipeline | "EveryShard" >> beam.Create(every_shard),
@@ -74,7 +67,8 @@ class PackShards(beam.PTransform):
             )
             | "Flatten" >> beam.Flatten()
             | "GroupByShard" >> beam.GroupByKey()
-            | "PackShard" >> beam.ParDo(self._pack).with_outputs("failures", main="records")
+            | "PackShard"
+            >> beam.ParDo(_PackShardDoFn(self._layout, self._num_shards)).with_outputs("failures", main="records")
         )
         return PackOutcome(packed.records, packed.failures)
 
@@ -84,15 +78,12 @@ def _with_shard(record: ImageRecord, num_shards: int) -> tuple[tuple[float, int]
 
 
 class _PackShardDoFn(beam.DoFn):
-    def __init__(self, output: str, kind: str, num_shards: int, alphas: Sequence[float]) -> None:
-        if kind not in shards.EXTENSIONS:
-            raise UserError(f"output format {kind}: expected one of {', '.join(shards.EXTENSIONS)}")
-        self._folders = {alpha: storage.join(output, folder_of(alpha, alphas)) for alpha in alphas}
-        self._extension, self._num_shards = shards.EXTENSIONS[kind], num_shards
+    def __init__(self, layout: OutputLayout, num_shards: int) -> None:
+        self._layout, self._num_shards = layout, num_shards
 
     def process(self, element: tuple[tuple[float, int], Iterable[tuple[Any, ...] | None]]) -> Iterator[Any]:
         (alpha, index), rows = element
-        url = storage.join(self._folders[alpha], f"shard-{index:05d}-of-{self._num_shards:05d}{self._extension}")
+        url = self._layout.shard(alpha, index, self._num_shards)
         records = sorted((ImageRecord(*row) for row in rows if row is not None), key=member_of)
         if not records:
             storage.remove(url)
@@ -114,7 +105,7 @@ class _PackShardDoFn(beam.DoFn):
                 else:
                     failures.append(Failure.of(ImageRef(record.key, record.source_uri), "write", data))
 
-        with metrics.timed("pack"), tempfile.NamedTemporaryFile(suffix=self._extension) as file:
+        with metrics.timed("pack"), tempfile.NamedTemporaryFile(suffix=shards.EXTENSIONS[self._layout.kind]) as file:
             shards.write_shard(file.name, images())
             storage.upload(file.name, url)
         metrics.count(metrics.SHARDS_WRITTEN)
@@ -167,28 +158,27 @@ class RemoveStaging(beam.PTransform):
     To be applied to the URLs of the manifest (str -> int, the number of files removed): it waits for all of them.
 
     Args:
-        output, kind, num_shards, alphas: as in `PackShards`.
+        layout, num_shards: as in `PackShards`.
     """
 
-    def __init__(self, output: str, kind: str, num_shards: int = 16, alphas: Sequence[float] = (0.0,)) -> None:
+    def __init__(self, layout: OutputLayout, num_shards: int = 16) -> None:
         super().__init__()
-        self._output, self._kind, self._num_shards, self._alphas = output, kind, num_shards, tuple(alphas)
+        self._layout, self._num_shards = layout, num_shards
 
     @no_annotations
     def expand(self, manifest: beam.PCollection[str]) -> beam.PCollection[int]:
         """Listed by one worker, removed by all."""
-        folders = [storage.join(self._output, folder_of(alpha, self._alphas)) for alpha in self._alphas]
-        keep = f"-of-{self._num_shards:05d}{shards.EXTENSIONS[self._kind]}"
         return (
             manifest
             | "AllWritten" >> beam.combiners.Count.Globally()
-            | "ListStaging" >> beam.FlatMap(_leftovers, storage.join(self._output, _STAGING_ROOT), folders, keep)
+            | "ListStaging" >> beam.FlatMap(_leftovers, self._layout, self._num_shards)
             | "Spread" >> beam.Reshuffle()
             | "Remove" >> beam.Map(_remove_all)
         )
 
 
-def _leftovers(written: int, staging: str, folders: Sequence[str], keep: str) -> Iterator[list[str]]:
+def _leftovers(written: int, layout: OutputLayout, num_shards: int) -> Iterator[list[str]]:
+    staging = layout.url(STAGING)
     batch: list[str] = []
     for listed in listing.list_folder(staging) if listing.is_flat(staging) else ():
         batch.append(listed.uri)
@@ -196,9 +186,9 @@ def _leftovers(written: int, staging: str, folders: Sequence[str], keep: str) ->
             yield batch
             batch = []
     storage.remove_folder(staging)
-    for folder in folders:
-        found = storage.match(storage.join(glob.escape(folder), "shard-*-of-*"))
-        batch += [url for url in found if _SHARD.fullmatch(url.rpartition("/")[2]) and not url.endswith(keep)]
+    for alpha in layout.alphas:
+        wanted = {layout.shard(alpha, index, num_shards) for index in range(num_shards)}
+        batch += [file.url for file in layout.find_shards(alpha) if file.url not in wanted]
     yield batch
 
 

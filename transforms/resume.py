@@ -4,11 +4,10 @@ What a run is about is written to `job.json` at the output's root before it star
 belongs to the same run or to one that resumed it; whatever is older is of another job and counts for nothing.
 """
 
-import glob
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -18,14 +17,12 @@ from apache_beam.typehints.decorators import no_annotations
 from PIL import Image
 
 from ot_core import UserError, listing, storage
-from ot_core.images import OUTPUT_FORMATS
+from ot_core.layout import JOB, NumberedFile, OutputLayout
 from transforms import metrics
 from transforms.elements import ImageRecord, ImageRef
-from transforms.images import IMAGES, folder_of
 from transforms.packing import member_of
 from transforms.records import schema_of
 
-_JOB = "job.json"
 _Row = tuple[tuple[Any, ...], float, bool | None]
 _File = tuple[float, str, float]
 _Shard = tuple[float, str]
@@ -45,12 +42,12 @@ def start_job(output: str, settings: Mapping[str, Any], resume: bool) -> None:
     if resume and check_job(output, settings):
         storage.remove_temporary(output)
     else:
-        storage.write_bytes(storage.join(output, _JOB), json.dumps(settings, indent=1).encode())
+        storage.write_bytes(storage.join(output, JOB), json.dumps(settings, indent=1).encode())
 
 
 def check_job(output: str, settings: Mapping[str, Any]) -> bool:
     """Whether an output was started before; changes nothing. Arguments and errors are those of `start_job`."""
-    url = storage.join(output, _JOB)
+    url = storage.join(output, JOB)
     if storage.details(url) is None:
         return False
     try:
@@ -63,25 +60,24 @@ def check_job(output: str, settings: Mapping[str, Any]) -> bool:
                 f"--resume: {output} was made with {name} {earlier.get(name)}, not {value}; "
                 "use another --output, or leave --resume out to do everything again"
             )
-    for manifest in _manifests(output):
+    for manifest in _manifests(OutputLayout.of_job(output, earlier)):
         storage.check_columns(manifest, schema_of(ImageRecord))
     return True
 
 
-def _manifests(output: str) -> dict[str, float]:
+def _manifests(layout: OutputLayout) -> dict[str, float]:
     """URLs of the manifest of this job, and when they were written."""
-    return _of_this_job(output, "manifest-*.parquet")
+    return _of_this_job(layout, layout.find_manifests())
 
 
-def _of_this_job(output: str, pattern: str) -> dict[str, float]:
-    started = _started(output)
-    found = storage.match(storage.join(glob.escape(output), pattern))
-    times = {url: details.modified or 0.0 for url, details in found.items()}
+def _of_this_job(layout: OutputLayout, files: Iterable[NumberedFile]) -> dict[str, float]:
+    started = _started(layout.root)
+    times = {file.url: file.details.modified or 0.0 for file in files}
     return {url: modified for url, modified in times.items() if modified >= started}
 
 
 def _started(output: str) -> float:
-    details = storage.details(storage.join(output, _JOB))
+    details = storage.details(storage.join(output, JOB))
     return 0.0 if details is None or details.modified is None else details.modified
 
 
@@ -107,35 +103,33 @@ class SkipDone(beam.PTransform):
     request is made for an image that is in the manifest.
 
     Args:
-        output, alphas, format: as in `TransportImages`; the output was started by `start_job`.
-        folder: of the images, as in `TransportImages`. Where it is a staging folder, images may also be in shards.
+        layout: of the output, which was started by `start_job`.
     """
 
-    def __init__(self, output: str, alphas: Sequence[float], format: str, folder: str = IMAGES) -> None:
+    def __init__(self, layout: OutputLayout) -> None:
         super().__init__()
-        self._output, self._alphas, self._format, self._folder = output, tuple(alphas), format, folder
+        self._layout = layout
 
     @no_annotations
     def expand(self, refs: beam.PCollection[ImageRef]) -> Remaining:
         """References, rows and files meet by key."""
         rows = (
             refs.pipeline
-            | "Once" >> beam.Create([self._output])
-            | "Manifests" >> beam.FlatMap(_manifests_with_shards, self._alphas)
+            | "Once" >> beam.Create([self._layout])
+            | "Manifests" >> beam.FlatMap(_manifests_with_shards)
             | "SpreadManifests" >> beam.Reshuffle()
             | "ReadManifests" >> beam.FlatMap(_read_manifest)
         )
-        folders = [(alpha, folder_of(alpha, self._alphas, self._folder)) for alpha in self._alphas]
         files = (
             refs.pipeline
-            | "Folders" >> beam.Create(folders)
-            | "ListOutput" >> beam.FlatMap(_list_output, self._output, OUTPUT_FORMATS[self._format])
+            | "Alphas" >> beam.Create(self._layout.alphas)
+            | "ListOutput" >> beam.FlatMap(_list_output, self._layout)
         )
         sides = {"refs": refs | "KeyByKey" >> beam.Map(_by_key), "rows": rows, "files": files}
         decided = (
             sides
             | "GroupByKey" >> beam.CoGroupByKey()
-            | "Decide" >> beam.ParDo(_DecideDoFn(self._alphas)).with_outputs("records", main="images")
+            | "Decide" >> beam.ParDo(_DecideDoFn(self._layout.alphas)).with_outputs("records", main="images")
         )
         return Remaining(decided.images, decided.records)
 
@@ -144,15 +138,13 @@ def _by_key(ref: ImageRef) -> tuple[str, tuple[Any, ...]]:
     return ref.key, tuple(ref)
 
 
-def _manifests_with_shards(output: str, alphas: Sequence[float]) -> Iterator[tuple[str, float, dict[_Shard, str]]]:
+def _manifests_with_shards(layout: OutputLayout) -> Iterator[tuple[str, float, dict[_Shard, str]]]:
     """URL and time of each manifest, and the URL of each shard that is there."""
     present: dict[_Shard, str] = {}
-    for alpha in alphas:
-        folder = folder_of(alpha, alphas)
-        for url in _of_this_job(output, f"{folder}/shard-*-of-*"):
-            name = url.rpartition("/")[2]
-            present[alpha, name] = storage.join(output, folder, name)
-    for url, written in _manifests(output).items():
+    for alpha in layout.alphas:
+        for url in _of_this_job(layout, layout.find_shards(alpha)):
+            present[alpha, url.rpartition("/")[2]] = url
+    for url, written in _manifests(layout).items():
         yield url, written, present
 
 
@@ -173,14 +165,12 @@ def _read_manifest(manifest: tuple[str, float, Mapping[_Shard, str]]) -> Iterato
                 yield record.key, (tuple(record), written, packed)
 
 
-def _list_output(folder_of_alpha: tuple[float, str], output: str, extension: str) -> Iterator[tuple[str, _File]]:
-    alpha, folder = folder_of_alpha
-    started = _started(output)
-    for listed in listing.list_folder(storage.join(output, folder)):
+def _list_output(alpha: float, layout: OutputLayout) -> Iterator[tuple[str, _File]]:
+    started = _started(layout.root)
+    for listed in listing.list_folder(layout.written_folder(alpha)):
         modified = listed.details.modified
-        if listed.uri.endswith(extension) and modified is not None and modified >= started:
-            url = storage.join(output, folder, listed.key + extension)
-            yield listed.key, (alpha, url, modified)
+        if listed.uri.endswith(layout.extension) and modified is not None and modified >= started:
+            yield listed.key, (alpha, layout.written_image(alpha, listed.key), modified)
 
 
 class _DecideDoFn(beam.DoFn):

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ot_core import DecodedImage
+from ot_core.layout import OutputLayout
 from transforms.elements import Failure, ImageRef, LoadedImage, TransportedImage, TransportPrediction
 from transforms.images import _WriteImageDoFn
 
@@ -28,7 +29,7 @@ KEYS = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), min_size=1, max_s
 def _write(root: str, key: str) -> list:
     loaded = LoadedImage(ImageRef(key, "u"), DecodedImage(PIXELS), 0.0)
     prediction = TransportPrediction(loaded.ref, TransportedImage(loaded, (PIXELS,), 0.0), "m")
-    writer = _WriteImageDoFn(root, [0.0], "png", 95)
+    writer = _WriteImageDoFn(OutputLayout.of(root, [0.0]), 95)
     writer.start_bundle()
     outputs = [*writer.process(prediction), *writer.finish_bundle()]
     values = [output.value if isinstance(output, beam.pvalue.TaggedOutput) else output for output in outputs]

@@ -11,6 +11,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from PIL import Image
 
 from ot_core import DecodedImage, storage
+from ot_core.layout import OutputLayout
 from transforms import ImageRef, ReadImages, images, metrics, reading
 from transforms.elements import ImageRecord, LoadedImage, TransportedImage, TransportPrediction
 from transforms.images import _WriteImageDoFn
@@ -128,7 +129,7 @@ def test_writes_run_behind_and_within_their_budget(tmp_path, monkeypatch):
             now[0] -= 1
 
     monkeypatch.setattr(storage, "write_bytes", slow)
-    outputs = list(_values(_WriteImageDoFn(str(tmp_path), [0.0], "png", 95), _predictions(30)))
+    outputs = list(_values(_WriteImageDoFn(OutputLayout.of(str(tmp_path), [0.0]), 95), _predictions(30)))
     assert all(isinstance(output, ImageRecord) for output in outputs)
     assert [output.key for output in outputs] == [f"{index}" for index in range(30)]
     assert len(list((tmp_path / "images").iterdir())) == 30
@@ -144,6 +145,6 @@ def test_a_write_that_fails_is_one_failure(tmp_path, monkeypatch):
         write(url, data)
 
     monkeypatch.setattr(storage, "write_bytes", refuse)
-    outputs = list(_values(_WriteImageDoFn(str(tmp_path), [0.0], "png", 95), _predictions(12)))
+    outputs = list(_values(_WriteImageDoFn(OutputLayout.of(str(tmp_path), [0.0]), 95), _predictions(12)))
     assert [(o.key, o.error_type) for o in outputs if not isinstance(o, ImageRecord)] == [("7", "permission_denied")]
     assert len(outputs) == 12
