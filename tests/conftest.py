@@ -15,7 +15,8 @@
 - `store`: the URL of an empty folder of the test, on each kind of store in turn: a local path, `file://`, `memory://`,
   `gs://` and `s3://`.
 
-Tests never reach the network. Hypothesis draws the same examples in every run.
+Tests never reach the network. Hypothesis draws the same examples in every run. A file of tests fails that leaves a
+process running, and nothing that a run starts outlives it: see tests/processes.py.
 """
 
 from __future__ import annotations
@@ -39,12 +40,44 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests import processes
+
 Photo = Callable[..., NDArray[np.uint8]]
 
 hypothesis.settings.register_profile(
     "repeatable", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("repeatable")
+#: Processes that fixtures of the session started.
+_of_session: set[int] = set()
+
+
+def pytest_configure() -> None:
+    processes.mark()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Iterator[None]:
+    if fixturedef.scope != "session":
+        return (yield)
+    before = processes.alive().keys()
+    value = yield
+    _of_session.update(processes.alive().keys() - before)
+    return value
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_outlives_the_session() -> Iterator[None]:
+    yield
+    left = processes.left(())
+    assert not left, f"still running at the end: {left}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_outlives_its_file(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    left = processes.left(_of_session)
+    assert not left, f"started by {request.node.name} and still running: {left}"
 
 
 @pytest.fixture(scope="session")

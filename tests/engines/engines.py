@@ -16,7 +16,6 @@ Prism is taken from `$DOT_PRISM`, or from where `make prism` builds it; Flink's 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -27,7 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from apache_beam.runners.portability.job_server import EmbeddedJobServer, StopOnExitJobServer
+from apache_beam.runners.portability.prism_runner import PrismRunner
 from apache_beam.version import __version__ as BEAM
+
+from tests.processes import started
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path.home() / ".cache" / "dot-engines"
@@ -81,18 +84,12 @@ def _server(command: Sequence[str], port: int, log: Path) -> Iterator[int]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # a pool starts `python`
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PATH": path, "PYTHONPATH": python_path}
-    with open(log, "wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 60
+    with open(log, "wb") as output, started(command, stdout=output, stderr=output, env=environment) as process:
         while not _listens(port):
-            if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None:
                 raise RuntimeError(f"{command} doesn't listen on port {port}: {log.read_text()[-2000:]}")
             time.sleep(0.05)
         yield process.pid
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _listens(port: int) -> bool:
@@ -127,6 +124,8 @@ def _portable(stack: ExitStack, logs: Path) -> Engine:
 
 
 def _prism(stack: ExitStack, logs: Path) -> Engine:
+    # Beam keeps the server for further jobs until its process ends.
+    stack.callback(lambda: PrismRunner.shared_handle.acquire(lambda: StopOnExitJobServer(EmbeddedJobServer())).stop())
     return Engine(("--runner=PrismRunner", f"--prism_location={prism()}"))
 
 
