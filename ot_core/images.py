@@ -6,31 +6,56 @@
 | grey, 1-bit | replicated to RGB for the model; the result is written grey again |
 | palette | expanded to RGB (and transparency) |
 | transparency | passes through unchanged where the output format has it (PNG, WebP), else dropped |
+| premultiplied transparency (TIFF) | colours are divided by it |
 | CMYK, YCbCr, Lab | converted to RGB; CMYK through its ICC profile to sRGB where it has one |
-| 16-bit grey | read in full precision, transparency dropped; the output has 8 bits |
-| other 16-bit | read as 8 bits |
+| CMYK in JPEG without Adobe marker | a failure: nothing tells whether the inks are inverted |
+| 16-bit grey; 12-bit and 32-bit grey (TIFF) | read in full precision; the output has 8 bits |
+| 16-bit colour, 16-bit grey with alpha | rounded to 8 bits |
 | float grey (TIFF) | expected in [0, 1] and finite, else a failure |
+| JPEG of 12 or 16 bits | a failure |
+| TIFF of another kind than `ot_core.tiff` lists | a failure that names the tags |
+| BMP of 16 bits | expanded to 8, within one level |
 | EXIF | kept, without what no longer holds (orientation, thumbnail); damaged or too long, it is dropped |
 | ICC profile | kept where it still describes the written pixels |
+| gamma and chromaticities (PNG) | ignored: pixels pass through as they are |
 | several frames or pages | a failure, except an MPO file, whose first picture is taken |
 """
 
 from __future__ import annotations
 
 import io
-import warnings
+import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    Image,
+    ImageCms,
+    ImageOps,
+    ImagePalette,
+    JpegImagePlugin,
+    PngImagePlugin,
+    WebPImagePlugin,
+)
 
+from ot_core import tiff
 from ot_core.errors import Cause, ImageError
 
 #: Formats that are read, whatever the extension says. Pillow opens MPO, several JPEGs in one file, as JPEG.
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+#: Those that Pillow reads rightly by itself; its modules register how to open them.
+_PLUGINS: Final = {
+    "PNG": PngImagePlugin,
+    "JPEG": JpegImagePlugin,
+    "WEBP": WebPImagePlugin,
+    "BMP": BmpImagePlugin,
+}
 #: Extensions that mark an image in folders and globs.
 EXTENSIONS: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 #: Extension of each output format.
@@ -42,6 +67,9 @@ DEFAULT_MAX_PIXELS: Final = 150_000_000
 DEFAULT_COMPRESS_LEVEL: Final = 2
 #: A JPEG segment has two bytes for its length.
 _LONGEST_JPEG_EXIF: Final = 65_533
+#: What Pillow's plugins raise where a file isn't of their format, and how they tell of kinds that they don't read.
+_NO_SUCH_FORMAT: Final = (SyntaxError, IndexError, TypeError, struct.error)
+_UNSUPPORTED: Final = re.compile("cannot handle|unsupported", re.IGNORECASE)
 _DEEP_GREY: Final = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")
 #: Tags of the first directory that say how the pixels were stored; in a TIFF file it is the file's own.
 _LAYOUT_TAGS: Final = (
@@ -77,10 +105,6 @@ class DecodedImage:
         return self.pixels.nbytes + (0 if self.alpha is None else self.alpha.nbytes)
 
 
-# The limit on pixels decides, not Pillow's warning of half of its own.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-
 def decode_image(
     data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, reserve: Callable[[int], None] | None = None
 ) -> DecodedImage:
@@ -101,10 +125,13 @@ def decode_image(
     if reserve is not None:
         reserve(image.width * image.height * (12 if image.mode in _DEEP_GREY else 3))
     try:
-        # A TIFF file is closed once it is loaded; a PNG file's EXIF may come after its pixels.
-        exif = _exif(image) if image.format == "TIFF" else None
-        image.load()
-        return replace(_to_rgb(_upright(image)), exif=exif or _exif(image))
+        if isinstance(image, tiff.TiffFile):
+            exif = _exif(image)  # before its tags are gone
+            return replace(_to_rgb(tiff.picture_of(image, data), image.info.get("icc_profile")), exif=exif)
+        _scale_transparency(image)
+        picture = _of_sixteen_bits(image, data) if _is_wide_png(image) else _upright(image)
+        # A PNG file's EXIF may come after its pixels.
+        return replace(_to_rgb(picture, image.info.get("icc_profile")), exif=_exif(image))
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise many types on damaged data
@@ -135,14 +162,7 @@ def _exif(image: Image.Image) -> bytes | None:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ImageError(Cause.TOO_LARGE, str(error)) from None
-    except UnidentifiedImageError:
-        raise ImageError(Cause.NOT_AN_IMAGE, f"not a readable {', '.join(FORMATS)} header") from None
-    except Exception as error:
-        raise ImageError(Cause.DAMAGED, f"header can't be read: {_one_line(error)}") from None
+    image = _opened(data)
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(Cause.DAMAGED, f"header says {width}x{height} pixels")
@@ -153,15 +173,84 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except Exception as error:  # counting the pages of a TIFF reads all their headers
         raise ImageError(Cause.DAMAGED, f"{image.format} pages can't be counted: {_one_line(error)}") from None
     if frames > 1 and image.format != "MPO":
-        raise ImageError(Cause.UNSUPPORTED, f"{image.format} with several frames; expected a single picture")
+        raise ImageError(Cause.UNSUPPORTED, f"{image.format} with {frames} frames; expected a single picture")
+    if image.format == "BMP":
+        _mend_bmp(image, data)
+    if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        raise ImageError(Cause.UNSUPPORTED, "JPEG of CMYK without Adobe marker, which would tell if inks are inverted")
     return image
 
 
-def _to_rgb(image: Image.Image) -> DecodedImage:
-    profile = image.info.get("icc_profile") or None
+def _mend_bmp(image: Any, data: bytes) -> None:
+    """Pillow takes a palette of greys for none, also where fewer or more bits are stored than it then expects."""
+    longer_header = int.from_bytes(data[14:18], "little") > 12
+    bits = int.from_bytes(data[28:30] if longer_header else data[24:26], "little")
+    if longer_header and bits == 16 and int.from_bytes(data[14:18], "little") >= 56 and any(data[66:70]):
+        raise ImageError(Cause.UNSUPPORTED, "BMP of 16 bits with a mask of transparency (bV5AlphaMask)")
+    greys = {"1": (0, 255), "L": range(256)}.get(image.mode, ())
+    if greys and bits != {"1": 1, "L": 8}[image.mode]:
+        image._mode, rawmode = BmpImagePlugin.BIT2MODE[bits]
+        image.palette = ImagePalette.raw("RGB", bytes(level for level in greys for _ in range(3)))
+        image.tile = [image.tile[0]._replace(args=(rawmode, *image.tile[0].args[1:]))]
+
+
+def _opened(data: bytes) -> Image.Image:
+    """What `Image.open` gives, without its own limit on pixels, which warns the whole process."""
+    try:
+        if data.startswith(tiff.MAGIC):
+            return tiff.TiffFile(data)
+        for open_format, accepts in (Image.OPEN[name] for name in _PLUGINS):
+            if accepts is None or accepts(data[:16]) is True:
+                return open_format(io.BytesIO(data), "")
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's plugins raise many types
+        message = _one_line(error)
+        if _UNSUPPORTED.search(message):
+            raise ImageError(Cause.UNSUPPORTED, f"header can't be read: {message}") from None
+        if not isinstance(error, _NO_SUCH_FORMAT):
+            raise ImageError(Cause.DAMAGED, f"header can't be read: {message}") from None
+    raise ImageError(Cause.NOT_AN_IMAGE, f"not a readable {', '.join(FORMATS)} header")
+
+
+def _scale_transparency(image: Any) -> None:
+    """Pillow scales grey levels of 2 and 4 bits to 8, but not the one that is transparent."""
+    scale = {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args)) if image.format == "PNG" and image.tile else None
+    if scale and "transparency" in image.info:
+        image.info["transparency"] *= scale
+
+
+def _is_wide_png(image: Any) -> bool:
+    return image.format == "PNG" and bool(image.tile) and image.tile[0].args in ("LA;16B", "RGB;16B", "RGBA;16B")
+
+
+def _of_sixteen_bits(image: Any, data: bytes) -> Image.Image:
+    """The upright picture of a PNG file of several 16-bit samples, rounded to 8 bits.
+
+    Pillow gives their upper bytes alone; asked for the other byte order, it gives the lower ones.
+    """
+    rawmode = image.tile[0].args
+    if rawmode == "LA;16B":  # taken as 4 bytes
+        image.tile = [image.tile[0]._replace(args="RGBA")]
+        samples = np.ascontiguousarray(_upright(image)).view(">u2").astype(np.uint16)
+    else:
+        other: Any = _opened(data)
+        other.tile = [image.tile[0]._replace(args=rawmode[:-1] + "L")]
+        upper, lower = np.asarray(_upright(image)), np.asarray(_upright(other))
+        samples = upper.astype(np.uint16) << 8 | lower
+    result = tiff.rounded(samples)
+    if "transparency" in image.info:
+        opaque = (samples != np.array(image.info["transparency"], np.uint16)).any(axis=2, keepdims=True)
+        result = np.concatenate((result, opaque.astype(np.uint8) * np.uint8(255)), axis=2)
+    return Image.fromarray(result)
+
+
+def _to_rgb(image: Image.Image, profile: bytes | None) -> DecodedImage:
     alpha = None
     if image.mode in _DEEP_GREY:
-        return DecodedImage(_grey_to_rgb(_deep_grey(image)), grey=True, icc_profile=_of_space(b"GRAY", profile))
+        if "transparency" in image.info:
+            alpha = (np.asarray(image) != image.info["transparency"]).astype(np.uint8) * np.uint8(255)
+        return DecodedImage(_grey_to_rgb(_deep_grey(image)), alpha, grey=True, icc_profile=_of_space(b"GRAY", profile))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         alpha = np.asarray(rgba.getchannel("A"))
@@ -170,6 +259,8 @@ def _to_rgb(image: Image.Image) -> DecodedImage:
         return DecodedImage(_grey_to_rgb(grey), alpha, grey=True, icc_profile=_of_space(b"GRAY", profile))
     if image.mode == "CMYK" and profile:
         image, profile = _through_profile(image, profile), None
+    elif image.mode == "LAB":
+        image, profile = _of_lab(image), None
     elif image.mode not in ("RGB", "RGBA", "P", "PA", "RGBa", "RGBX"):
         profile = None  # it described other channels than the written ones
     rgb = image if image.mode == "RGB" else (rgba if alpha is not None else image).convert("RGB")
@@ -205,6 +296,12 @@ def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
     except (ImageCms.PyCMSError, OSError):
         converted = None
     return converted if converted is not None else image.convert("RGB")
+
+
+def _of_lab(image: Image.Image) -> Image.Image:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    exact = ImageCms.Flags.NOOPTIMIZE  # `convert` would be quicker, and off by up to ten levels
+    return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB", flags=exact) or image.convert("RGB")
 
 
 def encode_image(

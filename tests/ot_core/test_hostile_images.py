@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ot_core import Cause, ImageError, decode_image, encode_image
+from tests.ot_core import tiff_files
 from tests.ot_core.image_files import SRGB, chunk, cmyk_profile, encoded, noise, png, refused
 
 
@@ -79,6 +80,14 @@ def kinds_of_files() -> list[bytes]:
     files += [encoded(noise(9, 7).astype(np.uint16), name) for name in ("PNG", "TIFF")]
     files += [encoded(rgb.convert("CMYK"), "JPEG", icc_profile=cmyk_profile()), encoded(rgb, icc_profile=SRGB)]
     files += [png(1, 1, 16, 2, bytes(6), chunk(b"tRNS", bytes(6))), png(2, 1, 8, 0, bytes(2), chunk(b"tRNS", b"\0\7"))]
+    wide = np.arange(9 * 7 * 4).reshape(9, 7, 4) * 257
+    files += [
+        tiff_files.tiff(wide[..., :count], count > 1 and 2, 16, extra_samples=extra, compression=compression)
+        for count, extra in ((1, ()), (3, ()), (4, (1,)))
+        for compression in (1, 8)
+    ]
+    files += [tiff_files.tiff(wide[..., :1] % 16, 3, 4, tags={tiff_files.COLOUR_MAP: (999,) * 48}, tile=16)]
+    files += [png(7, 9, 16, kind, bytes(9 * 7 * 2 * samples)) for kind, samples in ((2, 3), (4, 2), (6, 4))]
     return files
 
 
