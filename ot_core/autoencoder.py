@@ -83,7 +83,7 @@ class Autoencoder:
         precision: str = "float32",
         compiled: bool = False,
     ) -> None:
-        self.fingerprint = _fingerprint(module)
+        self.fingerprint = fingerprint_of(module)
         self.precision = precision if any(True for _ in module.parameters()) else "float32"
         self.name, self.device, self._dtype = name, torch.device(device), getattr(torch, self.precision)
         declared = getattr(module, "downsampling_factor", None)
@@ -139,7 +139,7 @@ class Autoencoder:
         return x.to(self._dtype).contiguous(memory_format=self._memory_format)
 
 
-def _fingerprint(module: Any) -> str:
+def fingerprint_of(module: Any) -> str:
     """sha256 of the config and of every weight in name order, hexadecimal."""
     digest = hashlib.sha256()
     config = dict(getattr(module, "config", {"class": type(module).__qualname__}))

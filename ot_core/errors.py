@@ -46,6 +46,8 @@ class Cause(StrEnum):
     NO_MAP = "no_map"
     NO_REFERENCE = "no_reference"
     SIZE_MISMATCH = "size_mismatch"
+    RESTORER_ERROR = "restorer_error"
+    DEGRADATION_ERROR = "degradation_error"
     IO_ERROR = "io_error"
     INTERNAL_ERROR = "internal_error"
 

@@ -104,6 +104,17 @@ class DecodedImage:
         """Size in memory."""
         return self.pixels.nbytes + (0 if self.alpha is None else self.alpha.nbytes)
 
+    def with_pixels(self, pixels: NDArray[np.uint8], alpha: NDArray[np.uint8] | None) -> DecodedImage:
+        """What reading these pixels back from a file gives: of a grey image they become grey.
+
+        Args:
+            pixels: (H, W, 3).
+            alpha: (H, W) transparency, or None.
+        """
+        if self.grey:
+            pixels = np.repeat(np.asarray(Image.fromarray(pixels, "RGB").convert("L"))[:, :, None], 3, axis=2)
+        return replace(self, pixels=pixels, alpha=alpha)
+
 
 def decode_image(
     data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, reserve: Callable[[int], None] | None = None

@@ -31,7 +31,7 @@ def encode_in_tiles(autoencoder: Autoencoder, pixels: Pixels, max_pixels: int) -
         tile = pixels[rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor]
         return autoencoder.encode(to_tensor([tile], autoencoder))
 
-    strips = _blended(height // factor, width // factor, factor, max_pixels, encode)
+    strips = blended_tiles(height // factor, width // factor, *_spans(max_pixels, factor), encode)
     return torch.cat([strip for _, strip in strips], dim=2)
 
 
@@ -48,7 +48,13 @@ def decode_in_tiles(autoencoder: Autoencoder, latents: Tensor, max_pixels: int) 
         ]
         return autoencoder.decode(window)
 
-    return _blended(height, width, 1, max_pixels, decode, unit=factor)
+    return blended_tiles(height, width, *_spans(max_pixels, 1, factor), decode, unit=factor)
+
+
+def _spans(max_pixels: int, scale: int, unit: int = 1) -> tuple[int, int]:
+    """Longest side and least overlap of tiles, in positions that are `scale` pixels apart."""
+    side = max(int(max_pixels**0.5), 4 * OVERLAP) // (scale * unit) * unit
+    return side, -(-OVERLAP // (scale * unit)) * unit
 
 
 def tile_spans(size: int, longest: int, overlap: int, unit: int = 1) -> list[slice]:
@@ -68,16 +74,27 @@ def tile_spans(size: int, longest: int, overlap: int, unit: int = 1) -> list[sli
     return [slice(start, start + length) for start in starts]
 
 
-def _blended(
-    height: int, width: int, scale: int, max_pixels: int, function: Callable[[slice, slice], Tensor], unit: int = 1
+def blended_tiles(
+    height: int,
+    width: int,
+    longest: int,
+    overlap: int,
+    function: Callable[[slice, slice], Tensor],
+    unit: int = 1,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Calls a function on tiles of a plane whose positions are `scale` pixels apart, and gives finished strips.
+    """Calls a function on tiles of a plane, and gives finished strips: (rows, (1, C, rows, width)) from top to bottom.
 
     In the overlaps tiles fade into each other; their weights add to one everywhere.
+
+    Args:
+        height: of the plane; a multiple of the unit, as the other lengths.
+        width: likewise.
+        longest: side of a tile at most, at least 4 overlaps.
+        overlap: of neighbouring tiles, at least.
+        function: gives (1, C, rows, columns) of the plane.
+        unit: tiles begin at multiples of it.
     """
-    overlap = -(-OVERLAP // (scale * unit)) * unit
-    side = max(int(max_pixels**0.5), 4 * OVERLAP) // (scale * unit) * unit
-    rows, columns = tile_spans(height, side, overlap, unit), tile_spans(width, side, overlap, unit)
+    rows, columns = tile_spans(height, longest, overlap, unit), tile_spans(width, longest, overlap, unit)
     fades = _fades(columns)
     rest: Tensor | None = None
     for (span, fade), below in zip(zip(rows, _fades(rows), strict=True), [*rows[1:], None], strict=True):

@@ -1,0 +1,280 @@
+"""Any restoration model behind one interface: images of 8 bits in, restored images of 8 bits out.
+
+What can be loaded (`load_restorer`):
+
+- weights of a network that spandrel knows (SwinIR, HAT, Real-ESRGAN, SCUNet, NAFNet, FBCNN, DnCNN...), as
+  `.safetensors`, or as `.pth`, `.pt` or `.ckpt`, of which nothing but tensors is unpickled;
+- an ONNX model, `.onnx`;
+- the user's own, as `package.module:factory`: `factory()` returns a torch module, (B, 3, H, W) in [0, 1] to the same
+  with sides times an integer `scale`, or a plain callable, (H, W, 3) uint8 to (scale H, scale W, 3) uint8.
+
+Weights and ONNX models are files: a local path, any fsspec URL, or a file on the hub, `owner/name/path/to/file`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ot_core.autoencoder import Pixels, default_device, unit_pixels
+from ot_core.errors import Cause, ImageError, UserError
+from ot_core.images import DecodedImage
+from ot_core.restorer_files import Network, load_network
+from ot_core.tiles import blended_tiles
+
+#: Pixels of an input beyond which it is restored in tiles: attention over more takes gigabytes.
+TILE_PIXELS: Final = 2**18
+#: Least overlap of neighbouring tiles, in pixels of the input.
+OVERLAP: Final = 64
+#: Side of the image that a restorer is tried on when it is loaded.
+_PROBE_SIDE: Final = 64
+
+
+class Restorer(ABC):
+    """A loaded restoration model.
+
+    Attributes:
+        name: what it was loaded from.
+        fingerprint: sha256 of its weights or code, hexadecimal.
+        scale: sides of a result, as a multiple of the input's.
+        alone: whether images must be restored one by one, whatever their sizes.
+    """
+
+    def __init__(self, name: str, fingerprint: str, alone: bool) -> None:
+        self.name, self.fingerprint, self.alone, self.scale = name, fingerprint, alone, 0
+
+    def try_out(self, height: int, width: int, declared: int | None) -> None:
+        """Measures the scale on a small image.
+
+        Raises:
+            UserError: if the result isn't an image of an integer scale, or isn't of the declared one.
+        """
+        ramp = np.add.outer(np.arange(height), np.arange(width)) * 255 // (height + width)
+        result = self._restored([np.repeat(ramp[:, :, None], 3, axis=2).astype(np.uint8)], TILE_PIXELS)[0]
+        scale, rest = divmod(result.shape[0], height)
+        if result.shape != (scale * height, scale * width, 3) or rest or not scale:
+            raise UserError(f"gives {_size(result)} pixels for {width}x{height}; expected an integer multiple")
+        if declared not in (None, scale):
+            raise UserError(f"says that its scale is {declared}, and enlarges by {scale}")
+        self.scale = scale
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size of the restored image before what was padded is cropped; images of one such size may be batched."""
+        return self.scale * height, self.scale * width
+
+    def __call__(self, images: Sequence[Pixels], max_pixels: int = TILE_PIXELS) -> list[NDArray[np.uint8] | ImageError]:
+        """Restores images.
+
+        Args:
+            images: (H, W, 3), uint8 or float32 in [0, 1]; of one padded size.
+            max_pixels: a larger input is restored in overlapping tiles of so many pixels.
+
+        Returns:
+            For each (scale H, scale W, 3) uint8, or a NOT_FINITE or RESTORER_ERROR.
+        """
+        results: list[NDArray[np.uint8] | ImageError] = []
+        for pixels, result in zip(images, self._restored(images, max_pixels), strict=True):
+            height, width = (self.scale * side for side in pixels.shape[:2])
+            if result.shape != (height, width, 3):
+                message = f"the restorer gave {_size(result)} pixels; expected {width}x{height}"
+                results.append(ImageError(Cause.RESTORER_ERROR, message))
+            elif not np.isfinite(result).all():
+                results.append(ImageError(Cause.NOT_FINITE, "the restorer gave NaN or infinity"))
+            else:
+                results.append(_eight_bits(result))
+        return results
+
+    @abstractmethod
+    def _restored(self, images: Sequence[Pixels], max_pixels: int) -> Sequence[NDArray[np.generic]]:
+        """Arrays (H, W, 3), uint8 or float32 nominally in [0, 1]."""
+
+
+class NetworkRestorer(Restorer):
+    """A torch or ONNX network.
+
+    Args:
+        network: see `ot_core.restorer_files`.
+        name: what it was loaded from.
+        device: where torch computes.
+    """
+
+    def __init__(self, network: Network, name: str, device: str) -> None:
+        super().__init__(name, network.fingerprint, alone=network.fixed_size is not None)
+        self._network, self._device = network, torch.device(device)
+        smallest = _up(max(_PROBE_SIDE, network.minimum), network.multiple_of)
+        self.try_out(*(network.fixed_size or (smallest, smallest)), network.scale)
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """See `Restorer`."""
+        padded_height, padded_width = self._padded(height, width)
+        return self.scale * padded_height, self.scale * padded_width
+
+    def _padded(self, height: int, width: int) -> tuple[int, int]:
+        network = self._network
+        height, width = (_up(max(side, network.minimum), network.multiple_of) for side in (height, width))
+        return (max(height, width),) * 2 if network.square else (height, width)
+
+    @torch.inference_mode()
+    def _restored(self, images: Sequence[Pixels], max_pixels: int) -> Sequence[NDArray[np.float32]]:
+        network = self._network
+        padded = self._padded(*images[0].shape[:2])
+        whole = network.fixed_size or padded
+        if len(images) > 1 or (math.prod(padded) <= max_pixels and padded == whole) or not network.tiled:
+            batch = torch.cat([_reflected(unit_pixels(pixels, self._device), padded) for pixels in images])
+            restored = self._forward(batch)
+            scale = restored.shape[-1] // batch.shape[-1]
+            heights, widths = ([scale * pixels.shape[axis] for pixels in images] for axis in (0, 1))
+            crops = (one[:, :h, :w] for one, h, w in zip(restored, heights, widths, strict=True))
+            return [crop.permute(1, 2, 0).cpu().numpy() for crop in crops]
+        return [self._in_tiles(images[0], max_pixels)]
+
+    def _forward(self, batch: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, 3, scale H, scale W), float32."""
+        channels = self._network.channels
+        if channels == 3:
+            return self._network.call(batch)[:, :3]
+        if channels == 4:  # the fourth is transparency
+            return self._network.call(F.pad(batch, (0, 0, 0, 0, 0, 1), value=1.0))[:, :3]
+        each = self._network.call(batch.flatten(0, 1)[:, None])
+        return each.unflatten(0, (-1, 3)).squeeze(2)
+
+    def _in_tiles(self, pixels: Pixels, max_pixels: int) -> NDArray[np.float32]:
+        network, scale = self._network, self.scale
+        fixed, unit = network.fixed_size, network.multiple_of
+        padded = (_up(pixels.shape[0], unit), _up(pixels.shape[1], unit))
+        whole = _reflected(unit_pixels(pixels, torch.device("cpu")), padded)
+
+        def restore(rows: slice, columns: slice) -> Tensor:
+            tile = whole[:, :, rows.start // scale : rows.stop // scale, columns.start // scale : columns.stop // scale]
+            height, width = tile.shape[-2:]
+            restored = self._forward(_reflected(tile.to(self._device), fixed or self._padded(height, width)))
+            return restored[:, :, : scale * height, : scale * width].cpu()
+
+        longest = min(fixed) if fixed else max(math.isqrt(max_pixels), 4 * OVERLAP)
+        overlap = min(OVERLAP, longest // 4)
+        height, width = (scale * side for side in pixels.shape[:2])
+        result = np.empty((height, width, 3), np.float32)
+        size = (scale * padded[0], scale * padded[1])
+        spans = scale * (longest // unit * unit), scale * _up(overlap, unit)
+        for rows, strip in blended_tiles(*size, *spans, restore, unit=scale * unit):
+            place = result[rows]
+            place[:] = strip[0, :, : len(place), :width].permute(1, 2, 0).numpy()
+        return result
+
+
+class CallableRestorer(Restorer):
+    """A plain function on arrays.
+
+    It is called for one image at a time, unless its attribute `thread_safe` is true.
+
+    Args:
+        function: (H, W, 3) uint8 to (scale H, scale W, 3) uint8; may have the attributes `scale` and `thread_safe`.
+        name: what it was loaded from.
+        fingerprint: of its code.
+    """
+
+    def __init__(self, function: Callable[[NDArray[np.uint8]], Any], name: str, fingerprint: str) -> None:
+        super().__init__(name, fingerprint, alone=True)
+        self._function = function
+        self._turn = None if getattr(function, "thread_safe", False) else threading.Lock()
+        self.try_out(_PROBE_SIDE, _PROBE_SIDE, getattr(function, "scale", None))
+
+    def _restored(self, images: Sequence[Pixels], max_pixels: int) -> Sequence[NDArray[np.generic]]:
+        return [self._one(_eight_bits(pixels)) for pixels in images]
+
+    def _one(self, pixels: NDArray[np.uint8]) -> NDArray[np.generic]:
+        if self._turn is None:
+            result = self._function(pixels.copy())
+        else:
+            with self._turn:
+                result = self._function(pixels.copy())  # somebody's own code may write to what it is given
+        if not isinstance(result, np.ndarray) or result.dtype != np.uint8:
+            found = str(result.dtype) if isinstance(result, np.ndarray) else type(result).__name__
+            raise ImageError(Cause.RESTORER_ERROR, f"the restorer gave {found}; expected an array of uint8")
+        return result
+
+
+def load_restorer(spec: str, device: str | None = None, precision: str | None = "float32") -> Restorer:
+    """Loads a restorer once per process.
+
+    Args:
+        spec: see the module's docstring.
+        device: torch device; default CUDA where there is one.
+        precision: float32; or None for float16 on CUDA where the network says that it can, else float32.
+
+    Raises:
+        UserError: if there is none at that place, it isn't one, or it doesn't work on a small image.
+    """
+    return _load_once(spec, device or default_device(), precision)
+
+
+@functools.lru_cache(maxsize=2)
+def _load_once(spec: str, device: str, precision: str | None) -> Restorer:
+    try:
+        loaded = load_network(spec, device, half=precision is None and device.startswith("cuda"))
+        if isinstance(loaded, Network):
+            return NetworkRestorer(loaded, spec, device)
+        return CallableRestorer(loaded.function, spec, loaded.fingerprint)
+    except UserError as error:
+        raise UserError(f"restorer {spec}: {error}") from None
+    except ImageError as error:
+        raise UserError(f"restorer {spec}: fails on a small image: {error.message}") from None
+    except Exception as error:  # spandrel, ONNX, the hub, stores and user code each raise their own
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"restorer {spec}: can't be loaded ({type(error).__name__}: {reason})") from None
+
+
+def restored_image(image: DecodedImage, pixels: NDArray[np.uint8]) -> DecodedImage:
+    """The restored image as it would be read back from a PNG file: grey stays grey, transparency is enlarged along.
+
+    Args:
+        image: what was restored.
+        pixels: (scale H, scale W, 3) uint8.
+    """
+    height, width = pixels.shape[:2]
+    return image.with_pixels(pixels, _enlarged(image.alpha, height, width))
+
+
+def _enlarged(alpha: NDArray[np.uint8] | None, height: int, width: int) -> NDArray[np.uint8] | None:
+    if alpha is None or alpha.shape == (height, width):
+        return alpha
+    larger = F.interpolate(torch.from_numpy(alpha)[None, None].float(), (height, width), mode="bilinear")
+    enlarged: NDArray[np.uint8] = larger[0, 0].round().to(torch.uint8).numpy()
+    return enlarged
+
+
+def _eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """uint8 of uint8, or of floating point numbers nominally in [0, 1]."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    eight: NDArray[np.uint8] = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)  # type: ignore[operator, type-var]
+    return eight
+
+
+def _reflected(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pads (B, C, H, W) on the right and bottom: by reflection, and beyond one reflection by replication."""
+    for by_reflection in (True, False):
+        missing = [max(goal - side, 0) for goal, side in zip(size, x.shape[-2:], strict=True)]
+        if by_reflection:
+            missing = [min(more, side - 1) for more, side in zip(missing, x.shape[-2:], strict=True)]
+        if any(missing):
+            x = F.pad(x, (0, missing[1], 0, missing[0]), mode="reflect" if by_reflection else "replicate")
+    return x
+
+
+def _up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
+
+
+def _size(result: NDArray[np.generic]) -> str:
+    return "x".join(map(str, (*result.shape[1::-1], *result.shape[2:])))
