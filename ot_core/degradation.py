@@ -10,7 +10,8 @@ A spec is a chain of steps by commas, such as `blur:1.2,bicubic:4,jpeg:60`:
 | `bicubic:F` | reduces both sides F times, F an integer |
 | `package.module:function` | (H, W, 3) uint8 to the same, the user's own |
 
-A range such as `jpeg:10-40` draws a value for each image. What is drawn depends on the image's key alone, so runs repeat.
+A range such as `jpeg:10-40` draws a value for each image. What is drawn
+depends on the key of the image alone, so runs repeat.
 """
 
 from __future__ import annotations
