@@ -12,8 +12,8 @@ from torch import Tensor
 from benchmarks.measure import Figures, peak_rss_bytes, serve
 from benchmarks.throughput_loops import padded
 from ot_core import load_autoencoder
+from ot_core.engine import threads_of_one_core
 from pipelines import fit
-from transforms.device_memory import threads_of_one_core
 
 
 def encoder(settings: Figures) -> Figures:

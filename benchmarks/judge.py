@@ -27,9 +27,9 @@ import numpy as np
 
 from benchmarks.restorers import RESTORERS, restored_folder, shared_data
 from ot_core import GaussianStatistics, gelbrich_distance_squared
+from ot_core.fitting import METHODS
 from pipelines import fit, transport
 from pipelines.demo import latents_of, load, psnr
-from transforms.maps import METHODS
 
 ALPHAS = (0.75, 0.5, 0.25, 0.0)
 #: What dot-fit does for unpaired images, and with --paired.

@@ -157,5 +157,5 @@ def _by_function(function: Callable[[Pixels], Any], pixels: Pixels, name: str) -
 
 def _eight_bits(pixels: NDArray[np.generic]) -> Pixels:
     if pixels.dtype == np.uint8:
-        return pixels  # type: ignore[return-value]
+        return pixels.view(np.uint8)
     return np.rint(np.asarray(pixels, np.float32) * 255).astype(np.uint8)

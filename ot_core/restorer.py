@@ -146,7 +146,7 @@ class NetworkRestorer(Restorer):
         if channels == 4:  # the fourth is transparency
             return self._network.call(F.pad(batch, (0, 0, 0, 0, 0, 1), value=1.0))[:, :3]
         each = self._network.call(batch.flatten(0, 1)[:, None])
-        return each.unflatten(0, (-1, 3)).squeeze(2)
+        return each.view(len(batch), 3, *each.shape[-2:])
 
     def _in_tiles(self, pixels: Pixels, max_pixels: int) -> NDArray[np.float32]:
         network, scale = self._network, self.scale
@@ -256,9 +256,8 @@ def _enlarged(alpha: NDArray[np.uint8] | None, height: int, width: int) -> NDArr
 def _eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     """uint8 of uint8, or of floating point numbers nominally in [0, 1]."""
     if pixels.dtype == np.uint8:
-        return pixels
-    eight: NDArray[np.uint8] = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)  # type: ignore[operator, type-var]
-    return eight
+        return pixels.view(np.uint8)
+    return np.rint(np.asarray(pixels, np.float32).clip(0, 1) * 255).astype(np.uint8)
 
 
 def _reflected(x: Tensor, size: tuple[int, int]) -> Tensor:

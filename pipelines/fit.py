@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import apache_beam as beam
 
 from ot_core import TransportMap, UserError, load_autoencoder, read_map, storage
+from ot_core.fitting import METHODS, autoencoder_of_map, is_mostly_noise, method_of
 from ot_core.groups import GROUP, is_pattern, map_of_group
 from ot_core.map_file import read_statistics
 from ot_core.transport_map import SIDES
@@ -32,7 +33,6 @@ from transforms import (
     metrics,
 )
 from transforms.groups import NameStatisticsDoFn
-from transforms.maps import METHODS, autoencoder_of_map, is_mostly_noise, method_of
 
 _EXTENSION = ".safetensors"
 

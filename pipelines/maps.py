@@ -14,11 +14,11 @@ import numpy as np
 
 from ot_core import TransportMap, UserError, read_map, storage, strict_json
 from ot_core.drift import drift_of
+from ot_core.fitting import method_of
 from ot_core.map_file import metadata_of
 from ot_core.statistics import Array
 from ot_core.transport_map import SIDES
 from pipelines import options
-from transforms.maps import method_of
 
 #: Gains that are told.
 _SHOWN = 5

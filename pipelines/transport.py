@@ -16,9 +16,11 @@ from typing import Any
 import apache_beam as beam
 
 from ot_core import UserError, storage
+from ot_core.fitting import read_maps
 from ot_core.groups import GROUP, find_maps, is_pattern
 from ot_core.images import DEFAULT_COMPRESS_LEVEL, OUTPUT_FORMATS
 from ot_core.layout import DRIFT, KINDS, OutputLayout, statistics_of_group
+from ot_core.transporting import INTERPOLATIONS
 from pipelines import options
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
@@ -36,8 +38,6 @@ from transforms import (
     WriteManifest,
     metrics,
 )
-from transforms.maps import read_maps
-from transforms.model_handlers import INTERPOLATIONS
 from transforms.records import counted
 from transforms.resume import check_job, start_job
 

@@ -146,11 +146,17 @@ class LoadedImage(NamedTuple):
     image: DecodedImage
     seconds: float
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.image.pixels.shape[:2]
+        return height, width
 
-class ImageBatch(NamedTuple):
-    """Images for one call of the model."""
 
-    images: tuple[LoadedImage, ...]
+class ImageBatch(tuple[LoadedImage, ...]):
+    """Images for one call of the model; as long as there are images, which Beam counts."""
+
+    __slots__ = ()
 
 
 class TransportedImage(NamedTuple):
@@ -227,7 +233,7 @@ def _nbytes(value: Any) -> int:
     if isinstance(value, TransportPrediction):
         return _nbytes(value.inference)
     if isinstance(value, ImageBatch):
-        return sum(loaded.image.nbytes for loaded in value.images)
+        return sum(loaded.image.nbytes for loaded in value)
     if isinstance(value, TransportedImage):
         return value.nbytes
     if isinstance(value, GatheredStatistics):

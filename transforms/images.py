@@ -93,7 +93,13 @@ class TransportImages(beam.PTransform):
         super().__init__()
         layout = output if isinstance(output, OutputLayout) else OutputLayout.of(output, alphas, format)
         self._handler = TransportModelHandler(
-            map, layout.alphas, vae, max_tile_pixels=max_batch_pixels or None, statistics=statistics, **options
+            map,
+            layout.alphas,
+            vae,
+            max_tile_pixels=max_batch_pixels or None,
+            statistics=statistics,
+            batched=True,
+            **options,
         )
         self._statistics = statistics
         self._write = _WriteImageDoFn(layout, quality, compress_level)

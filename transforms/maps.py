@@ -1,7 +1,6 @@
-"""Fitting a transport map from statistics, and writing it: the wiring of `ot_core.transport_map` and `map_file`."""
+"""Fitting a transport map from statistics, and writing it: the wiring of `ot_core.fitting` and `map_file`."""
 
 import functools
-import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,38 +12,19 @@ from ot_core import (
     Autoencoder,
     Cause,
     GaussianStatistics,
-    MapFileError,
     TransportMap,
     UserError,
     decoder_geometry,
     load_autoencoder,
-    noise_floor,
-    read_map,
     write_map,
 )
-from ot_core.autoencoder import DEFAULT_VAE, is_factory, vae_name
 from ot_core.decoder import DecoderGeometry
+from ot_core.fitting import METHODS, fit_map, is_mostly_noise, parts_of
 from ot_core.groups import map_of_group
-from ot_core.map_file import LatentSets
 from ot_core.noise import split_group
 from ot_core.transport_map import SIDES
 from transforms import metrics
 from transforms.elements import Failure, failure_of_group
-
-METHODS = ("matched", "pixels", "paper")
-
-
-def method_of(transport_map: TransportMap) -> str:
-    """Which of the methods a map was fitted with."""
-    if transport_map.metric is None:
-        return "paper"
-    return "pixels" if transport_map.invariant is None else "matched"
-
-
-def is_mostly_noise(transport_map: TransportMap) -> bool:
-    """Whether chance explains more than half of the distance between a map's sides."""
-    floor = transport_map.noise_floor
-    return floor is not None and floor > transport_map.distance_squared() / 2
 
 
 class FitOutcome(NamedTuple):
@@ -122,7 +102,7 @@ class _FitDoFn(beam.DoFn):
             **common,
             **{name: found + common[name] if name in common else found for name, found in own.items()},
         }
-        parts = {side: _parts_of(side, statistics) for side in SIDES}
+        parts = {side: parts_of(side, statistics) for side in SIDES}
         missing = [side for side in parts if sum(part.count for part in parts[side]) < 2]
         for side in missing:
             of_group = f" of group {group}" if group else ""
@@ -132,24 +112,11 @@ class _FitDoFn(beam.DoFn):
             return
         with metrics.timed("fit"):
             autoencoder = load_autoencoder(self._vae)
-            source, target = (functools.reduce(operator.add, parts[side]) for side in SIDES)
-            known: dict[str, Any] = {}
+            geometry = None
             if self._method != "paper":
-                geometry = self._geometry(autoencoder, target, common=not _parts_of("target", own))
-                known["metric"] = geometry.metric
-                known["invariant"] = geometry.colour if self._method == "matched" else None
-            in_parts = {side: [] if side in statistics else found for side, found in parts.items()}
-            floor = noise_floor(in_parts["source"], in_parts["target"], known.get("invariant"))
-            fitted = TransportMap.fit(
-                source,
-                target,
-                patch_size=self._patch_size,
-                vae=vae_name(self._vae),
-                vae_sha256=autoencoder.fingerprint,
-                **known,
-                noise_floor=floor if math.isfinite(floor) else None,
-                parts={name: s for name, s in statistics.items() if in_parts.get(name.partition("/")[0])},
-            )
+                target = functools.reduce(operator.add, parts["target"])
+                geometry = self._geometry(autoencoder, target, common=not parts_of("target", own))
+            fitted = fit_map(statistics, autoencoder, self._patch_size, self._method, geometry)
             yield (group, fitted) if group else fitted
 
     def _geometry(self, autoencoder: Autoencoder, target: GaussianStatistics, common: bool) -> DecoderGeometry:
@@ -158,69 +125,6 @@ class _FitDoFn(beam.DoFn):
             return decoder_geometry(autoencoder, target, self._patch_size)
         self._of_common = self._of_common or decoder_geometry(autoencoder, target, self._patch_size)
         return self._of_common
-
-
-def _parts_of(side: str, statistics: Mapping[str, GaussianStatistics]) -> list[GaussianStatistics]:
-    return [statistics[group] for group in sorted(statistics) if group.partition("/")[0] == side]
-
-
-def autoencoder_of_map(
-    transport_map: TransportMap | LatentSets,
-    map_url: str,
-    vae: str | None = None,
-    device: str | None = None,
-    precision: str | None = "float32",
-    compiled: bool = False,
-) -> Autoencoder:
-    """The autoencoder to use with a map or statistics: the user's choice, or the one they name; checked to be the same.
-
-    A map is data, so it may name a folder, a URL or a hub id, but never code to import: that takes the user's flag.
-
-    Raises:
-        MapFileError: if the autoencoder isn't the one that the map was fitted with.
-        UserError: if it can't be loaded.
-    """
-    if vae is None and is_factory(transport_map.vae):
-        raise MapFileError(
-            f"map {map_url}: was fitted with the autoencoder {transport_map.vae}, which is code; "
-            f"pass --vae {transport_map.vae} if you trust it"
-        )
-    autoencoder = load_autoencoder(vae or transport_map.vae or DEFAULT_VAE, device, precision, compiled)
-    if transport_map.vae_sha256 and transport_map.vae_sha256 != autoencoder.fingerprint:
-        raise MapFileError(
-            f"map {map_url}: was fitted with the autoencoder {transport_map.vae} ({transport_map.vae_sha256[:12]}), "
-            f"not with {autoencoder.name} ({autoencoder.fingerprint[:12]}); pass the same --vae, or fit again"
-        )
-    if transport_map.latent_channels != autoencoder.latent_channels:
-        raise MapFileError(
-            f"map {map_url}: is for {transport_map.latent_channels} latent channels, but the autoencoder "
-            f"{autoencoder.name} has {autoencoder.latent_channels}; pass the --vae that it was fitted with"
-        )
-    return autoencoder
-
-
-def read_maps(
-    urls: Mapping[str, str],
-    vae: str | None = None,
-    device: str | None = None,
-    precision: str | None = "float32",
-    compiled: bool = False,
-) -> Iterator[tuple[str, TransportMap, Autoencoder]]:
-    """Maps by group, one by one, each with the autoencoder that they all were fitted with.
-
-    Raises:
-        MapFileError: as `autoencoder_of_map`, also if two of them weren't fitted with the same one or patch size.
-        UserError: likewise.
-    """
-    patch_size = None
-    for group, url in urls.items():
-        transport_map = read_map(url)
-        patch_size = patch_size or transport_map.patch_size
-        if transport_map.patch_size != patch_size:
-            raise MapFileError(f"map {url}: has patch size {transport_map.patch_size}, and the others {patch_size}")
-        autoencoder = autoencoder_of_map(transport_map, url, vae, device, precision, compiled)
-        vae = autoencoder.name
-        yield group, transport_map, autoencoder
 
 
 @beam.typehints.with_input_types(TransportMap | tuple[str, TransportMap])

@@ -73,6 +73,13 @@ def observe(name: str, value: int) -> None:
     _distribution(name).update(value)
 
 
+def observe_batch(pixels: int, memory: int | None) -> None:
+    """Adds what a device works on at once, as `ot_core.engine` tells it; call it as `count`."""
+    observe(BATCH_PIXELS, pixels)
+    if memory is not None:
+        observe(DEVICE_MEMORY, memory)
+
+
 @contextlib.contextmanager
 def timed(stage: str) -> Iterator[Callable[[], None]]:
     """Records the duration of a block in the distribution `<stage>_milliseconds`, failed or not.

@@ -1,9 +1,8 @@
 """Beam ModelHandlers around the autoencoder and other networks. One image that fails never takes its batch along."""
 
-import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,34 +15,30 @@ from torch import Tensor
 
 from ot_core import (
     Autoencoder,
-    Cause,
+    DecodedImage,
     GaussianStatistics,
     ImageError,
     LatentTransport,
     UserError,
     ZeroShotTransport,
-    blend,
 )
-from ot_core.autoencoder import Pixels, default_device, default_tile_pixels, to_tensor, unit_pixels
+from ot_core.autoencoder import default_device, default_tile_pixels
+from ot_core.engine import over_images, workers_of
 from ot_core.features import FeatureExtractor, LatentFeatures
+from ot_core.fitting import read_maps
 from ot_core.patches import spread_patches
-from ot_core.tiles import decode_in_tiles, encode_in_tiles
+from ot_core.transporting import INTERPOLATIONS, transport_pixels
 from transforms import metrics
-from transforms.device_memory import over_images, workers_of
 from transforms.drift import SampledPatches, gather
 from transforms.elements import (
     Failure,
     GatheredStatistics,
-    ImageBatch,
     ImageRef,
     LoadedImage,
     TransportedImage,
     TransportPrediction,
 )
-from transforms.maps import read_maps
 
-#: Where alpha mixes the restored image with the transported one.
-INTERPOLATIONS = ("pixels", "latents")
 _Pixels = tuple[NDArray[np.uint8], ...]
 
 
@@ -54,20 +49,40 @@ class _Transported(NamedTuple):
     sampled: SampledPatches | None
 
 
-class _ImageModelHandler(ModelHandler[ImageBatch, Any, Any]):
-    """What both handlers share: batches come ready-made, and are weighed without pickling them."""
+class ImageModelHandler(ModelHandler[Any, Any, Any]):
+    """What all handlers share: a batch is a sequence of images, whose metrics are ours.
+
+    `BatchByPixels` makes the batches of our own transforms. A handler that somebody gives to RunInference without it
+    lets Beam batch, as Beam's own handlers do, and takes (H, W, 3) uint8 arrays as well as `LoadedImage`.
+
+    Args:
+        batched: whether the elements are batches already.
+        **kwargs: of Beam's ModelHandler: min_batch_size, max_batch_size, model_copies, env_vars and so on.
+    """
+
+    def __init__(self, batched: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._batched = batched
 
     def should_skip_batching(self) -> bool:
-        """`BatchByPixels` has batched already."""
-        return True
+        """Whether `BatchByPixels` has batched already."""
+        return self._batched
 
-    def get_num_bytes(self, batch: ImageBatch) -> int:
-        """Bytes of pixels in a batch."""
-        return sum(loaded.image.nbytes for loaded in batch.images)
+    def get_num_bytes(self, batch: Sequence[LoadedImage | NDArray[np.uint8]]) -> int:
+        """Bytes of pixels in a batch, without pickling them."""
+        return sum(image.nbytes if isinstance(image, np.ndarray) else image.image.nbytes for image in batch)
 
     def get_metrics_namespace(self) -> str:
         """One namespace for all our metrics."""
         return metrics.METRICS_NAMESPACE
+
+    def loaded(self, batch: Sequence[LoadedImage | NDArray[np.uint8]]) -> list[LoadedImage]:
+        """The images of a batch, each an object of its own; counts them."""
+        metrics.observe(metrics.BATCH_SIZE, len(batch))
+        return [
+            LoadedImage(ImageRef("", ""), DecodedImage(image), 0.0) if isinstance(image, np.ndarray) else image
+            for image in batch
+        ]
 
 
 class FeatureModels(dict[str, Any]):
@@ -80,7 +95,7 @@ class FeatureModels(dict[str, Any]):
     workers: Executor | None = None
 
 
-class FeatureStatisticsModelHandler(_ImageModelHandler):
+class FeatureStatisticsModelHandler(ImageModelHandler):
     """Gathers statistics of several kinds of features.
 
     Inference gives one ((feature, group), GaussianStatistics) for each feature and group in the batch, and a Failure
@@ -88,10 +103,11 @@ class FeatureStatisticsModelHandler(_ImageModelHandler):
 
     Args:
         extractors: by the features' names.
+        **kwargs: as in `ImageModelHandler`.
     """
 
-    def __init__(self, extractors: Mapping[str, FeatureExtractor]) -> None:
-        super().__init__()
+    def __init__(self, extractors: Mapping[str, FeatureExtractor], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self._extractors = dict(extractors)
 
     def load_model(self) -> Any:
@@ -102,13 +118,12 @@ class FeatureStatisticsModelHandler(_ImageModelHandler):
             return models
 
     def run_inference(
-        self, batch: ImageBatch, model: FeatureModels, inference_args: dict[str, Any] | None = None
+        self, batch: Sequence[LoadedImage], model: FeatureModels, inference_args: dict[str, Any] | None = None
     ) -> list[tuple[Any, GaussianStatistics] | Failure]:
         """See the class."""
-        metrics.observe(metrics.BATCH_SIZE, len(batch.images))
         failures: list[Failure] = []
         found: dict[str, dict[int, GaussianStatistics]] = {}  # by the image's identity: two may have one reference
-        images = list(batch.images)
+        images = self.loaded(batch)
         for feature in self._extractors:
             found[feature] = {}
             for loaded, result in self._extract(feature, images, model):
@@ -134,10 +149,11 @@ class FeatureStatisticsModelHandler(_ImageModelHandler):
         extractor, model = self._extractors[feature], models[feature]
         return over_images(
             images,
-            lambda height, width: extractor.padded_size(model, height, width),
+            lambda loaded: extractor.padded_size(model, *loaded.size),
             lambda equal, _: extractor.statistics([loaded.image.pixels for loaded in equal], model),
             default_tile_pixels(),
             models.workers,
+            metrics.observe_batch,
         )
 
 
@@ -152,6 +168,7 @@ class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):
         patch_size: p, odd.
         device: torch device; default CUDA where there is one.
         precision: as in `LatentFeatures`.
+        **kwargs: as in `ImageModelHandler`.
     """
 
     def __init__(
@@ -160,11 +177,12 @@ class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):
         patch_size: int = 3,
         device: str | None = None,
         precision: str | None = "float32",
+        **kwargs: Any,
     ) -> None:
-        super().__init__({"latent": LatentFeatures(vae, patch_size, device, precision)})
+        super().__init__({"latent": LatentFeatures(vae, patch_size, device, precision)}, **kwargs)
 
     def run_inference(
-        self, batch: ImageBatch, model: FeatureModels, inference_args: dict[str, Any] | None = None
+        self, batch: Sequence[LoadedImage], model: FeatureModels, inference_args: dict[str, Any] | None = None
     ) -> list[tuple[str, GaussianStatistics] | Failure]:
         """See the class."""
         outcomes = super().run_inference(batch, model)
@@ -204,7 +222,7 @@ class TransportModel:
         return result
 
 
-class TransportModelHandler(_ImageModelHandler):
+class TransportModelHandler(ImageModelHandler):
     """Encodes, transports and decodes images.
 
     Inference gives a `TransportPrediction` for each image, and with statistics one more.
@@ -223,6 +241,7 @@ class TransportModelHandler(_ImageModelHandler):
         compiled: see `ot_core.Autoencoder`.
         max_tile_pixels: larger images are done in overlapping tiles; default `default_tile_pixels`.
         statistics: whether to gather statistics of the latents, before and after transport (`transforms.drift`).
+        **kwargs: as in `ImageModelHandler`.
 
     Raises:
         UserError: if the interpolation isn't known.
@@ -242,8 +261,9 @@ class TransportModelHandler(_ImageModelHandler):
         compiled: bool = False,
         max_tile_pixels: int | None = None,
         statistics: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**kwargs)
         if interpolation not in INTERPOLATIONS:
             raise UserError(f"interpolation {interpolation}: expected one of {', '.join(INTERPOLATIONS)}")
         self.maps = {"": map} if isinstance(map, str) else dict(map)
@@ -269,14 +289,14 @@ class TransportModelHandler(_ImageModelHandler):
             return TransportModel(autoencoder, transports, workers, transport_map.patch_size)
 
     def run_inference(
-        self, batch: ImageBatch, model: TransportModel, inference_args: dict[str, Any] | None = None
+        self, batch: Sequence[LoadedImage], model: TransportModel, inference_args: dict[str, Any] | None = None
     ) -> list[TransportPrediction]:
         """See the class."""
         start = time.perf_counter()
-        metrics.observe(metrics.BATCH_SIZE, len(batch.images))
+        images = self.loaded(batch)
         with metrics.timed("transport"):
-            outcomes = list(self._outcomes(batch.images, model))
-        share = (time.perf_counter() - start) / len(batch.images)
+            outcomes = list(self._outcomes(images, model))
+        share = (time.perf_counter() - start) / max(len(images), 1)
         results: list[TransportPrediction] = []
         sampled: list[SampledPatches] = []
         for loaded, result in outcomes:
@@ -302,66 +322,29 @@ class TransportModelHandler(_ImageModelHandler):
             return self._transport(images, model, max_pixels)
 
         max_pixels = self._max_tile_pixels or default_tile_pixels()
-        return over_images(images, model.autoencoder.padded_size, transport, max_pixels, model.workers)
+
+        def size(loaded: LoadedImage) -> tuple[int, int]:
+            return model.autoencoder.padded_size(*loaded.size)
+
+        return over_images(images, size, transport, max_pixels, model.workers, metrics.observe_batch)
 
     def _transport(
         self, images: Sequence[LoadedImage], model: TransportModel, max_pixels: int
     ) -> list[_Transported | ImageError]:
         """Images of one padded shape; a single one of more than max_pixels in tiles."""
-        autoencoder, pixels = model.autoencoder, [loaded.image.pixels for loaded in images]
         refs = [loaded.ref for loaded in images]
-        height, width = autoencoder.padded_size(*pixels[0].shape[:2])
-        if len(images) == 1 and height * width > max_pixels:
-            latents = encode_in_tiles(autoencoder, pixels[0], max_pixels)
-            decode: Callable[[Tensor], Iterable[tuple[slice, Tensor]]] = functools.partial(
-                decode_in_tiles, autoencoder, max_pixels=max_pixels
-            )
-        else:
-            latents = autoencoder.encode(to_tensor(pixels, autoencoder))
-            decode = lambda z: [(slice(0, height), autoencoder.decode(z))]  # noqa: E731
-        with torch.inference_mode():
-            transported = model.transport(latents, refs)
-            sampled: Sequence[SampledPatches | None] = [None] * len(images)
-            if self._statistics:
-                both = (spread_patches(z, model.patch_size) for z in (latents, transported))
-                sampled = [
-                    SampledPatches(ref.key, before, after, model.group_of(ref))
-                    for ref, before, after in zip(refs, *both, strict=True)
-                ]
-        if self._interpolation == "pixels":
-            results = _blended(pixels, decode(transported), self._alphas, autoencoder.device)
-        else:
-            each = [
-                _blended(pixels, decode(alpha * latents + (1 - alpha) * transported), [0.0], autoencoder.device)
-                for alpha in self._alphas
+        pixels = [loaded.image.pixels for loaded in images]
+        done = transport_pixels(
+            pixels, model.autoencoder, lambda z: model.transport(z, refs), self._alphas, max_pixels, self._interpolation
+        )
+        sampled: Sequence[SampledPatches | None] = [None] * len(images)
+        if self._statistics:
+            both = (spread_patches(z, model.patch_size) for z in (done.before, done.after))
+            sampled = [
+                SampledPatches(ref.key, before, after, model.group_of(ref))
+                for ref, before, after in zip(refs, *both, strict=True)
             ]
-            results = [_joined(several) for several in zip(*each, strict=True)]
         return [
             result if isinstance(result, ImageError) else _Transported(result, patches)
-            for result, patches in zip(results, sampled, strict=True)
+            for result, patches in zip(done.results, sampled, strict=True)
         ]
-
-
-@torch.inference_mode()
-def _blended(
-    restored: Sequence[Pixels], decoded: Iterable[tuple[slice, Tensor]], alphas: Sequence[float], device: torch.device
-) -> list[_Pixels | ImageError]:
-    """A result for each image and alpha, written strip by strip: rows of the images, and (B, 3, rows, W) of them."""
-    results = [tuple(np.empty(pixels.shape, np.uint8) for _ in alphas) for pixels in restored]
-    finite = np.ones(len(restored), bool)
-    for rows, strip in decoded:
-        finite &= ~strip.flatten(1).sum(1).isnan().cpu().numpy()
-        for one, pixels, images in zip(strip, restored, results, strict=True):
-            height, width = pixels[rows].shape[:2]
-            before, after = unit_pixels(pixels[rows], device)[0], one[:, :height, :width]
-            for alpha, image in zip(alphas, images, strict=True):
-                image[rows] = blend(before, after, alpha).permute(1, 2, 0).cpu().numpy()
-    bad = ImageError(Cause.NOT_FINITE, "the autoencoder decoded NaN")
-    return [images if good else bad for images, good in zip(results, finite, strict=True)]
-
-
-def _joined(results: Sequence[_Pixels | ImageError]) -> _Pixels | ImageError:
-    """One image's results of several alphas, which were computed one by one."""
-    return next((one for one in results if isinstance(one, ImageError)), None) or tuple(
-        pixels for one in results if not isinstance(one, ImageError) for pixels in one
-    )

@@ -80,7 +80,7 @@ class LatentStatistics:
             precision: str | None = "float32",
         ) -> None:
             super().__init__()
-            self._handler = LatentStatisticsModelHandler(vae, patch_size, precision=precision)
+            self._handler = LatentStatisticsModelHandler(vae, patch_size, precision=precision, batched=True)
             self._vae, self._patch_size = vae, patch_size
             self._max_pixels, self._max_batch_pixels, self._fanout = max_pixels, max_batch_pixels, fanout
 
@@ -162,7 +162,7 @@ class FeatureStatistics(beam.PTransform):
         fanout: int | None = None,
     ) -> None:
         super().__init__()
-        self._handler = FeatureStatisticsModelHandler(extractors)
+        self._handler = FeatureStatisticsModelHandler(extractors, batched=True)
         self._names, self._max_batch_pixels, self._fanout = list(extractors), max_batch_pixels, fanout
 
     def display_data(self) -> dict[str, Any]:

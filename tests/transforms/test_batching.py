@@ -22,11 +22,11 @@ def _run(images, max_pixels):
     batcher.start_bundle()
     batches, most_waiting, waiting = [], 0, 0
     for image in images:
-        given = [batch.images for batch in batcher.process(image)]
+        given = list(batcher.process(image))
         waiting += _pixels([image]) - sum(_pixels(batch) for batch in given)
         most_waiting = max(most_waiting, waiting)
         batches += given
-    batches += [windowed.value.images for windowed in batcher.finish_bundle()]
+    batches += [windowed.value for windowed in batcher.finish_bundle()]
     return batches, most_waiting
 
 

@@ -22,9 +22,9 @@ from ot_core import (
     write_map,
 )
 from ot_core.autoencoder import Autoencoder
+from ot_core.engine import threads_of_one_core
 from transforms import LatentStatisticsModelHandler, TransportModelHandler
 from transforms.batching import _BatchByPixelsDoFn
-from transforms.device_memory import threads_of_one_core
 from transforms.elements import Failure, ImageBatch, ImageRef, LoadedImage, TransportedImage
 from transforms.model_handlers import FeatureModels, TransportModel
 
@@ -88,7 +88,7 @@ def test_one_bad_image_costs_one_row_and_the_rest_of_its_batch_counts():
 
 def test_shapes_that_pad_differently_share_a_batch_without_mixing():
     model = _encoder(_Fussy(largest_batch=9))
-    batch = ImageBatch((*_batch(0, size=(13, 24)).images, *_batch(0, size=(17, 20)).images))
+    batch = ImageBatch((*_batch(0, size=(13, 24)), *_batch(0, size=(17, 20))))
     ((_, statistics),) = LatentStatisticsModelHandler(patch_size=1).run_inference(batch, model)
     assert statistics.count == 4 * 6 + 5 * 5
 
@@ -109,7 +109,7 @@ def test_handlers_survive_pickling_and_still_work(map_url):
     batch = _batch(0, 0)
     results = handler.run_inference(batch, handler.load_model())
     assert [result.example.key for result in results] == ["k0", "k1"]
-    for result, loaded in zip(results, batch.images, strict=True):
+    for result, loaded in zip(results, batch, strict=True):
         assert isinstance(result.inference, TransportedImage)
         full, untouched = result.inference.pixels
         assert full.shape == untouched.shape == (16, 24, 3)
@@ -147,7 +147,7 @@ def test_interpolating_latents_agrees_with_pixels_at_the_ends_and_differs_betwee
     np.testing.assert_array_equal(latents[0], pixels[0])
     assert (latents[1] != pixels[1]).any()
     autoencoder = TransportModelHandler(map_url, precision="float32").load_model().autoencoder
-    restored = _batch(0, size=(64, 64)).images[0].image.pixels
+    restored = _batch(0, size=(64, 64))[0].image.pixels
     tensor = torch.from_numpy(restored.transpose(2, 0, 1) / np.float32(255))[None]
     round_trip = autoencoder.decode(autoencoder.encode(tensor))[0].permute(1, 2, 0).numpy()
     assert np.abs(latents[2] / 255 - round_trip).max() < 0.6 / 255
@@ -238,7 +238,7 @@ def test_no_call_of_the_model_works_on_more_pixels_than_the_budget(interpolation
     batcher.setup()
     batcher.start_bundle()
     sizes = np.random.default_rng(1).integers(32, [1500, 2000], (40, 2))
-    images = [_batch(0, size=size).images[0]._replace(ref=ImageRef(f"{i}", "u")) for i, size in enumerate(sizes)]
+    images = [_batch(0, size=size)[0]._replace(ref=ImageRef(f"{i}", "u")) for i, size in enumerate(sizes)]
     batches = [batch for image in images for batch in batcher.process(image)]
     batches += [windowed.value for windowed in batcher.finish_bundle()]
     handler = TransportModelHandler("m", (0.0, 0.5), interpolation=interpolation, max_tile_pixels=budget)
@@ -253,7 +253,7 @@ def test_on_a_cpu_images_side_by_side_give_what_each_gives_alone(map_url):
     handler = TransportModelHandler(map_url, (0.0, 0.5), precision="float32")
     model = handler.load_model()
     sizes = [(40 + 8 * i, 64 + 20 * (i % 3)) for i in range(9)]
-    images = [_batch(0, size=s).images[0]._replace(ref=ImageRef(f"{i}", "u")) for i, s in enumerate(sizes)]
+    images = [_batch(0, size=s)[0]._replace(ref=ImageRef(f"{i}", "u")) for i, s in enumerate(sizes)]
     with ThreadPoolExecutor(3, initializer=torch.set_num_threads, initargs=(1,)) as workers:
         together = handler.run_inference(ImageBatch(tuple(images)), dataclasses.replace(model, workers=workers))
     alone = dataclasses.replace(model, workers=None)
@@ -267,7 +267,7 @@ def test_on_a_cpu_images_side_by_side_give_what_each_gives_alone(map_url):
 def test_on_a_cpu_statistics_do_not_depend_on_what_images_share_a_batch_with(vae):
     handler = LatentStatisticsModelHandler(vae)
     models = FeatureModels(latent=load_autoencoder(vae, precision="float32"))
-    images = [_batch(0, size=(40 + 8 * (i % 2), 64)).images[0] for i in range(6)]
+    images = [_batch(0, size=(40 + 8 * (i % 2), 64))[0] for i in range(6)]
     images = [image._replace(ref=ImageRef(f"{i}", "u", f"g{i}")) for i, image in enumerate(images)]
     with threads_of_one_core(2) as models.workers:
         together = dict(handler.run_inference(ImageBatch(tuple(images)), models))

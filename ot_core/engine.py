@@ -1,5 +1,7 @@
 """Working on images of one shape together, or on a CPU side by side, and on less at once where memory runs out."""
 
+from __future__ import annotations
+
 import functools
 import itertools
 import math
@@ -10,26 +12,28 @@ from typing import Any, TypeVar
 
 import torch
 
-from ot_core import Cause, ImageError
+from ot_core.errors import Cause, ImageError
 from ot_core.tiles import SMALLEST_TILE_PIXELS
-from transforms import metrics
-from transforms.elements import LoadedImage
 
 #: Pixels that the cores of a CPU work on together, which bounds memory.
 _PIXELS_SIDE_BY_SIDE = 2**21
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
-_PaddedSize = Callable[[int, int], tuple[int, int]]
-_Function = Callable[[Sequence[LoadedImage], int], Sequence[Result | ImageError]]
+_Size = Callable[[Item], tuple[int, int]]
+_Function = Callable[[Sequence[Item], int], Sequence[Result | ImageError]]
+#: Is told how many pixels the device works on at once, and how many bytes of its memory were used at most.
+Observe = Callable[[int, int | None], None]
 
 
 def over_images(
-    images: Sequence[LoadedImage],
-    padded_size: _PaddedSize,
-    function: _Function[Result],
+    images: Sequence[Item],
+    size: _Size[Item],
+    function: _Function[Item, Result],
     max_pixels: int,
     workers: Executor | None = None,
-) -> Iterator[tuple[LoadedImage, Result | Exception]]:
+    observe: Observe = lambda pixels, memory: None,
+) -> Iterator[tuple[Item, Result | Exception]]:
     """Applies a function to images of one padded shape at a time, on less where the device runs out of memory.
 
     The function is given at most so many pixels, or one image, which it has to split itself where it is larger; and
@@ -38,56 +42,56 @@ def over_images(
     Workers, which a CPU has, take the images one by one, small ones side by side. There batches gain nothing, and a
     core for each image is faster than all cores for each: nobody waits for the slowest core after every operation, or
     while another thread encodes a PNG. And no image's result depends on what it shares a batch with.
+
+    Args:
+        images: of any kind.
+        size: the padded (height, width) of one.
+        function: see above; gives a result or an error for each image.
+        max_pixels: see above.
+        workers: `workers_of` the device.
+        observe: is told what was worked on; called in the calling thread.
     """
     if workers is None:
-        yield from _over_equal_shapes(images, padded_size, function, max_pixels)
+        yield from _over_equal_shapes(images, size, function, max_pixels, observe)
         return
 
-    def pixels(loaded: LoadedImage) -> int:
-        return math.prod(_padded(loaded, padded_size))
+    def pixels(image: Item) -> int:
+        return math.prod(size(image))
 
-    def one(loaded: LoadedImage) -> Iterable[tuple[LoadedImage, Result | Exception]]:
-        return halving([loaded], function, max_pixels)
+    def one(image: Item) -> Iterable[tuple[Item, Result | Exception]]:
+        return halving([image], size, function, max_pixels)
 
     most = min(max_pixels, _PIXELS_SIDE_BY_SIDE // torch.get_num_threads())
     ordered = sorted(images, key=pixels, reverse=True)  # the largest first, so that none is late
-    large = list(itertools.takewhile(lambda loaded: pixels(loaded) > most, ordered))
+    large = list(itertools.takewhile(lambda image: pixels(image) > most, ordered))
     small = ordered[len(large) :]
-    for loaded in small:
-        metrics.observe(metrics.BATCH_PIXELS, pixels(loaded))
+    for image in small:
+        observe(pixels(image), None)
     yield from itertools.chain.from_iterable(workers.map(one, small))
-    for loaded in large:
-        yield from _over_equal_shapes([loaded], padded_size, function, max_pixels)
-
-
-def _padded(loaded: LoadedImage, padded_size: _PaddedSize) -> tuple[int, int]:
-    height, width = loaded.image.pixels.shape[:2]
-    return padded_size(height, width)
+    for image in large:
+        yield from _over_equal_shapes([image], size, function, max_pixels, observe)
 
 
 def _over_equal_shapes(
-    images: Sequence[LoadedImage], padded_size: _PaddedSize, function: _Function[Result], max_pixels: int
-) -> Iterator[tuple[LoadedImage, Result | Exception]]:
-    def shape(loaded: LoadedImage) -> tuple[int, int]:
-        return _padded(loaded, padded_size)
-
-    for (height, width), equal in itertools.groupby(sorted(images, key=shape), key=shape):
+    images: Sequence[Item], size: _Size[Item], function: _Function[Item, Result], max_pixels: int, observe: Observe
+) -> Iterator[tuple[Item, Result | Exception]]:
+    for (height, width), equal in itertools.groupby(sorted(images, key=size), key=size):
         alike = list(equal)
         most = max(max_pixels // (height * width), 1)  # one that is larger by itself is split by the function
         for several in (alike[start : start + most] for start in range(0, len(alike), most)):
-            metrics.observe(metrics.BATCH_PIXELS, min(len(several) * height * width, max_pixels))
-            results = halving(several, function, max_pixels)
-            if torch.cuda.is_available():
-                metrics.observe(metrics.DEVICE_MEMORY, torch.cuda.max_memory_allocated())
+            results = halving(several, size, function, max_pixels)
+            memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+            observe(min(len(several) * height * width, max_pixels), memory)
             yield from results
 
 
 def halving(
-    images: list[LoadedImage], function: _Function[Result], max_pixels: int
-) -> Iterable[tuple[LoadedImage, Result | Exception]]:
+    images: list[Item], size: _Size[Item], function: _Function[Item, Result], max_pixels: int
+) -> Iterable[tuple[Item, Result | Exception]]:
     """Applies a function to images of one padded shape, on half of them or in smaller tiles where that is too much.
 
-    One image that fails is given with its error, and never takes the others along.
+    One image that fails is given with its error, and never takes the others along. Arguments are those of
+    `over_images`.
     """
     try:
         return list(zip(images, function(images, max_pixels), strict=True))
@@ -95,16 +99,16 @@ def halving(
         if len(images) > 1:
             middle = len(images) // 2
             halves = (images[:middle], images[middle:])
-            return itertools.chain.from_iterable(halving(half, function, max_pixels) for half in halves)
+            return itertools.chain.from_iterable(halving(half, size, function, max_pixels) for half in halves)
         if not _is_out_of_memory(error):
             return [(images[0], error)]
-        height, width = images[0].image.pixels.shape[:2]
+        height, width = size(images[0])
         failure = ImageError(Cause.OUT_OF_MEMORY, f"{width}x{height} pixels don't fit on the device")
     # Outside of the handler, which would keep what the failed attempt had allocated alive.
     largest = min(max_pixels, height * width)
     if largest <= SMALLEST_TILE_PIXELS:
         return [(images[0], failure)]
-    return halving(images, function, max(largest // 4, SMALLEST_TILE_PIXELS))
+    return halving(images, size, function, max(largest // 4, SMALLEST_TILE_PIXELS))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from transforms.device_memory import threads_of_one_core
+from ot_core.engine import threads_of_one_core
 
 
 @pytest.fixture

@@ -1,0 +1,136 @@
+"""From statistics to a transport map, and from a map to the autoencoder that it belongs to."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ot_core.autoencoder import DEFAULT_VAE, Autoencoder, is_factory, load_autoencoder
+from ot_core.decoder import DecoderGeometry, decoder_geometry
+from ot_core.errors import MapFileError
+from ot_core.map_file import LatentSets, read_map
+from ot_core.noise import noise_floor
+from ot_core.statistics import GaussianStatistics
+from ot_core.transport_map import SIDES, TransportMap
+
+METHODS = ("matched", "pixels", "paper")
+
+
+def method_of(transport_map: TransportMap) -> str:
+    """Which of the methods a map was fitted with."""
+    if transport_map.metric is None:
+        return "paper"
+    return "pixels" if transport_map.invariant is None else "matched"
+
+
+def is_mostly_noise(transport_map: TransportMap) -> bool:
+    """Whether chance explains more than half of the distance between a map's sides."""
+    floor = transport_map.noise_floor
+    return floor is not None and floor > transport_map.distance_squared() / 2
+
+
+def parts_of(side: str, statistics: Mapping[str, GaussianStatistics]) -> list[GaussianStatistics]:
+    """The statistics of a side, whole or in parts, in order of their names."""
+    return [statistics[name] for name in sorted(statistics) if name.partition("/")[0] == side]
+
+
+def fit_map(
+    statistics: Mapping[str, GaussianStatistics],
+    autoencoder: Autoencoder,
+    patch_size: int,
+    method: str,
+    geometry: DecoderGeometry | None = None,
+) -> TransportMap:
+    """Fits a map from statistics of both sides.
+
+    Args:
+        statistics: by name: "source" and "target", or their random parts, "source/0" and so on. Of parts, the map also
+            carries the noise floor of its distance, and the parts themselves.
+        autoencoder: whose latents these are; the map remembers its name and fingerprint.
+        patch_size: p of the patches.
+        method: "matched" takes differences in the mean colour of patches for content (`ot_core.decoder`), which suits
+            sides that show different things; "pixels" doesn't, which suits pairs. Both measure the map's cost in
+            decoded pixels, "paper" in latents.
+        geometry: of the decoder at the target, where it is known already.
+    """
+    parts = {side: parts_of(side, statistics) for side in SIDES}
+    source, target = (functools.reduce(operator.add, parts[side]) for side in SIDES)
+    known: dict[str, Any] = {}
+    if method != "paper":
+        geometry = geometry or decoder_geometry(autoencoder, target, patch_size)
+        known["metric"] = geometry.metric
+        known["invariant"] = geometry.colour if method == "matched" else None
+    in_parts = {side: [] if side in statistics else found for side, found in parts.items()}
+    floor = noise_floor(in_parts["source"], in_parts["target"], known.get("invariant"))
+    return TransportMap.fit(
+        source,
+        target,
+        patch_size=patch_size,
+        vae=autoencoder.name,
+        vae_sha256=autoencoder.fingerprint,
+        **known,
+        noise_floor=floor if math.isfinite(floor) else None,
+        parts={name: s for name, s in statistics.items() if in_parts.get(name.partition("/")[0])},
+    )
+
+
+def autoencoder_of_map(
+    transport_map: TransportMap | LatentSets,
+    map_url: str,
+    vae: str | None = None,
+    device: str | None = None,
+    precision: str | None = "float32",
+    compiled: bool = False,
+) -> Autoencoder:
+    """The autoencoder to use with a map or statistics: the user's choice, or the one they name; checked to be the same.
+
+    A map is data, so it may name a folder, a URL or a hub id, but never code to import: that takes the user's flag.
+
+    Raises:
+        MapFileError: if the autoencoder isn't the one that the map was fitted with.
+        UserError: if it can't be loaded.
+    """
+    if vae is None and is_factory(transport_map.vae):
+        raise MapFileError(
+            f"map {map_url}: was fitted with the autoencoder {transport_map.vae}, which is code; "
+            f"pass --vae {transport_map.vae} if you trust it"
+        )
+    autoencoder = load_autoencoder(vae or transport_map.vae or DEFAULT_VAE, device, precision, compiled)
+    if transport_map.vae_sha256 and transport_map.vae_sha256 != autoencoder.fingerprint:
+        raise MapFileError(
+            f"map {map_url}: was fitted with the autoencoder {transport_map.vae} ({transport_map.vae_sha256[:12]}), "
+            f"not with {autoencoder.name} ({autoencoder.fingerprint[:12]}); pass the same --vae, or fit again"
+        )
+    if transport_map.latent_channels != autoencoder.latent_channels:
+        raise MapFileError(
+            f"map {map_url}: is for {transport_map.latent_channels} latent channels, but the autoencoder "
+            f"{autoencoder.name} has {autoencoder.latent_channels}; pass the --vae that it was fitted with"
+        )
+    return autoencoder
+
+
+def read_maps(
+    urls: Mapping[str, str],
+    vae: str | None = None,
+    device: str | None = None,
+    precision: str | None = "float32",
+    compiled: bool = False,
+) -> Iterator[tuple[str, TransportMap, Autoencoder]]:
+    """Maps by group, one by one, each with the autoencoder that they all were fitted with.
+
+    Raises:
+        MapFileError: as `autoencoder_of_map`, also if two of them weren't fitted with the same one or patch size.
+        UserError: likewise.
+    """
+    patch_size = None
+    for group, url in urls.items():
+        transport_map = read_map(url)
+        patch_size = patch_size or transport_map.patch_size
+        if transport_map.patch_size != patch_size:
+            raise MapFileError(f"map {url}: has patch size {transport_map.patch_size}, and the others {patch_size}")
+        autoencoder = autoencoder_of_map(transport_map, url, vae, device, precision, compiled)
+        vae = autoencoder.name
+        yield group, transport_map, autoencoder

@@ -1,0 +1,104 @@
+"""From restored pixels to transported pixels: encode, map, decode and blend. Knows nothing of where they come from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ot_core.autoencoder import Autoencoder, Pixels, to_tensor, unit_pixels
+from ot_core.errors import Cause, ImageError
+from ot_core.tiles import decode_in_tiles, encode_in_tiles
+from ot_core.transport import blend
+
+#: Where alpha mixes the restored image with the transported one.
+INTERPOLATIONS: Final = ("pixels", "latents")
+_Results = tuple[NDArray[np.uint8], ...]
+
+
+class Transported(NamedTuple):
+    """What transport made of images of one padded size.
+
+    Attributes:
+        results: for each image an (H, W, 3) uint8 array for each alpha, or why there is none.
+        before, after: latents (B, C, h, w), as they were encoded and transported.
+    """
+
+    results: list[_Results | ImageError]
+    before: Tensor
+    after: Tensor
+
+
+def transport_pixels(
+    pixels: Sequence[Pixels],
+    autoencoder: Autoencoder,
+    transport: Callable[[Tensor], Tensor],
+    alphas: Sequence[float],
+    max_pixels: int,
+    interpolation: str = "pixels",
+) -> Transported:
+    """Transports images.
+
+    Args:
+        pixels: (H, W, 3), uint8 or float32 in [0, 1], of one padded size.
+        autoencoder: encodes and decodes.
+        transport: maps latents.
+        alphas: weights of the restored image in the results: 0 is full transport, 1 the restored image.
+        max_pixels: a single image of more is done in overlapping tiles.
+        interpolation: "pixels" mixes the two images by alpha; "latents" mixes their latents and decodes the mixture,
+            which moves the map towards the identity.
+    """
+    height, width = autoencoder.padded_size(*pixels[0].shape[:2])
+    if len(pixels) == 1 and height * width > max_pixels:
+        latents = encode_in_tiles(autoencoder, pixels[0], max_pixels)
+        decode: Callable[[Tensor], Iterable[tuple[slice, Tensor]]] = functools.partial(
+            decode_in_tiles, autoencoder, max_pixels=max_pixels
+        )
+    else:
+        latents = autoencoder.encode(to_tensor(pixels, autoencoder))
+        decode = functools.partial(_whole, autoencoder, height)
+    with torch.inference_mode():
+        transported = transport(latents)
+    if interpolation == "pixels":
+        results = _blended(pixels, decode(transported), alphas, autoencoder.device)
+    else:
+        each = [
+            _blended(pixels, decode(alpha * latents + (1 - alpha) * transported), [0.0], autoencoder.device)
+            for alpha in alphas
+        ]
+        results = [_joined(several) for several in zip(*each, strict=True)]
+    return Transported(results, latents, transported)
+
+
+def _whole(autoencoder: Autoencoder, height: int, latents: Tensor) -> list[tuple[slice, Tensor]]:
+    return [(slice(0, height), autoencoder.decode(latents))]
+
+
+@torch.inference_mode()
+def _blended(
+    restored: Sequence[Pixels], decoded: Iterable[tuple[slice, Tensor]], alphas: Sequence[float], device: torch.device
+) -> list[_Results | ImageError]:
+    """A result for each image and alpha, written strip by strip: rows of the images, and (B, 3, rows, W) of them."""
+    results = [tuple(np.empty(pixels.shape, np.uint8) for _ in alphas) for pixels in restored]
+    finite = np.ones(len(restored), bool)
+    for rows, strip in decoded:
+        finite &= ~strip.flatten(1).sum(1).isnan().cpu().numpy()
+        for one, pixels, images in zip(strip, restored, results, strict=True):
+            height, width = pixels[rows].shape[:2]
+            before, after = unit_pixels(pixels[rows], device)[0], one[:, :height, :width]
+            for alpha, image in zip(alphas, images, strict=True):
+                image[rows] = blend(before, after, alpha).permute(1, 2, 0).cpu().numpy()
+    bad = ImageError(Cause.NOT_FINITE, "the autoencoder decoded NaN")
+    return [images if good else bad for images, good in zip(results, finite, strict=True)]
+
+
+def _joined(results: Sequence[_Results | ImageError]) -> _Results | ImageError:
+    """One image's results of several alphas, which were computed one by one."""
+    return next((one for one in results if isinstance(one, ImageError)), None) or tuple(
+        pixels for one in results if not isinstance(one, ImageError) for pixels in one
+    )
