@@ -62,6 +62,7 @@ setup(
         "gcp": ["apache-beam[gcp]==2.77.*", *_GCP],
         "dataflow": _DATAFLOW,
         "s3": _S3,
+        "http": ["fsspec[http]>=2025.9"],
         "yaml": _YAML,
         "azure": ["adlfs>=2024.12"],
         "demo": _DEMO,
