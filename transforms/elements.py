@@ -43,6 +43,11 @@ class ImageRef(NamedTuple):
         """What people are told: the file, and which part of it."""
         return f"{self.uri}#{name_of(self.part)}" if self.part else self.uri
 
+    @property
+    def side(self) -> str:
+        """What the group is a random part of: "source" of "source/3"."""
+        return self.group.partition("/")[0]
+
 
 class Failure(NamedTuple):
     """A row of the failures: an image that could not be processed, and why.
@@ -50,7 +55,7 @@ class Failure(NamedTuple):
     Attributes:
         key: as in ImageRef; "" where the failure concerns no single image.
         source_uri: where it was read.
-        stage: list, read, compare, encode, transport, write, fit or distance.
+        stage: list, read, degrade, restore, compare, encode, transport, write, fit or distance.
         error_type: a value of `ot_core.Cause`.
         message: one line.
     """
@@ -172,6 +177,20 @@ class TransportedImage(NamedTuple):
         return self.loaded.image.nbytes + sum(array.nbytes for array in self.pixels)
 
 
+class RestorePrediction(NamedTuple):
+    """What `RestoreModelHandler` gives; the same fields as Beam's PredictionResult.
+
+    Attributes:
+        example: the ImageRef, not the pixels.
+        inference: the restored image, or a Failure.
+        model_id: fingerprint of the restorer.
+    """
+
+    example: ImageRef
+    inference: LoadedImage | Failure
+    model_id: str
+
+
 class GatheredStatistics(NamedTuple):
     """Statistics of the latents of a batch, by group; they go the way of its images."""
 
@@ -230,7 +249,7 @@ class _PixelCoder(beam.coders.Coder):
 
 
 def _nbytes(value: Any) -> int:
-    if isinstance(value, TransportPrediction):
+    if isinstance(value, TransportPrediction | RestorePrediction):
         return _nbytes(value.inference)
     if isinstance(value, ImageBatch):
         return sum(loaded.image.nbytes for loaded in value)
@@ -241,5 +260,5 @@ def _nbytes(value: Any) -> int:
     return value.image.nbytes if isinstance(value, LoadedImage) else 64
 
 
-for _element_type in (LoadedImage, ImageBatch, TransportPrediction):
+for _element_type in (LoadedImage, ImageBatch, RestorePrediction, TransportPrediction):
     beam.coders.registry.register_coder(_element_type, _PixelCoder)
