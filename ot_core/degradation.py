@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from ot_core.errors import Cause, ImageError, UserError
-from ot_core.images import DecodedImage
+from ot_core.images import DecodedImage, eight_bits
 
 Pixels = NDArray[np.uint8]
 _NUMBER: Final = r"\d+(?:\.\d+)?"
@@ -84,7 +84,7 @@ class Degradation:
         Raises:
             ImageError: DEGRADATION_ERROR where a user's function fails, or gives something else than an image.
         """
-        pixels = _eight_bits(image.pixels)
+        pixels = eight_bits(image.pixels)
         height, width = (-side % self.scale for side in pixels.shape[:2])
         pixels = np.pad(pixels, ((0, height), (0, width), (0, 0)), mode="edge")
         for index, step in enumerate(self._steps):
@@ -153,9 +153,3 @@ def _by_function(function: Callable[[Pixels], Any], pixels: Pixels, name: str) -
         found = f"{result.dtype} {result.shape}" if isinstance(result, np.ndarray) else type(result).__name__
         raise ImageError(Cause.DEGRADATION_ERROR, f"{name} gave {found}; expected uint8 {pixels.shape}")
     return result
-
-
-def _eight_bits(pixels: NDArray[np.generic]) -> Pixels:
-    if pixels.dtype == np.uint8:
-        return pixels.view(np.uint8)
-    return np.rint(np.asarray(pixels, np.float32) * 255).astype(np.uint8)

@@ -315,6 +315,13 @@ def _of_lab(image: Image.Image) -> Image.Image:
     return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB", flags=exact) or image.convert("RGB")
 
 
+def eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """uint8 of uint8, or of floating point numbers nominally in [0, 1]."""
+    if pixels.dtype == np.uint8:
+        return pixels.view(np.uint8)
+    return np.rint(np.asarray(pixels, np.float32).clip(0, 1) * 255).astype(np.uint8)
+
+
 def encode_image(
     pixels: NDArray[np.uint8],
     like: DecodedImage,

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ot_core.autoencoder import Pixels, default_device, unit_pixels
 from ot_core.errors import Cause, ImageError, UserError
-from ot_core.images import DecodedImage
+from ot_core.images import DecodedImage, eight_bits
 from ot_core.restorer_files import Network, load_network
 from ot_core.tiles import blended_tiles
 
@@ -91,7 +91,7 @@ class Restorer(ABC):
             elif not np.isfinite(result).all():
                 results.append(ImageError(Cause.NOT_FINITE, "the restorer gave NaN or infinity"))
             else:
-                results.append(_eight_bits(result))
+                results.append(eight_bits(result))
         return results
 
     @abstractmethod
@@ -190,7 +190,7 @@ class CallableRestorer(Restorer):
         self.try_out(_PROBE_SIDE, _PROBE_SIDE, getattr(function, "scale", None))
 
     def _restored(self, images: Sequence[Pixels], max_pixels: int) -> Sequence[NDArray[np.generic]]:
-        return [self._one(_eight_bits(pixels)) for pixels in images]
+        return [self._one(eight_bits(pixels)) for pixels in images]
 
     def _one(self, pixels: NDArray[np.uint8]) -> NDArray[np.generic]:
         if self._turn is None:
@@ -251,13 +251,6 @@ def _enlarged(alpha: NDArray[np.uint8] | None, height: int, width: int) -> NDArr
     larger = F.interpolate(torch.from_numpy(alpha)[None, None].float(), (height, width), mode="bilinear")
     enlarged: NDArray[np.uint8] = larger[0, 0].round().to(torch.uint8).numpy()
     return enlarged
-
-
-def _eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """uint8 of uint8, or of floating point numbers nominally in [0, 1]."""
-    if pixels.dtype == np.uint8:
-        return pixels.view(np.uint8)
-    return np.rint(np.asarray(pixels, np.float32).clip(0, 1) * 255).astype(np.uint8)
 
 
 def _reflected(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,7 +12,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 from numpy.typing import NDArray
 
-from ot_core import Cause, DecodedImage, GaussianStatistics
+from ot_core import Cause, DecodedImage, GaussianStatistics, TransportMap
 from ot_core.errors import as_image_error
 from ot_core.shards import name_of
 
@@ -159,9 +159,13 @@ class LoadedImage(NamedTuple):
 
 
 class ImageBatch(tuple[LoadedImage, ...]):
-    """Images for one call of the model; as long as there are images, which Beam counts."""
+    """Images for one call of the model; as long as there are images, which Beam counts.
 
-    __slots__ = ()
+    Attributes:
+        transport_map: to transport them with, where it isn't known before the pipeline runs.
+    """
+
+    transport_map: TransportMap | None = None
 
 
 class TransportedImage(NamedTuple):
@@ -260,5 +264,5 @@ def _nbytes(value: Any) -> int:
     return value.image.nbytes if isinstance(value, LoadedImage) else 64
 
 
-for _element_type in (LoadedImage, ImageBatch, RestorePrediction, TransportPrediction):
+for _element_type in (LoadedImage, ImageBatch, RestorePrediction, TransportedImage, TransportPrediction):
     beam.coders.registry.register_coder(_element_type, _PixelCoder)

@@ -1,8 +1,9 @@
 """Beam ModelHandlers around the autoencoder and other networks. One image that fails never takes its batch along."""
 
 import math
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,13 +20,14 @@ from ot_core import (
     GaussianStatistics,
     ImageError,
     LatentTransport,
+    TransportMap,
     UserError,
     ZeroShotTransport,
 )
 from ot_core.autoencoder import default_device, default_tile_pixels
 from ot_core.engine import over_images, workers_of
 from ot_core.features import FeatureExtractor, LatentFeatures
-from ot_core.fitting import read_maps
+from ot_core.fitting import autoencoder_of_map, read_maps
 from ot_core.patches import spread_patches
 from ot_core.transporting import INTERPOLATIONS, transport_pixels
 from transforms import metrics
@@ -222,6 +224,26 @@ class TransportModel:
         return result
 
 
+class LateTransportModel:
+    """Makes the model when the first batch brings its map along.
+
+    Args:
+        make: the model of a map.
+    """
+
+    def __init__(self, make: Callable[[TransportMap], TransportModel]) -> None:
+        self._make = make
+        self._made: tuple[TransportMap, TransportModel] | None = None
+        self._lock = threading.Lock()
+
+    def of(self, transport_map: TransportMap) -> TransportModel:
+        """The model of a map; made once for each bundle, to which Beam gives the map anew."""
+        with self._lock:
+            if self._made is None or self._made[0] is not transport_map:
+                self._made = transport_map, self._make(transport_map)
+            return self._made[1]
+
+
 class TransportModelHandler(ImageModelHandler):
     """Encodes, transports and decodes images.
 
@@ -277,21 +299,39 @@ class TransportModelHandler(ImageModelHandler):
         """Lets `model_metadata_pcoll` name the map, so that one pipeline can fit and transport."""
         self.maps = {"": model_path} if model_path else self.maps
 
-    def load_model(self) -> TransportModel:
-        """Loads the maps and the autoencoder, once per process."""
+    def load_model(self) -> "TransportModel | LateTransportModel":
+        """Loads the maps and the autoencoder, once per process; without a map's URL nothing yet."""
+        if not self.maps:
+            return LateTransportModel(self._late_model)
         with metrics.timed("load_model"):
-            transport = ZeroShotTransport if self._zero_shot else LatentTransport
-            transports: dict[str, LatentTransport | ZeroShotTransport] = {}
-            maps = read_maps(self.maps, self._vae, self._device, self._precision, self._compiled)
-            for group, transport_map, autoencoder in maps:
-                transports[group] = transport(transport_map, device=autoencoder.device, **self._folding)
-            workers = workers_of(autoencoder.device.type)
-            return TransportModel(autoencoder, transports, workers, transport_map.patch_size)
+            return self._model(read_maps(self.maps, self._vae, self._device, self._precision, self._compiled))
+
+    def _model(self, maps: Iterable[tuple[str, TransportMap, Autoencoder]]) -> TransportModel:
+        transport = ZeroShotTransport if self._zero_shot else LatentTransport
+        transports: dict[str, LatentTransport | ZeroShotTransport] = {}
+        for group, transport_map, autoencoder in maps:
+            transports[group] = transport(transport_map, device=autoencoder.device, **self._folding)
+        workers = workers_of(autoencoder.device.type)
+        return TransportModel(autoencoder, transports, workers, transport_map.patch_size)
+
+    def _late_model(self, transport_map: TransportMap) -> TransportModel:
+        autoencoder = autoencoder_of_map(
+            transport_map, "of this pipeline", self._vae, self._device, self._precision, self._compiled
+        )
+        return self._model([("", transport_map, autoencoder)])
 
     def run_inference(
-        self, batch: Sequence[LoadedImage], model: TransportModel, inference_args: dict[str, Any] | None = None
+        self,
+        batch: Sequence[LoadedImage],
+        model: TransportModel | LateTransportModel,
+        inference_args: dict[str, Any] | None = None,
     ) -> list[TransportPrediction]:
         """See the class."""
+        if isinstance(model, LateTransportModel):
+            transport_map = getattr(batch, "transport_map", None)
+            if transport_map is None:
+                raise UserError("TransportModelHandler: expected the URL of a map")
+            model = model.of(transport_map)
         start = time.perf_counter()
         images = self.loaded(batch)
         with metrics.timed("transport"):

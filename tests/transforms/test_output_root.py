@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from ot_core import DecodedImage
 from ot_core.layout import OutputLayout
-from transforms.elements import Failure, ImageRef, LoadedImage, TransportedImage, TransportPrediction
-from transforms.images import _WriteImageDoFn
+from transforms.elements import Failure, ImageRef, LoadedImage, TransportedImage
+from transforms.writing import _WriteImageDoFn
 
 PIXELS = np.zeros((2, 3, 3), np.uint8)
 PIECES = [
@@ -28,10 +28,10 @@ KEYS = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), min_size=1, max_s
 
 def _write(root: str, key: str) -> list:
     loaded = LoadedImage(ImageRef(key, "u"), DecodedImage(PIXELS), 0.0)
-    prediction = TransportPrediction(loaded.ref, TransportedImage(loaded, (PIXELS,), 0.0), "m")
+    transported = TransportedImage(loaded, (PIXELS,), 0.0)
     writer = _WriteImageDoFn(OutputLayout.of(root, [0.0]), 95)
     writer.start_bundle()
-    outputs = [*writer.process(prediction), *writer.finish_bundle()]
+    outputs = [*writer.process(transported), *writer.finish_bundle()]
     values = [output.value if isinstance(output, beam.pvalue.TaggedOutput) else output for output in outputs]
     return [value.value if isinstance(value, WindowedValue) else value for value in values]
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from ot_core import DecodedImage, storage
 from ot_core.layout import OutputLayout
-from transforms import ImageRef, ReadImages, images, metrics, reading
-from transforms.elements import ImageRecord, LoadedImage, TransportedImage, TransportPrediction
-from transforms.images import _WriteImageDoFn
+from transforms import ImageRef, ReadImages, metrics, reading, writing
+from transforms.elements import ImageRecord, LoadedImage, TransportedImage
 from transforms.reading import _ReadImageDoFn
+from transforms.writing import _WriteImageDoFn
 
 
 @pytest.fixture
@@ -107,16 +107,16 @@ def test_metrics_of_the_threads_reach_beam(refs):
     assert timed["read_milliseconds"].count == timed["decode_image_milliseconds"].count == 40
 
 
-def _predictions(count):
+def _transported(count):
     for index in range(count):
         pixels = np.full((50, 50, 3), index, np.uint8)
         loaded = LoadedImage(ImageRef(f"{index}", "u"), DecodedImage(pixels), 0.0)
-        yield TransportPrediction(loaded.ref, TransportedImage(loaded, (pixels,), 0.0), "m")
+        yield TransportedImage(loaded, (pixels,), 0.0)
 
 
 def test_writes_run_behind_and_within_their_budget(tmp_path, monkeypatch):
     size = 2 * 50 * 50 * 3
-    monkeypatch.setattr(images, "_BYTES_BEHIND", 3 * size)
+    monkeypatch.setattr(writing, "_BYTES_BEHIND", 3 * size)
     lock, now, most, write = threading.Lock(), [0], [0], storage.write_bytes
 
     def slow(url, data):
@@ -129,7 +129,7 @@ def test_writes_run_behind_and_within_their_budget(tmp_path, monkeypatch):
             now[0] -= 1
 
     monkeypatch.setattr(storage, "write_bytes", slow)
-    outputs = list(_values(_WriteImageDoFn(OutputLayout.of(str(tmp_path), [0.0]), 95), _predictions(30)))
+    outputs = list(_values(_WriteImageDoFn(OutputLayout.of(str(tmp_path), [0.0]), 95), _transported(30)))
     assert all(isinstance(output, ImageRecord) for output in outputs)
     assert [output.key for output in outputs] == [f"{index}" for index in range(30)]
     assert len(list((tmp_path / "images").iterdir())) == 30
@@ -145,6 +145,6 @@ def test_a_write_that_fails_is_one_failure(tmp_path, monkeypatch):
         write(url, data)
 
     monkeypatch.setattr(storage, "write_bytes", refuse)
-    outputs = list(_values(_WriteImageDoFn(OutputLayout.of(str(tmp_path), [0.0]), 95), _predictions(12)))
+    outputs = list(_values(_WriteImageDoFn(OutputLayout.of(str(tmp_path), [0.0]), 95), _transported(12)))
     assert [(o.key, o.error_type) for o in outputs if not isinstance(o, ImageRecord)] == [("7", "permission_denied")]
     assert len(outputs) == 12

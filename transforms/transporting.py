@@ -1,0 +1,119 @@
+"""Transporting images that are in memory already; fuses with the steps that read and write them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.ml.inference.base import RunInference
+from apache_beam.typehints.decorators import no_annotations
+
+from ot_core import GaussianStatistics, TransportMap
+from transforms.batching import BatchByPixels
+from transforms.elements import (
+    Failure,
+    GatheredStatistics,
+    ImageBatch,
+    LoadedImage,
+    TransportedImage,
+    TransportPrediction,
+)
+from transforms.model_handlers import TransportModelHandler
+from transforms.statistics import GaussianStatisticsCombineFn
+
+
+class LoadedOutcome(NamedTuple):
+    """Result of `TransportLoaded`: transported images, and those that could not be."""
+
+    images: beam.PCollection[TransportedImage]
+    failures: beam.PCollection[Failure]
+
+
+class LoadedOutcomeWithStatistics(NamedTuple):
+    """The same, and (group, GaussianStatistics) of the latents: see `transforms.drift`."""
+
+    images: beam.PCollection[TransportedImage]
+    failures: beam.PCollection[Failure]
+    statistics: beam.PCollection[tuple[str, GaussianStatistics]]
+
+
+@beam.typehints.with_input_types(LoadedImage)
+class TransportLoaded(beam.PTransform):
+    """Transports images in memory with a fitted map: LoadedImage -> TransportedImage, Failure.
+
+    Args:
+        map: URL of the transport map; or of several by subgroup, of which "" is for images of any other; or
+            `beam.pvalue.AsSingleton` of the result of `FitTransportMap`, so that one pipeline fits and transports.
+        alphas: weights of the restored image in the results: 0 is full transport, 1 the restored image.
+        vae: the autoencoder; default the one that the map names.
+        max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
+        statistics: whether to give statistics of the latents too, as a third result; see `TransportImages`.
+        **options: of `TransportModelHandler`: interpolation, kernel_size, sigma, zero_shot, precision, compiled.
+
+    Raises:
+        UserError: if the interpolation isn't known.
+    """
+
+    def __init__(
+        self,
+        map: str | Mapping[str, str] | beam.pvalue.AsSingleton,
+        alphas: Sequence[float] = (0.0,),
+        vae: str | None = None,
+        max_batch_pixels: int | None = None,
+        statistics: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self._side_input = map if isinstance(map, beam.pvalue.AsSideInput) else None
+        self._handler = TransportModelHandler(
+            {} if isinstance(map, beam.pvalue.AsSideInput) else map,
+            alphas,
+            vae,
+            max_tile_pixels=max_batch_pixels or None,
+            statistics=statistics,
+            batched=True,
+            **options,
+        )
+        self._alphas, self._statistics, self._max_batch_pixels = tuple(alphas), statistics, max_batch_pixels
+
+    @property
+    def maps(self) -> Mapping[str, str]:
+        """URLs of the maps by subgroup; none where the map is a side input."""
+        return self._handler.maps
+
+    def display_data(self) -> dict[str, Any]:
+        """Shown by runners' user interfaces."""
+        return {"map": ", ".join(self.maps.values()), "alphas": ", ".join(map(str, self._alphas))}
+
+    @no_annotations
+    def expand(self, images: beam.PCollection[LoadedImage]) -> LoadedOutcome | LoadedOutcomeWithStatistics:
+        """Only the merging of statistics ends outside of the stage, after each bundle's have been merged within."""
+        batches = images | "BatchByPixels" >> BatchByPixels(self._max_batch_pixels)
+        if self._side_input is not None:
+            attach = beam.Map(_with_map, self._side_input).with_output_types(ImageBatch)
+            batches = batches | "AttachMap" >> attach
+        split = beam.FlatMap(_split).with_output_types(TransportedImage)
+        transported = (
+            batches
+            | "RunInference" >> RunInference(self._handler).with_output_types(TransportPrediction)
+            | "SplitOutcome" >> split.with_outputs("failures", "statistics", main="images")
+        )
+        if not self._statistics:
+            return LoadedOutcome(transported.images, transported.failures)
+        merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
+        statistics = transported.statistics | "MergeStatistics" >> merge
+        return LoadedOutcomeWithStatistics(transported.images, transported.failures, statistics)
+
+
+def _with_map(batch: ImageBatch, transport_map: TransportMap) -> ImageBatch:
+    batch.transport_map = transport_map
+    return batch
+
+
+def _split(prediction: TransportPrediction) -> Iterator[Any]:
+    result = prediction.inference
+    if isinstance(result, Failure):
+        yield beam.pvalue.TaggedOutput("failures", result)
+    elif isinstance(result, GatheredStatistics):
+        yield from (beam.pvalue.TaggedOutput("statistics", statistics) for statistics in result.groups)
+    else:
+        yield result

@@ -1,0 +1,133 @@
+"""Encoding and writing images, behind the steps that made them and in the same stage."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.typehints.decorators import no_annotations
+
+from ot_core import encode_image, storage
+from ot_core.images import DEFAULT_COMPRESS_LEVEL, eight_bits
+from ot_core.layout import OutputLayout
+from ot_core.overlap import ByteBudget, Overlap
+from transforms import metrics
+from transforms.elements import Failure, ImageRecord, LoadedImage, TransportedImage, in_global_window
+
+#: Pixels that may be waiting to be encoded and written.
+_BYTES_BEHIND = 2**28
+
+
+class WriteOutcome(NamedTuple):
+    """Result of `WriteImages`: a row for each image written, and for each that could not be."""
+
+    records: beam.PCollection[ImageRecord]
+    failures: beam.PCollection[Failure]
+
+
+@beam.typehints.with_input_types(TransportedImage | LoadedImage)
+class WriteImages(beam.PTransform):
+    """Writes images: TransportedImage or LoadedImage -> ImageRecord, Failure.
+
+    Files are named `images/<key>.<extension>` below the output, or `images/alpha=0.50/<key>.<extension>` with several
+    alphas. What is waiting to be written never exceeds 256 MiB of pixels, or one larger image.
+
+    Args:
+        output: URL of the output's root; or its layout, which then tells alphas and format, too.
+        alphas: of the results, as in `TransportLoaded`; leave it out for a LoadedImage, which is its own only result.
+        format: png, jpeg or webp.
+        quality: of jpeg and webp, 1 to 100.
+        compress_level: of png, 0 to 9.
+
+    Raises:
+        UserError: if the format isn't known, there is no alpha, or two alphas are the same to two decimals.
+    """
+
+    def __init__(
+        self,
+        output: str | OutputLayout,
+        alphas: Sequence[float] = (0.0,),
+        format: str = "png",
+        quality: int = 95,
+        compress_level: int = DEFAULT_COMPRESS_LEVEL,
+    ) -> None:
+        super().__init__()
+        layout = output if isinstance(output, OutputLayout) else OutputLayout.of(output, alphas, format)
+        self._layout, self._write = layout, _WriteImageDoFn(layout, quality, compress_level)
+
+    def display_data(self) -> dict[str, Any]:
+        """Shown by runners' user interfaces."""
+        return {"output": self._layout.root, "format": self._layout.format}
+
+    @no_annotations
+    def expand(self, images: beam.PCollection[TransportedImage | LoadedImage]) -> WriteOutcome:
+        """One fused step."""
+        write = beam.ParDo(self._write).with_output_types(ImageRecord)
+        written = images | "WriteImages" >> write.with_outputs("failures", main="records")
+        return WriteOutcome(written.records, written.failures)
+
+
+class _Written(NamedTuple):
+    """What a thread made of a result, and its metrics."""
+
+    outcome: list[ImageRecord] | Failure
+    reported: metrics.Captured
+
+
+class _WriteImageDoFn(beam.DoFn):
+    """Encodes and writes images behind the model, several at once."""
+
+    def __init__(self, layout: OutputLayout, quality: int, compress_level: int = DEFAULT_COMPRESS_LEVEL) -> None:
+        self._layout, self._quality, self._level = layout, quality, compress_level
+
+    def start_bundle(self) -> None:
+        self._budget = ByteBudget(_BYTES_BEHIND)
+        self._overlap = Overlap(self._written)
+
+    def process(self, element: TransportedImage | LoadedImage) -> Iterator[Any]:
+        if isinstance(element, LoadedImage):
+            element = TransportedImage(element, (eight_bits(element.image.pixels),), element.seconds)
+        self._budget.take(element.nbytes)  # waits until enough is written
+        for written in self._overlap.put(element):
+            yield from _outputs(written.result())
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for written in self._overlap.drain():
+            yield from map(in_global_window, _outputs(written.result()))
+        self._overlap.close()
+
+    def _written(self, result: TransportedImage) -> _Written:
+        try:
+            with metrics.captured() as reported:
+                records = [self._write(result, index, alpha) for index, alpha in enumerate(self._layout.alphas)]
+                metrics.count(metrics.IMAGES_WRITTEN)
+        except Exception as error:  # one bad image costs one row, whatever the store raised
+            return _Written(Failure.of(result.loaded.ref, "write", error), reported)
+        finally:
+            self._budget.give_back(result.nbytes)
+        return _Written(records, reported)
+
+    def _write(self, result: TransportedImage, index: int, alpha: float) -> ImageRecord:
+        start = time.perf_counter()
+        ref, image = result.loaded.ref, result.loaded.image
+        with metrics.timed("encode_image"):
+            data = encode_image(result.pixels[index], image, self._layout.format, self._quality, self._level)
+        storage.check_key(ref.key)
+        url = self._layout.written_image(alpha, ref.key)
+        with metrics.timed("write"):
+            storage.write_bytes(url, data)
+        metrics.count(metrics.BYTES_WRITTEN, len(data))
+        height, width = result.pixels[index].shape[:2]
+        seconds = result.seconds / len(self._layout.alphas) + time.perf_counter() - start
+        digest = hashlib.sha256(data).hexdigest()
+        size = width, height, len(data)
+        return ImageRecord(ref.key, ref.source_uri, url, alpha, *size, digest, seconds, ref.version, ref.subgroup)
+
+
+def _outputs(written: _Written) -> Iterator[Any]:
+    metrics.replay(written.reported)
+    if isinstance(written.outcome, Failure):
+        yield beam.pvalue.TaggedOutput("failures", written.outcome)
+    else:
+        yield from written.outcome
