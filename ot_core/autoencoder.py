@@ -12,6 +12,7 @@ What can be loaded (`load_autoencoder`):
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -20,7 +21,8 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +52,7 @@ _HUB_FILES: Final = (
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model-0*.safetensors",
 )
+_logging = threading.Lock()
 _CONFIG_KEYS_WITHOUT_EFFECT = ("_name_or_path", "_diffusers_version")
 #: Smallest image every known autoencoder accepts; used to measure channels and downsampling.
 _PROBE_SIZE: Final = 128
@@ -232,10 +235,27 @@ def load_autoencoder(
     return _load_once(vae_name(spec), device, precision or default_precision(device), compiled)
 
 
+@contextlib.contextmanager
+def _errors_only(*libraries: str) -> Iterator[None]:
+    """Keeps libraries from logging warnings in this block; their loggers belong to the whole process."""
+    loggers = [logging.getLogger(library) for library in libraries]
+    with _logging:  # else two threads would restore each other's levels
+        before = [logger.level for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
+
+
 @functools.lru_cache(maxsize=2)
 def _load_once(name: str, device: str, precision: str, compiled: bool) -> Autoencoder:
     try:
-        return Autoencoder(_load_module(name), name, device, precision, compiled)
+        # Diffusers warns of config keys that change nothing; and where the hub fails, the error says it all.
+        with _errors_only("diffusers", "huggingface_hub"):
+            return Autoencoder(_load_module(name), name, device, precision, compiled)
     except UserError:
         raise
     except Exception as error:  # diffusers, the hub, fsspec and user code each raise their own
@@ -269,7 +289,6 @@ def _load_module(name: str) -> nn.Module:
 
 def _from_hub(repository: str, subfolder: str) -> Path:
     """Folder of a model on the hub, downloaded unless it is in the hub's cache."""
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the error says it all
     patterns = [os.path.join(subfolder, pattern) for pattern in _HUB_FILES]
     return Path(snapshot_download(repository, allow_patterns=patterns)) / subfolder
 
@@ -279,8 +298,6 @@ def _from_diffusers(folder: Path, name: str) -> nn.Module:
         raise UserError(f"vae {name}: expected a folder in diffusers' format, found no config.json in it")
     import diffusers  # noqa: PLC0415 - takes seconds, which a user's own autoencoder needn't wait for
 
-    # Diffusers warns of config keys it has no use for; they change nothing.
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
     module = diffusers.AutoModel.from_pretrained(
         str(folder), torch_dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -390,3 +391,20 @@ class TestDefault:
         x = torch.from_numpy(photo(64, 96)).permute(2, 0, 1)[None] / 255
         error = (default.decode(default.encode(x)) - x).square().mean()
         assert error < 0.25 * x.var()
+
+
+def test_loading_leaves_the_loggers_of_libraries_as_they_were(tmp_path: Path, tiny_vae: Path):
+    copy = tmp_path / "vae"  # not loaded before
+    shutil.copytree(tiny_vae, copy)
+    loggers = [logging.getLogger(name) for name in ("diffusers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(13)
+        load_autoencoder(str(copy))
+        with pytest.raises(UserError):
+            load_autoencoder(str(tmp_path / "none"))
+        assert [logger.level for logger in loggers] == [13, 13]
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
