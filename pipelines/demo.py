@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ot_core import GaussianStatistics, UserError, gelbrich_distance_squared, latent_statistics, load_autoencoder
 from ot_core.quality import mean_squared_error, psnr_of
 from pipelines import fit, options, transport
+from pipelines.command import command, say
 
 PHOTOS = Path(__file__).parent / "demo_photos"
 ALPHAS = (0.0, 0.5)
@@ -149,24 +150,21 @@ def run(args: argparse.Namespace) -> int:
         return code
     enhanced = {f"transported, alpha {a}": output / f"enhanced/images/alpha={a:.2f}" for a in reversed(ALPHAS)}
     folders: dict[str, Path] = {"restored": output / "restored", **enhanced}
-    print(f"{'':28}{'PSNR, dB':>10}{'distance to originals':>24}")
+    say(f"{'':28}{'PSNR, dB':>10}{'distance to originals':>24}")
     for name, folder in folders.items():
         quality = measure(folder, output / "original")
-        print(f"{name:28}{quality.psnr:10.2f}{quality.distance:24.3f}")
+        say(f"{name:28}{quality.psnr:10.2f}{quality.distance:24.3f}")
     sheet = output / "before-after.png"
     columns: dict[str, Any] = {"noisy": output / "noisy", **folders, "original": output / "original"}
     draw_sheet(columns, _most_detailed(output / "original", 4), sheet)
-    print(f"look at {sheet}")
+    say(f"look at {sheet}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; returns its exit code."""
-    try:
-        return run(parser().parse_args(argv))
-    except UserError as error:
-        print(f"dot-demo: error: {error}", file=sys.stderr)
-        return 2
+    flags = parser()
+    return command(flags.prog, argv, lambda: run(flags.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ that was found before any work started.
 import argparse
 import difflib
 import itertools
-import logging
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import apache_beam as beam
@@ -27,8 +25,9 @@ from tqdm import tqdm
 
 from ot_core import UserError, listing, storage
 from ot_core.groups import Grouping
+from pipelines.command import JobError, command, complain, on_ending, say, told, workers_kept_quiet
 from pipelines.options import LOCAL_RUNNER, ArgumentParser, parse
-from pipelines.summary import DONE, Counters, as_json, measured, summary
+from pipelines.summary import DONE, Counters, Measured, as_json, measured, summary
 from transforms import metrics
 
 #: Images of an input of which one at least must have a group.
@@ -53,43 +52,82 @@ def launch(
         report: the summary's first lines, from the counters; raises UserError where the job came to nothing.
         objection: what is wrong with the results of a job that did all its work, in one line.
     """
-    _quiet_logs()
-    try:
+
+    def work() -> int:
         args, options = parse(parser, argv)
         pipeline = _pipeline(options)
         if args.summary:
             _check_summary(args.summary, options)
         check(args)
         build(pipeline, args)
-    except UserError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    start = time.perf_counter()
-    try:
-        with _progress(parser.prog, options, getattr(args, "max_images", None)):
+        start = time.perf_counter()
+        with _running(parser.prog, argv, args, options):
             result = pipeline.run()
             template = options.view_as(GoogleCloudOptions).template_location
             if template:  # a Flex Template's launcher starts the job from this file once we are gone
-                print(f"job graph {template}")
+                say(f"job graph {template}")
                 return 0
             result.wait_until_finish()
-        seconds, found = time.perf_counter() - start, measured(result)
-        if args.summary:
-            storage.write_bytes(args.summary, as_json(parser.prog, found, seconds))
-        try:
-            print(report(args, found.counters))
-        finally:
-            print(summary(found, seconds))
-        wrong = objection(args)
+            found = measured(result)
+        return _tell(parser.prog, args, found, time.perf_counter() - start, report, objection)
+
+    return command(parser.prog, argv, work)
+
+
+@contextmanager
+def _running(
+    prog: str, argv: Sequence[str] | None, args: argparse.Namespace, options: PipelineOptions
+) -> Iterator[None]:
+    """Shows progress, and tells in one line what an engine gives up on, as most do when they lose a worker."""
+    runner = options.view_as(StandardOptions).runner
+    hint = "; with --resume the same command does only what is missing" if hasattr(args, "resume") else ""
+    local = runner == LOCAL_RUNNER
+    processes = local and options.view_as(DirectOptions).direct_running_mode == "multi_processing"
+    here = local or "prism" in runner.lower()
+    remote = "" if here else f"; what {runner} runs elsewhere goes on until it is cancelled there"
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(on_ending(hint + remote, within_line=local and not processes))
+            if processes and argv is None:
+                stack.enter_context(workers_kept_quiet())
+            if local and not processes:
+                stack.enter_context(_progress(prog, getattr(args, "max_images", None)))
+            yield
     except UserError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
-    except Exception as error:  # whatever an engine raises where it gives up, as most do when they lose a worker
-        _tell_failure(parser, args, options, error)
-        return 1
+        raise JobError(str(error)) from None
+    except Exception as error:
+        raise JobError(f"the job failed on {runner}: {told(error).rstrip('.')}{hint}") from error
+
+
+def _tell(
+    prog: str,
+    args: argparse.Namespace,
+    found: Measured,
+    seconds: float,
+    report: Callable[[argparse.Namespace, Counters], str],
+    objection: Callable[[argparse.Namespace], str | None],
+) -> int:
+    """Tells what a job did that came to its end, and gives its exit code: what can't be told doesn't change it."""
+    if args.summary:
+        try:
+            storage.write_bytes(args.summary, as_json(prog, found, seconds))
+        except Exception as error:  # each store has its own errors
+            complain(prog, f"--summary {args.summary}: not written ({told(error)})", "warning")
+    wrong: str | None = None
+    try:
+        say(report(args, found.counters))
+    except UserError as error:
+        wrong = str(error)
+    except Exception as error:  # it reads what the job wrote
+        complain(prog, f"the results can't be told ({told(error)})", "warning")
+    say(summary(found, seconds))
+    try:
+        wrong = wrong or objection(args)
+    except Exception as error:
+        wrong = f"the results can't be judged ({told(error)})"
     if wrong:
-        print(f"{parser.prog}: error: {wrong}", file=sys.stderr)
-    return _exit_code(parser.prog, found.counters, args.max_failure_fraction) or int(bool(wrong))
+        complain(prog, wrong)
+    return _exit_code(prog, found.counters, args.max_failure_fraction) or int(bool(wrong))
 
 
 def check_inputs(*flags: tuple[str, Sequence[str]], group_by: str | None = None) -> None:
@@ -114,10 +152,7 @@ def check_inputs(*flags: tuple[str, Sequence[str]], group_by: str | None = None)
 def _exit_code(prog: str, counters: Counters, max_failure_fraction: float) -> int:
     failed, listed = counters.get(metrics.FAILURES, 0), counters.get(metrics.IMAGES_LISTED, 0)
     if failed > max_failure_fraction * listed:
-        print(
-            f"{prog}: error: {failed} of {listed} images failed, over --max_failure_fraction {max_failure_fraction}",
-            file=sys.stderr,
-        )
+        complain(prog, f"{failed} of {listed} images failed, over --max_failure_fraction {max_failure_fraction}")
         return 1
     return 0
 
@@ -143,25 +178,11 @@ def _pipeline(options: PipelineOptions) -> beam.Pipeline:
         raise UserError(f"--runner {runner}: {said}") from None
 
 
-def _tell_failure(parser: ArgumentParser, args: argparse.Namespace, options: PipelineOptions, error: Exception) -> None:
-    """The whole story, and then a line that says what happened and what to do."""
-    traceback.print_exception(error)
-    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    hint = "; with --resume the same command does only what is missing" if hasattr(args, "resume") else ""
-    runner = options.view_as(StandardOptions).runner
-    print(f"{parser.prog}: error: the job failed on {runner}: {said[-1].rstrip('.')}{hint}", file=sys.stderr)
-
-
 @contextmanager
-def _progress(prog: str, options: PipelineOptions, max_images: int | None) -> Iterator[None]:
+def _progress(prog: str, max_images: int | None) -> Iterator[None]:
     """A bar where the pipeline runs in this process: on a terminal a live one, else a line now and then."""
-    mode = options.view_as(DirectOptions).direct_running_mode
-    if options.view_as(StandardOptions).runner != LOCAL_RUNNER or mode == "multi_processing":
-        yield
-        return
     done = threading.Event()
-    interval = 0.2 if sys.stderr.isatty() else 10.0
-    watcher = threading.Thread(target=_watch, args=(prog, interval, max_images, done), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(prog, metrics.tally(), max_images, done), daemon=True)
     watcher.start()
     try:
         yield
@@ -170,12 +191,13 @@ def _progress(prog: str, options: PipelineOptions, max_images: int | None) -> It
         watcher.join()
 
 
-def _watch(prog: str, interval: float, max_images: int | None, done: threading.Event) -> None:
-    before = metrics.tally()
-    with tqdm(desc=prog, unit=" images", mininterval=interval, file=sys.stderr) as bar:
-        while not done.wait(interval):
+def _watch(prog: str, before: Counters, max_images: int | None, done: threading.Event) -> None:
+    with suppress(OSError, ValueError, AttributeError):  # stderr may be closed, or its reader gone
+        interval = 0.2 if sys.stderr.isatty() else 10.0
+        with tqdm(desc=prog, unit=" images", mininterval=interval, file=sys.stderr) as bar:
+            while not done.wait(interval):
+                _update(bar, before, max_images)
             _update(bar, before, max_images)
-        _update(bar, before, max_images)
 
 
 def _update(bar: "tqdm[Any]", before: Counters, max_images: int | None) -> None:
@@ -185,9 +207,3 @@ def _update(bar: "tqdm[Any]", before: Counters, max_images: int | None) -> None:
         bar.total = since.get(metrics.IMAGES_LISTED)
     bar.n = sum(since.get(name, 0) for name in DONE)
     bar.refresh()
-
-
-def _quiet_logs() -> None:
-    """Beam and the libraries log warnings about themselves; what concerns the user is printed."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True)
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)

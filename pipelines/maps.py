@@ -19,6 +19,7 @@ from ot_core.map_file import metadata_of
 from ot_core.statistics import Array
 from ot_core.transport_map import SIDES
 from pipelines import options
+from pipelines.command import command, say
 
 #: Gains that are told.
 _SHOWN = 5
@@ -168,17 +169,18 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{args.command}: expected {expected} map{'s' * (expected - 1)}, got {len(args.maps)}")
     found = inspect(*args.maps) if args.command == "inspect" else diff(*args.maps)
     tell = _told if args.command == "inspect" else _told_difference
-    print(strict_json.dumps(found, indent=2) if args.json else "\n".join(tell(found)))
+    say(strict_json.dumps(found, indent=2) if args.json else "\n".join(tell(found)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 2 for what can't be done, in one line."""
-    try:
-        run(parser().parse_args(argv))
-    except UserError as error:
-        print(f"dot-map: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    flags = parser()
+
+    def work() -> int:
+        run(flags.parse_args(argv))
+        return 0
+
+    return command(flags.prog, argv, work)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Flags shared by the jobs, and the line between our flags and Beam's."""
 
 import argparse
+import contextlib
 import difflib
+import io
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -164,13 +166,29 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.
         if near_ours and flag not in ours + beams:
             raise UserError(f"{flag}: unknown flag; did you mean {near_ours[0]}?")
     args, rest = parser.parse_known_args(argv)
-    options = PipelineOptions(rest)
+    options = _beams(rest)
     standard = options.view_as(StandardOptions)
     standard.runner = standard.runner or LOCAL_RUNNER
     check_engine(args, options)
     if not _has_job_server(standard.runner):
         _refuse_unknown(parser, rest, ours + beams)
     return args, options
+
+
+def _beams(argv: Sequence[str]) -> PipelineOptions:
+    """Beam's options, each of which it checks when it is first asked for one.
+
+    Raises:
+        UserError: for a bad value, where Beam would print a page of usage and end the process.
+    """
+    printed = io.StringIO()
+    options = PipelineOptions(list(argv))
+    try:
+        with contextlib.redirect_stderr(printed):
+            options.get_all_options()
+    except SystemExit:
+        raise UserError(printed.getvalue().strip().rpartition("error: ")[2] or "Beam doesn't take its flags") from None
+    return options
 
 
 def check_engine(args: argparse.Namespace, options: PipelineOptions) -> None:

@@ -1,5 +1,15 @@
 """What surrounds every job: how it ends, and what it tells."""
 
+import contextlib
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import apache_beam as beam
 import numpy as np
 import pytest
@@ -7,9 +17,12 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from PIL import Image
 
 from pipelines import fit, options, transport
+from pipelines.command import told
 from pipelines.launch import launch
 from pipelines.summary import Distribution, Measured, measured, summary
 from transforms import metrics
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +117,131 @@ def test_the_summary_of_a_job_that_did_nothing_and_of_one_on_a_gpu():
     assert "  device memory: 1500 MB at most" in summary(Measured({}, memory), 1.0).splitlines()
 
 
-def _launch(build):
-    parser = options.ArgumentParser("dot-test", "A job that fails.")
+def _launch(build, *flags, prog="dot-test", report=lambda args, counters: ""):
+    parser = options.ArgumentParser(prog, "A job of a test.")
     options.add_common(parser)
-    return launch(parser, [], lambda args: None, build, lambda args, counters: "")
+    return launch(parser, flags, lambda args: None, build, report)
 
 
-def test_a_job_that_its_engine_gives_up_on_ends_with_one_line_and_exit_code_1(capsys):
+def _nothing(pipeline, args):
+    return pipeline | beam.Create([1])
+
+
+def test_a_job_that_its_engine_gives_up_on_ends_in_one_line_and_exit_code_1(capsys):
     def fail(value):
         raise OSError(f"no disk\nfor {value}")
 
     assert _launch(lambda pipeline, args: pipeline | beam.Create(np.arange(3).tolist()) | "Fail" >> beam.Map(fail)) == 1
-    printed = capsys.readouterr().err
-    assert "Traceback" in printed
-    last = printed.strip().splitlines()[-1]
-    assert last.startswith("dot-test: error: the job failed on FnApiRunner: for 0 [while running 'Fail")
+    line = capsys.readouterr().err.strip().splitlines()[-1]  # after the bar
+    said, _, file = line.partition("; the whole story is in ")
+    assert said.startswith("dot-test: error: the job failed on FnApiRunner: no disk for 0 [while running 'Fail")
+    story = Path(file).read_text()
+    Path(file).unlink()
+    assert "Traceback" in story
+    assert "in fail" in story
+
+
+def test_a_job_whose_model_fails_in_another_process_is_told_by_that_process(capfd):
+    def fail(value):
+        raise KeyError(value)
+
+    mode = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    assert _launch(lambda pipeline, args: pipeline | beam.Create(["x"]) | "Fail" >> beam.Map(fail), *mode) == 1
+    line = capfd.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("dot-test: error: the job failed on FnApiRunner: KeyError: \"x [while running 'Fail")
+    Path(line.rpartition(" ")[2]).unlink()
+
+
+def test_a_full_disk_at_the_end_of_a_job_is_told_in_one_line(capsys):
+    def write(value):
+        Path("/dev/full").write_text("manifest")
+
+    assert _launch(lambda pipeline, args: pipeline | beam.Create([1]) | "Write" >> beam.Map(write)) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(r"dot-test: error: the job failed on FnApiRunner: .*No space left .* \[while running 'Write", line)
+    Path(line.rpartition(" ")[2]).unlink()
+
+
+@pytest.mark.parametrize("stream", [None, "closed", "ascii"])
+def test_what_cannot_be_told_changes_no_exit_code(stream, monkeypatch):
+    printed = io.TextIOWrapper(io.BytesIO(), "ascii") if stream == "ascii" else io.StringIO() if stream else None
+    if stream == "closed":
+        printed.close()
+    monkeypatch.setattr(sys, "stdout", printed)
+    monkeypatch.setattr(sys, "stderr", printed)
+    assert _launch(_nothing, report=lambda args, counters: "output \xfc") == 0
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), ValueError("odd"), KeyError("x")])
+def test_results_that_cannot_be_read_back_are_a_warning(error, capsys):
+    def report(args, counters):
+        raise error
+
+    assert _launch(_nothing, report=report) == 0
+    printed = capsys.readouterr()
+    assert f"dot-test: warning: the results can't be told ({told(error)})" in printed.err.splitlines()
+    assert "0 images in" in printed.out
+
+
+def test_a_summary_that_cannot_be_written_in_the_end_is_a_warning(tmp_path, capsys):
+    def build(pipeline, args):
+        _nothing(pipeline, args)
+        (tmp_path / "reports").rmdir()
+        (tmp_path / "reports").write_text("a file by now")
+
+    assert _launch(build, "--summary", str(tmp_path / "reports/night.json")) == 0
+    printed = capsys.readouterr()
+    assert f"dot-test: warning: --summary {tmp_path}/reports/night.json: not written (" in printed.err
+    assert "0 images in" in printed.out
+
+
+def test_what_one_job_counts_is_not_told_of_the_next_in_the_same_process(capsys):
+    def count(n):
+        def build(pipeline, args):
+            def listed(value):
+                metrics.count(metrics.IMAGES_LISTED, n)
+                metrics.count(metrics.IMAGES_READ, n)
+
+            return pipeline | beam.Create([1]) | "Count" >> beam.Map(listed)
+
+        return build
+
+    for n in (7, 3):
+        assert _launch(count(n)) == 0
+        printed = capsys.readouterr()
+        assert f"images: {n} listed, {n} read; " in printed.out
+        assert f"0/{n} [" in printed.err.replace("\r", "\n").splitlines()[-1]
+
+
+def test_a_job_that_is_interrupted_ends_its_worker_processes_in_one_line(archive, vae, tmp_path):
+    assert _fit(archive, tmp_path / "map.safetensors", vae) == 0
+    command = [sys.executable, "-m", "pipelines.transport", "--input", str(archive / "restored")]
+    command += ["--map", str(tmp_path / "map.safetensors"), "--output", str(tmp_path / "out")]
+    command += ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    with process:
+        while len(_group(process.pid)) < 3:  # itself and two workers, which are still importing Beam
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        out, err = process.communicate()
+    assert process.returncode == 130
+    assert out == b""
+    line = b"dot-transport: interrupted; with --resume the same command does only what is missing"
+    assert err.splitlines()[-1] == line
+    assert b"Traceback" not in err
+    while _group(process.pid):  # killed, but not yet noticed
+        time.sleep(0.01)
+
+
+def _group(leader):
+    """Processes of a group that are alive."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(group) == leader and state != "Z":
+                found.append(stat.parent.name)
+    return found

@@ -46,6 +46,9 @@ def test_alphas_may_be_given_one_by_one():
         (["--max_failure_fraction", "2"], "expected a number from 0 to 1"),
         (["--max_pixels", "0"], "expected a number"),
         (["--runner=FlinkRunner", "--ouput", "x"], "did you mean --output"),
+        (["--direct_num_workers", "two"], "argument --direct_num_workers: invalid int value: 'two'"),
+        (["--direct_running_mode", "fast"], "argument --direct_running_mode: invalid choice"),
+        (["--direct_num_workers"], "argument --direct_num_workers: expected one argument"),
     ],
 )
 def test_what_neither_we_nor_beam_know_is_refused_in_one_line(extra, hint):
