@@ -16,7 +16,9 @@ from ot_core.transport_map import TransportMap, gelbrich_distance_squared
 if TYPE_CHECKING:
     from ot_core.autoencoder import Autoencoder, load_autoencoder
     from ot_core.decoder import DecoderGeometry, decoder_geometry
+    from ot_core.degradation import Degradation
     from ot_core.patches import fold, latent_statistics, unfold
+    from ot_core.restorer import Restorer, load_restorer
     from ot_core.transport import LatentTransport, ZeroShotTransport, blend
 else:
     # What needs torch.
@@ -25,13 +27,16 @@ else:
         {
             "Autoencoder": "autoencoder",
             "DecoderGeometry": "decoder",
+            "Degradation": "degradation",
             "LatentTransport": "transport",
+            "Restorer": "restorer",
             "ZeroShotTransport": "transport",
             "blend": "transport",
             "decoder_geometry": "decoder",
             "fold": "patches",
             "latent_statistics": "patches",
             "load_autoencoder": "autoencoder",
+            "load_restorer": "restorer",
             "unfold": "patches",
         },
     )
@@ -44,11 +49,13 @@ __all__ = [
     "Cause",
     "DecodedImage",
     "DecoderGeometry",
+    "Degradation",
     "GaussianStatistics",
     "ImageError",
     "LatentTransport",
     "MapFileError",
     "OTError",
+    "Restorer",
     "TransportMap",
     "UserError",
     "ZeroShotTransport",
@@ -60,6 +67,7 @@ __all__ = [
     "gelbrich_distance_squared",
     "latent_statistics",
     "load_autoencoder",
+    "load_restorer",
     "noise_floor",
     "read_map",
     "unfold",

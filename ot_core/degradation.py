@@ -7,7 +7,7 @@ A spec is a chain of steps by commas, such as `blur:1.2,bicubic:4,jpeg:60`:
 | `noise:S` | adds Gaussian noise of standard deviation S, in grey levels of 255 |
 | `jpeg:Q` | compresses at quality Q, 1 to 100 |
 | `blur:S` | blurs with a Gaussian of standard deviation S, in pixels |
-| `bicubic:F` | reduces both sides F times, F an integer |
+| `bicubic:F` | reduces both sides F times, F an integer; what is left over on the right and bottom is cropped first |
 | `package.module:function` | (H, W, 3) uint8 to the same, the user's own |
 
 A range such as `jpeg:10-40` draws a value for each image. What is drawn
@@ -22,7 +22,7 @@ import io
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -75,18 +75,27 @@ class Degradation:
     def __reduce__(self) -> tuple[Any, ...]:
         return Degradation, (self.spec,)
 
-    def __call__(self, image: DecodedImage, key: str) -> DecodedImage:
-        """Degrades an image; the same for the same key.
-
-        The sides of the result are those of the image divided by the scale, rounded up: the image is first replicated
-        on the right and bottom up to a multiple of it.
+    def cropped(self, image: DecodedImage) -> DecodedImage:
+        """The part of an image that is degraded, of 8 bits: its sides are multiples of the scale.
 
         Raises:
-            ImageError: DEGRADATION_ERROR where a user's function fails, or gives something else than an image.
+            ImageError: TOO_SMALL, if there is no such part.
         """
-        pixels = eight_bits(image.pixels)
-        height, width = (-side % self.scale for side in pixels.shape[:2])
-        pixels = np.pad(pixels, ((0, height), (0, width), (0, 0)), mode="edge")
+        height, width = (side // self.scale * self.scale for side in image.pixels.shape[:2])
+        if not (height and width):
+            size = f"{image.pixels.shape[1]}x{image.pixels.shape[0]}"
+            raise ImageError(Cause.TOO_SMALL, f"{size} pixels can't be reduced {self.scale} times")
+        alpha = None if image.alpha is None else image.alpha[:height, :width]
+        return replace(image, pixels=eight_bits(image.pixels[:height, :width]), alpha=alpha)
+
+    def __call__(self, image: DecodedImage, key: str) -> DecodedImage:
+        """Degrades what `cropped` gives; the same for the same key.
+
+        Raises:
+            ImageError: as `cropped`; DEGRADATION_ERROR where a user's function fails, or gives something else than an
+                image.
+        """
+        pixels = eight_bits(self.cropped(image).pixels)
         for index, step in enumerate(self._steps):
             seed = hashlib.sha256(f"{index}:{step.name}:{key}".encode("utf-8", "surrogatepass")).digest()
             pixels = _degraded(pixels, step, np.random.default_rng(int.from_bytes(seed[:8], "big")), image.grey)

@@ -13,8 +13,9 @@ from ot_core.decoder import DecoderGeometry, decoder_geometry
 from ot_core.errors import MapFileError
 from ot_core.map_file import LatentSets, read_map
 from ot_core.noise import noise_floor
+from ot_core.restorer import Restorer
 from ot_core.statistics import GaussianStatistics
-from ot_core.transport_map import SIDES, TransportMap
+from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin, TransportMap
 
 METHODS = ("matched", "pixels", "paper")
 
@@ -43,6 +44,7 @@ def fit_map(
     patch_size: int,
     method: str,
     geometry: DecoderGeometry | None = None,
+    origin: SourceOrigin = UNKNOWN_ORIGIN,
 ) -> TransportMap:
     """Fits a map from statistics of both sides.
 
@@ -55,6 +57,7 @@ def fit_map(
             sides that show different things; "pixels" doesn't, which suits pairs. Both measure the map's cost in
             decoded pixels, "paper" in latents.
         geometry: of the decoder at the target, where it is known already.
+        origin: how the source's images were made.
     """
     parts = {side: parts_of(side, statistics) for side in SIDES}
     source, target = (functools.reduce(operator.add, parts[side]) for side in SIDES)
@@ -74,7 +77,28 @@ def fit_map(
         **known,
         noise_floor=floor if math.isfinite(floor) else None,
         parts={name: s for name, s in statistics.items() if in_parts.get(name.partition("/")[0])},
+        origin=origin,
     )
+
+
+def check_restorer(transport_map: TransportMap | LatentSets, name: str, restorer: Restorer) -> None:
+    """Refuses images of one restorer where statistics are of another's; unknown ones go with any.
+
+    Args:
+        transport_map: the map, or statistics.
+        name: what to call it.
+        restorer: what restores the images.
+
+    Raises:
+        MapFileError: if they don't belong together.
+    """
+    origin = transport_map.origin
+    if origin.restorer_sha256 and origin.restorer_sha256 != restorer.fingerprint:
+        raise MapFileError(
+            f"{name}: was fitted for the restorer {origin.restorer} ({origin.restorer_sha256[:12]}), not for "
+            f"{restorer.name} ({restorer.fingerprint[:12]}); pass the same --restorer, fit again, or add "
+            "--allow_other_restorer"
+        )
 
 
 def autoencoder_of_map(

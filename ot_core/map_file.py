@@ -7,6 +7,7 @@ refused by name.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import tempfile
@@ -21,7 +22,7 @@ from safetensors.numpy import save
 from ot_core import storage
 from ot_core.errors import MapFileError
 from ot_core.statistics import GaussianStatistics
-from ot_core.transport_map import TransportMap
+from ot_core.transport_map import UNKNOWN_ORIGIN, SourceOrigin, TransportMap
 
 FORMAT_VERSION = "1"
 CREATED_BY = "dot-beam"
@@ -40,6 +41,7 @@ class LatentSets:
         latent_channels: C.
         vae: the name that the autoencoder was loaded from, or "" if unknown.
         vae_sha256: fingerprint of the autoencoder's weights and config, or "" if unknown.
+        origin: how the images of the set "source" were made.
     """
 
     groups: Mapping[str, GaussianStatistics]
@@ -47,6 +49,7 @@ class LatentSets:
     latent_channels: int
     vae: str = ""
     vae_sha256: str = ""
+    origin: SourceOrigin = UNKNOWN_ORIGIN
 
     @classmethod
     def of_map(cls, transport_map: TransportMap) -> LatentSets:
@@ -61,6 +64,7 @@ class LatentSets:
             transport_map.latent_channels,
             transport_map.vae,
             transport_map.vae_sha256,
+            origin=transport_map.origin,
         )
 
     @property
@@ -89,7 +93,7 @@ def read_map(url: str) -> TransportMap:
 
 def write_statistics(sets: LatentSets, url: str) -> None:
     """Writes statistics atomically to any fsspec URL."""
-    metadata = _metadata(sets.patch_size, sets.latent_channels, sets.vae, sets.vae_sha256)
+    metadata = _metadata(sets.patch_size, sets.latent_channels, sets.vae, sets.vae_sha256, sets.origin)
     storage.write_bytes(url, _to_safetensors(_tensors(sets.groups), metadata))
 
 
@@ -128,7 +132,11 @@ def to_bytes(transport_map: TransportMap) -> bytes:
         tensors["map.invariant"] = transport_map.invariant
     tensors |= _tensors({"source": transport_map.source, "target": transport_map.target, **transport_map.parts})
     metadata = _metadata(
-        transport_map.patch_size, transport_map.latent_channels, transport_map.vae, transport_map.vae_sha256
+        transport_map.patch_size,
+        transport_map.latent_channels,
+        transport_map.vae,
+        transport_map.vae_sha256,
+        transport_map.origin,
     )
     if transport_map.noise_floor is not None:
         metadata["noise_floor"] = repr(float(transport_map.noise_floor))
@@ -144,7 +152,7 @@ def _tensors(groups: Mapping[str, GaussianStatistics]) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _metadata(patch_size: int, latent_channels: int, vae: str, vae_sha256: str) -> dict[str, str]:
+def _metadata(patch_size: int, latent_channels: int, vae: str, vae_sha256: str, origin: SourceOrigin) -> dict[str, str]:
     return {
         "format_version": FORMAT_VERSION,
         "patch_size": str(patch_size),
@@ -152,6 +160,7 @@ def _metadata(patch_size: int, latent_channels: int, vae: str, vae_sha256: str) 
         "vae": vae,
         "vae_sha256": vae_sha256,
         "created_by": CREATED_BY,
+        **{name: value for name, value in dataclasses.asdict(origin).items() if value},
     }
 
 
@@ -206,7 +215,11 @@ class _Checker:
             channels,
             self.metadata.get("vae", ""),
             self.metadata.get("vae_sha256", ""),
+            origin=self._origin(),
         )
+
+    def _origin(self) -> SourceOrigin:
+        return SourceOrigin(*(self.metadata.get(field.name, "") for field in dataclasses.fields(SourceOrigin)))
 
     def map(self) -> TransportMap:
         patch_size, channels = self._sizes()
@@ -240,6 +253,7 @@ class _Checker:
             invariant=invariant,
             noise_floor=self._number("noise_floor"),
             parts={**self._parts("source", source), **self._parts("target", target)},
+            origin=self._origin(),
         )
 
     def _sizes(self) -> tuple[int, int]:

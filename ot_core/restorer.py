@@ -5,6 +5,7 @@ What can be loaded (`load_restorer`):
 - weights of a network that spandrel knows (SwinIR, HAT, Real-ESRGAN, SCUNet, NAFNet, FBCNN, DnCNN...), as
   `.safetensors`, or as `.pth`, `.pt` or `.ckpt`, of which nothing but tensors is unpickled;
 - an ONNX model, `.onnx`;
+- `bicubic:2` and so on: enlargement by cubic interpolation;
 - the user's own, as `package.module:factory`: `factory()` returns a torch module, (B, 3, H, W) in [0, 1] to the same
   with sides times an integer `scale`, or a plain callable, (H, W, 3) uint8 to (scale H, scale W, 3) uint8.
 

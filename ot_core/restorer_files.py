@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from ot_core import storage
@@ -26,6 +27,7 @@ from ot_core.errors import UserError
 
 _WEIGHTS: Final = (".safetensors", ".pth", ".pt", ".ckpt")
 _HUB_FILE = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)/(?P<path>[\w./-]+)")
+_BICUBIC = re.compile(r"bicubic:(?P<scale>[1-9]\d?)")
 _MAX_BYTES: Final = 2**33
 _INSTALL: Final = "pip install 'dot-beam[restorers]'"
 #: What batch normalisation adds to a variance: in DnCNN-PyTorch, and in spandrel's DnCNN.
@@ -65,6 +67,20 @@ class PlainFunction:
     fingerprint: str
 
 
+class _Bicubic:
+    """Enlarges by cubic interpolation."""
+
+    thread_safe = True
+
+    def __init__(self, scale: int) -> None:
+        self.scale = scale
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        image = Image.fromarray(pixels, "RGB")
+        larger = image.resize((self.scale * image.width, self.scale * image.height), Image.Resampling.BICUBIC)
+        return np.asarray(larger)
+
+
 def load_network(spec: str, device: str, half: bool) -> Network | PlainFunction:
     """Loads what a spec names.
 
@@ -76,11 +92,13 @@ def load_network(spec: str, device: str, half: bool) -> Network | PlainFunction:
     Raises:
         UserError: without the spec's name; also whatever the libraries raise.
     """
+    if match := _BICUBIC.fullmatch(spec):
+        return PlainFunction(_Bicubic(int(match["scale"])), hashlib.sha256(spec.encode()).hexdigest())
     if is_factory(spec):
         return _from_factory(spec, device)
     extension = posixpath.splitext(spec.partition("?")[0])[1].lower()
     if extension not in (*_WEIGHTS, ".onnx"):
-        expected = f"a file ending in {', '.join(_WEIGHTS)} or .onnx, or package.module:factory"
+        expected = f"a file ending in {', '.join(_WEIGHTS)} or .onnx, package.module:factory, or bicubic:SCALE"
         raise UserError(f"expected {expected}")
     if not os.path.exists(spec) and "://" not in spec and (match := _HUB_FILE.fullmatch(spec)) and spec[0] not in "./":
         spec = hf_hub_download(match["repository"], match["path"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
@@ -17,6 +18,24 @@ from ot_core.statistics import Array, GaussianStatistics
 RANK_TOLERANCE = 1e-10
 #: What a map carries from, and to.
 SIDES = ("source", "target")
+
+
+@dataclass(frozen=True)
+class SourceOrigin:
+    """How the images of a source were made, as far as the fit did it itself.
+
+    Attributes:
+        restorer: the name that it was loaded from, or "" for images that were restored elsewhere.
+        restorer_sha256: its fingerprint, or "".
+        degradation: what natural images were degraded by (`ot_core.degradation`), or "".
+    """
+
+    restorer: str = ""
+    restorer_sha256: str = ""
+    degradation: str = ""
+
+
+UNKNOWN_ORIGIN: Final = SourceOrigin()
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +61,7 @@ class TransportMap:
             or None if unknown.
         parts: the same statistics in random parts, by name: "source/0" and so on, "target/0" and so on. Their halves
             tell how much the choice of images matters. Of a side whose parts aren't known there are none.
+        origin: how the source's images were made.
     """
 
     source: GaussianStatistics
@@ -57,6 +77,7 @@ class TransportMap:
     invariant: Array | None = None
     noise_floor: float | None = None
     parts: Mapping[str, GaussianStatistics] = field(default_factory=dict)
+    origin: SourceOrigin = UNKNOWN_ORIGIN
 
     @classmethod
     def fit(
@@ -71,6 +92,7 @@ class TransportMap:
         invariant: Array | None = None,
         noise_floor: float | None = None,
         parts: Mapping[str, GaussianStatistics] | None = None,
+        origin: SourceOrigin = SourceOrigin(),
     ) -> TransportMap:
         """Solves the map that carries N(source) to N(target) at the least cost.
 
@@ -90,6 +112,7 @@ class TransportMap:
             invariant: (k, D), see the class and `matched`.
             noise_floor: kept with the map.
             parts: the same.
+            origin: the same.
 
         Raises:
             ValueError: if the dimensions differ or don't suit the patch size.
@@ -120,6 +143,7 @@ class TransportMap:
             invariant=invariant,
             noise_floor=noise_floor,
             parts=parts or {},
+            origin=origin,
         )
 
     @property

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
 
-from ot_core import TransportMap, UserError, load_autoencoder, read_map, storage
-from ot_core.fitting import METHODS, autoencoder_of_map, is_mostly_noise, method_of
+from ot_core import TransportMap, UserError, load_autoencoder, load_restorer, read_map, storage
+from ot_core.degradation import Degradation
+from ot_core.fitting import METHODS, autoencoder_of_map, check_restorer, is_mostly_noise, method_of
 from ot_core.groups import GROUP, is_pattern, map_of_group
 from ot_core.map_file import read_statistics
-from ot_core.transport_map import SIDES
+from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin
 from pipelines import options
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
@@ -44,6 +45,13 @@ def parser() -> options.ArgumentParser:
     options.add_input(
         flags, "--source", "restored images, or a drift.safetensors of dot-transport, or a map", required=False
     )
+    flags.add_argument(
+        "--degrade",
+        metavar="SPEC",
+        help="make the source from --target: degrade each natural image, and restore it; so all are pairs. noise:25, "
+        "jpeg:10, blur:1.6, bicubic:4, chains by commas, ranges such as jpeg:10-40, or package.module:function",
+    )
+    options.add_restorer(flags, "--source, or what --degrade makes")
     flags.add_argument("--map", required=True, metavar="URL", help="the .safetensors file to write")
     options.add_group_by(flags)
     flags.add_argument(
@@ -84,10 +92,11 @@ def check(args: argparse.Namespace) -> None:
     """What is wrong before any work starts."""
     options.check_group_by(args)
     images, statistics = images_of(args), statistics_of(args)
+    _check_degradation(args)
     if args.add_to and not args.source and not args.target:
         raise UserError("--add_to: expected --source, --target or both: what to add")
     for side in SIDES:
-        if side not in images and side not in dict(statistics):
+        if side not in images and side not in dict(statistics) and not (side == "source" and args.degrade):
             raise UserError(f"--{side}: expected images or statistics; only with --add_to may a side be left out")
     if args.paired and len(images) < len(SIDES):
         raise UserError("--paired: expected images in both --source and --target")
@@ -96,6 +105,34 @@ def check(args: argparse.Namespace) -> None:
     for side, specs in images.items():
         check_inputs((f"--{side}", specs), group_by=args.group_by if side in _grouped(args) else None)
     check_output(args)
+
+
+def _check_degradation(args: argparse.Namespace) -> None:
+    """Refuses what doesn't go with --degrade. Sets the restorer that brings a reduction back where none is given."""
+    if not args.degrade:
+        return
+    for flag in ("source", "paired", "common_target"):
+        if getattr(args, flag, None):
+            raise UserError(f"--degrade: makes the source from --target, in pairs; leave --{flag} out")
+    if "target" not in images_of(args):
+        raise UserError("--degrade: expected natural images in --target")
+    scale = Degradation(args.degrade).scale
+    if scale > 1 and not args.restorer:
+        args.restorer = f"bicubic:{scale}"
+    found = load_restorer(args.restorer).scale if args.restorer else 1
+    if found != scale:
+        raise UserError(f"--degrade {args.degrade}: needs a restorer of scale {scale}; {args.restorer} has {found}")
+
+
+def origin_of(args: argparse.Namespace) -> SourceOrigin:
+    """How the images of the source are made in this job; where it reads none, how earlier ones were."""
+    if args.restorer:
+        restorer = load_restorer(args.restorer)
+        return SourceOrigin(restorer.name, restorer.fingerprint, args.degrade or "")
+    if args.degrade or (args.source and images_of(args).get("source")):
+        return SourceOrigin(degradation=args.degrade or "")
+    earlier = (read_statistics(url).origin for side, url in statistics_of(args) if side == "source")
+    return next(earlier, UNKNOWN_ORIGIN)
 
 
 def check_output(args: argparse.Namespace) -> None:
@@ -119,7 +156,7 @@ def check_output(args: argparse.Namespace) -> None:
         if args.method not in (None, method):
             raise UserError(f"--method {args.method}: {args.add_to} was fitted with {method}; leave --method out")
         args.method = method
-    args.method = args.method or ("pixels" if getattr(args, "paired", False) else "matched")
+    args.method = args.method or ("pixels" if getattr(args, "paired", False) or args.degrade else "matched")
 
 
 def _grouped(args: argparse.Namespace) -> tuple[str, ...]:
@@ -153,6 +190,8 @@ def _agree(args: argparse.Namespace, statistics: Sequence[tuple[str, str]]) -> N
         if sets.patch_size != args.patch_size:
             raise UserError(f"{url}: holds patches of size {sets.patch_size}, expected {args.patch_size}")
         autoencoder_of_map(sets, url, args.vae, precision=options.precision_of(args))
+        if side == "source" and args.restorer and not args.allow_other_restorer:
+            check_restorer(sets, url, load_restorer(args.restorer))
         args.vae = args.vae or sets.vae or None
 
 
@@ -172,7 +211,13 @@ def fit_map(
 ) -> tuple[beam.PCollection[str], Sequence[beam.PCollection[Failure]]]:
     """From images of the sides, and earlier statistics, to the URL of each map that was written, and failures."""
     encode = LatentStatistics.PerKey(
-        args.vae, args.patch_size, args.max_pixels, args.max_batch_pixels, precision=options.precision_of(args)
+        args.vae,
+        args.patch_size,
+        args.max_pixels,
+        args.max_batch_pixels,
+        precision=options.precision_of(args),
+        degradation=args.degrade,
+        restorer=args.restorer,
     )
     grouped = _grouped(args)
     name = beam.ParDo(NameStatisticsDoFn(grouped)).with_output_types(ImageRef)
@@ -183,7 +228,7 @@ def fit_map(
         read = images.pipeline | "ReadStatistics" >> ReadStatistics(earlier)
         merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
         statistics = (statistics, read) | "FlattenStatistics" >> beam.Flatten() | "AddStatistics" >> merge
-    fit = FitTransportMap(args.vae, args.patch_size, args.method, grouped=bool(grouped))
+    fit = FitTransportMap(args.vae, args.patch_size, args.method, grouped=bool(grouped), origin=origin_of(args))
     maps, unfitted = statistics | "FitTransportMap" >> fit
     return maps | "WriteTransportMap" >> WriteTransportMap(args.map), (unnamed, unread, unfitted)
 
@@ -205,7 +250,11 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
     added = ", ".join(sorted({url for _, url in statistics_of(args)}))
     if added:
         lines.append(f"  with the statistics of {added}")
-    if args.paired:
+    if args.degrade:
+        lines.append(
+            f"  source: target degraded by {args.degrade}" + (f", restored by {args.restorer}" if args.restorer else "")
+        )
+    elif args.paired:
         lines.append(f"  {counters.get(metrics.IMAGES_UNPAIRED, 0)} images without a partner left out")
     else:
         lines += _advice(fitted, distance, counters.get(metrics.KEYS_SHARED, 0))

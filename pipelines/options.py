@@ -92,6 +92,22 @@ def add_common(parser: ArgumentParser, precision: str = "float32") -> None:
     )
 
 
+def add_restorer(parser: ArgumentParser, what: str) -> None:
+    """The flags of jobs that restore images themselves."""
+    parser.add_argument(
+        "--restorer",
+        metavar="SPEC",
+        help=f"a model that restores {what} first: weights of a network that spandrel knows (.safetensors, .pth), an "
+        "ONNX model (.onnx), local, at any fsspec URL or on the hub (owner/name/file); package.module:factory; or "
+        "bicubic:SCALE (default: they are restored already)",
+    )
+    parser.add_argument(
+        "--allow_other_restorer",
+        action="store_true",
+        help="take statistics and maps of another restorer than --restorer (default: refuse)",
+    )
+
+
 def add_group_by(parser: ArgumentParser) -> None:
     """The flag of jobs that know groups of images, each with a map of its own; see `check_group_by`."""
     parser.add_argument(

@@ -7,7 +7,7 @@ PTransforms are the public surface, DoFns are not. Every transform that can fail
 from typing import TYPE_CHECKING
 
 from ot_core.lazy import lazy_attributes
-from transforms.elements import Failure, ImageQuality, ImageRecord, ImageRef
+from transforms.elements import Failure, ImageQuality, ImageRecord, ImageRef, LoadedImage, TransportedImage
 from transforms.inputs import ListImages
 from transforms.records import WriteFailures, WriteManifest, WriteQuality
 
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from transforms.packing import PackShards, RemoveStaging
     from transforms.quality import CompareImages, GelbrichDistances, TotalQuality
     from transforms.reading import ReadImages
+    from transforms.restoring import DegradeImages, RestoreImages, RestoreModelHandler
     from transforms.resume import SkipDone
     from transforms.statistics import FeatureStatistics, GaussianStatisticsCombineFn, LatentStatistics, ReadStatistics
+    from transforms.transporting import TransportLoaded
+    from transforms.writing import WriteImages
 else:
     # What needs torch.
     __getattr__ = lazy_attributes(
@@ -33,6 +36,7 @@ else:
         {
             "BatchByPixels": "batching",
             "CompareImages": "quality",
+            "DegradeImages": "restoring",
             "FeatureStatistics": "statistics",
             "FeatureStatisticsModelHandler": "model_handlers",
             "FitTransportMap": "maps",
@@ -44,11 +48,15 @@ else:
             "ReadImages": "reading",
             "ReadStatistics": "statistics",
             "RemoveStaging": "packing",
+            "RestoreImages": "restoring",
+            "RestoreModelHandler": "restoring",
             "SkipDone": "resume",
             "TotalQuality": "quality",
             "TransportImages": "images",
+            "TransportLoaded": "transporting",
             "TransportModelHandler": "model_handlers",
             "WriteDrift": "drift",
+            "WriteImages": "writing",
             "WriteTransportMap": "maps",
         },
     )
@@ -57,6 +65,7 @@ else:
 __all__ = [
     "BatchByPixels",
     "CompareImages",
+    "DegradeImages",
     "Failure",
     "FeatureStatistics",
     "FeatureStatisticsModelHandler",
@@ -69,16 +78,22 @@ __all__ = [
     "LatentStatistics",
     "LatentStatisticsModelHandler",
     "ListImages",
+    "LoadedImage",
     "PackShards",
     "ReadImages",
     "ReadStatistics",
     "RemoveStaging",
+    "RestoreImages",
+    "RestoreModelHandler",
     "SkipDone",
     "TotalQuality",
     "TransportImages",
+    "TransportLoaded",
     "TransportModelHandler",
+    "TransportedImage",
     "WriteDrift",
     "WriteFailures",
+    "WriteImages",
     "WriteManifest",
     "WriteQuality",
     "WriteTransportMap",

@@ -22,7 +22,7 @@ from ot_core.decoder import DecoderGeometry
 from ot_core.fitting import METHODS, fit_map, is_mostly_noise, parts_of
 from ot_core.groups import map_of_group
 from ot_core.noise import split_group
-from ot_core.transport_map import SIDES
+from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin
 from transforms import metrics
 from transforms.elements import Failure, failure_of_group
 
@@ -51,18 +51,25 @@ class FitTransportMap(beam.PTransform):
             sides that show different things; "pixels" doesn't, which suits pairs. Both measure the map's cost in
             decoded pixels, "paper" in latents.
         grouped: whether there are subgroups: then gives (group, TransportMap) for each.
+        origin: how the source's images were made, for the map to remember.
 
     Raises:
         UserError: if the method isn't known.
     """
 
     def __init__(
-        self, vae: str | None = None, patch_size: int = 3, method: str = "matched", grouped: bool = False
+        self,
+        vae: str | None = None,
+        patch_size: int = 3,
+        method: str = "matched",
+        grouped: bool = False,
+        origin: SourceOrigin = UNKNOWN_ORIGIN,
     ) -> None:
         super().__init__()
         if method not in METHODS:
             raise UserError(f"method {method}: expected one of {', '.join(METHODS)}")
-        self._vae, self._patch_size, self._method, self._grouped = vae, patch_size, method, grouped
+        self._fit = _FitDoFn(vae, patch_size, method, origin)
+        self._grouped = grouped
 
     @no_annotations
     def expand(self, statistics: beam.PCollection[tuple[str, GaussianStatistics]]) -> FitOutcome:
@@ -71,9 +78,8 @@ class FitTransportMap(beam.PTransform):
         if self._grouped:
             common, own = statistics | "IsOfGroup" >> beam.Partition(_is_of_group, 2)
             elements = own | "KeyByGroup" >> beam.Map(by_group) | "GroupByGroup" >> beam.GroupByKey()
-        fitted = elements | "Fit" >> beam.ParDo(
-            _FitDoFn(self._vae, self._patch_size, self._method), beam.pvalue.AsDict(common)
-        ).with_outputs("failures", main="maps")
+        fit = beam.ParDo(self._fit, beam.pvalue.AsDict(common))
+        fitted = elements | "Fit" >> fit.with_outputs("failures", main="maps")
         return FitOutcome(fitted.maps, fitted.failures)
 
 
@@ -88,8 +94,8 @@ def by_group(item: tuple[str, GaussianStatistics]) -> tuple[str, tuple[str, Gaus
 
 
 class _FitDoFn(beam.DoFn):
-    def __init__(self, vae: str | None, patch_size: int, method: str) -> None:
-        self._vae, self._patch_size, self._method = vae, patch_size, method
+    def __init__(self, vae: str | None, patch_size: int, method: str, origin: SourceOrigin) -> None:
+        self._vae, self._patch_size, self._method, self._origin = vae, patch_size, method, origin
         self._of_common: DecoderGeometry | None = None
 
     def process(
@@ -116,7 +122,7 @@ class _FitDoFn(beam.DoFn):
             if self._method != "paper":
                 target = functools.reduce(operator.add, parts["target"])
                 geometry = self._geometry(autoencoder, target, common=not parts_of("target", own))
-            fitted = fit_map(statistics, autoencoder, self._patch_size, self._method, geometry)
+            fitted = fit_map(statistics, autoencoder, self._patch_size, self._method, geometry, self._origin)
             yield (group, fitted) if group else fitted
 
     def _geometry(self, autoencoder: Autoencoder, target: GaussianStatistics, common: bool) -> DecoderGeometry:

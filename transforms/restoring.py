@@ -166,6 +166,8 @@ def _split(prediction: RestorePrediction) -> Iterator[Any]:
 class DegradeImages(beam.PTransform):
     """Gives each image and a degraded copy of it: LoadedImage -> LoadedImage, Failure.
 
+    Of an image whose sides aren't multiples of the degradation's scale, the part whose sides are.
+
     Args:
         spec: see `ot_core.degradation`.
         original: the side of the image itself.
@@ -201,9 +203,10 @@ class _DegradeDoFn(beam.DoFn):
         start = time.perf_counter()
         try:
             with metrics.timed("degrade"):
-                image = self._degradation(element.image, ref.key)
+                original = self._degradation.cropped(element.image)
+                image = self._degradation(original, ref.key)
         except ImageError as error:
             yield beam.pvalue.TaggedOutput("failures", Failure.of(copy, "degrade", error))
             return
-        yield element
+        yield element._replace(image=original)
         yield LoadedImage(copy, image, time.perf_counter() - start)

@@ -15,6 +15,7 @@ from transforms.batching import BatchByPixels
 from transforms.elements import Failure, ImageRef, LoadedImage
 from transforms.model_handlers import FeatureStatisticsModelHandler, LatentStatisticsModelHandler
 from transforms.reading import ReadImages
+from transforms.restoring import DegradeImages, RestoreImages
 
 
 @beam.typehints.with_input_types(GaussianStatistics)
@@ -57,9 +58,9 @@ class LatentStatistics:
     for each group; only those cross the shuffle. One stage serves all groups, so the model loads once.
     """
 
-    @beam.typehints.with_input_types(ImageRef)
+    @beam.typehints.with_input_types(ImageRef | LoadedImage)
     class PerKey(beam.PTransform):
-        """ImageRef -> (group, GaussianStatistics), one for each group that has a usable image.
+        """ImageRef or LoadedImage -> (group, GaussianStatistics), one for each group that has a usable image.
 
         Args:
             vae: what `ot_core.load_autoencoder` takes; default the one that ships with the package.
@@ -68,6 +69,8 @@ class LatentStatistics:
             max_batch_pixels: see `BatchByPixels`.
             fanout: intermediate merges for each group, for very many bundles. Default none.
             precision: see `LatentStatisticsModelHandler`.
+            degradation: makes of each image a degraded copy for the side "source" (`DegradeImages`); default none.
+            restorer: restores the images of the side "source" first (`RestoreImages`); default nothing.
         """
 
         def __init__(
@@ -78,28 +81,44 @@ class LatentStatistics:
             max_batch_pixels: int | None = None,
             fanout: int | None = None,
             precision: str | None = "float32",
+            degradation: str | None = None,
+            restorer: str | None = None,
         ) -> None:
             super().__init__()
+            self._read = ReadImages(max_pixels)
+            self._degrade = DegradeImages(degradation) if degradation else None
+            self._restore = (
+                RestoreImages(restorer, ("source",), max_pixels, max_batch_pixels, precision) if restorer else None
+            )
             self._handler = LatentStatisticsModelHandler(vae, patch_size, precision=precision, batched=True)
             self._vae, self._patch_size = vae, patch_size
-            self._max_pixels, self._max_batch_pixels, self._fanout = max_pixels, max_batch_pixels, fanout
+            self._max_batch_pixels, self._fanout = max_batch_pixels, fanout
 
         def display_data(self) -> dict[str, Any]:
             """Shown by runners' user interfaces."""
             return {"vae": self._vae or "default", "patch_size": self._patch_size}
 
         @no_annotations
-        def expand(self, refs: beam.PCollection[ImageRef]) -> StatisticsOutcome:
-            """Read, encode, merge."""
-            images, unread = refs | "ReadImages" >> ReadImages(self._max_pixels)
+        def expand(self, images: beam.PCollection[ImageRef | LoadedImage]) -> StatisticsOutcome:
+            """Read, unless they are in memory; degrade, restore, encode, merge."""
+            failures: list[beam.PCollection[Failure]] = []
+            if images.element_type is not LoadedImage:
+                images, unread = images | "ReadImages" >> self._read
+                failures.append(unread)
+            if self._degrade is not None:
+                images, undegraded = images | "DegradeImages" >> self._degrade
+                failures.append(undegraded)
+            if self._restore is not None:
+                images, unrestored = images | "RestoreImages" >> self._restore
+                failures.append(unrestored)
             batching = BatchByPixels(self._max_batch_pixels)
             statistics, unencoded = _gather(images, batching, "EncodeLatents", self._handler, self._fanout)
-            failures = (unread, unencoded) | "FlattenFailures" >> beam.Flatten()
-            return StatisticsOutcome(statistics, failures)
+            all_failures = (*failures, unencoded) | "FlattenFailures" >> beam.Flatten()
+            return StatisticsOutcome(statistics, all_failures)
 
-    @beam.typehints.with_input_types(ImageRef)
+    @beam.typehints.with_input_types(ImageRef | LoadedImage)
     class Globally(beam.PTransform):
-        """ImageRef -> GaussianStatistics over all groups; no element where no image was usable.
+        """ImageRef or LoadedImage -> GaussianStatistics over all groups; no element where no image was usable.
 
         Args:
             **kwargs: as `LatentStatistics.PerKey`.
@@ -110,10 +129,11 @@ class LatentStatistics:
             self._kwargs = kwargs
 
         @no_annotations
-        def expand(self, refs: beam.PCollection[ImageRef]) -> StatisticsOutcome:
+        def expand(self, images: beam.PCollection[ImageRef | LoadedImage]) -> StatisticsOutcome:
             """All images are put into one group."""
+            in_one_group = beam.Map(_in_one_group).with_output_types(images.element_type)
             statistics, failures = (
-                refs | "OneGroup" >> beam.Map(_in_one_group) | "PerKey" >> LatentStatistics.PerKey(**self._kwargs)
+                images | "OneGroup" >> in_one_group | "PerKey" >> LatentStatistics.PerKey(**self._kwargs)
             )
             return StatisticsOutcome(statistics | "Statistics" >> beam.Values(), failures)
 
@@ -195,8 +215,10 @@ def _gather(
     return StatisticsOutcome(outcomes.statistics | "MergeStatistics" >> merge, outcomes.failures)
 
 
-def _in_one_group(ref: ImageRef) -> ImageRef:
-    return ref._replace(group="")
+def _in_one_group(image: Any) -> Any:
+    if isinstance(image, LoadedImage):
+        return image._replace(ref=image.ref._replace(group=""))
+    return image._replace(group="")
 
 
 class _SplitOutcomeDoFn(beam.DoFn):
