@@ -63,6 +63,8 @@ OUTPUT_FORMATS: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 #: Pillow refuses more than this by itself, so a larger limit would be a promise we can't keep.
 HIGHEST_PIXEL_LIMIT: Final = 178_956_970
 DEFAULT_MAX_PIXELS: Final = 150_000_000
+#: Encoded bytes of an image that are read; a file may hold little but zeros.
+DEFAULT_MAX_BYTES: Final = 2**28
 #: Of PNG. Higher levels cost more than the model at its fastest, for a few per cent of the size.
 DEFAULT_COMPRESS_LEVEL: Final = 2
 #: A JPEG segment has two bytes for its length.

@@ -90,7 +90,7 @@ class ByteBudget:
             self._changed.notify_all()
 
     def _fits(self, nbytes: int) -> bool:
-        return not self._held or self._held + nbytes <= self._limit
+        return not nbytes or not self._held or self._held + nbytes <= self._limit
 
     def give_back(self, nbytes: int) -> None:
         """Lets others have bytes that were taken."""

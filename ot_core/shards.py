@@ -12,16 +12,16 @@ import json
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ot_core.errors import Cause, ImageError
-from ot_core.retry import retried
-from ot_core.storage import read_bytes
+from ot_core.errors import Cause, ImageError, TooManyBytesError
+from ot_core.images import DEFAULT_MAX_BYTES
+from ot_core.storage import check_size, open_file, read_bytes
 
 #: Extensions of the kinds of shards that we write.
 EXTENSIONS: Final = {"webdataset": ".tar", "parquet": ".parquet"}
@@ -29,6 +29,8 @@ EXTENSIONS: Final = {"webdataset": ".tar", "parquet": ".parquet"}
 _ONE_OF_MANY = re.compile(r"(.+-)?\d{5}-of-\d{5}")
 #: Bytes of encoded images in a row group, which readers hold in memory; one image may be larger.
 _ROW_GROUP_BYTES = 32 << 20
+#: Of a column chunk, what isn't cells, at most.
+_PAGE_HEADERS = 1 << 20
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _SCHEMA = pa.schema([("key", pa.string()), ("image", _IMAGE)])
 #: With this, Hugging Face's datasets decodes the images.
@@ -99,37 +101,60 @@ def rows_of_parquet(parquet: pq.ParquetFile, column: str) -> Iterator[Member]:
             number += 1
 
 
-def read_part(url: str, part: str) -> bytes:
+def read_part(
+    url: str, part: str, max_bytes: int = DEFAULT_MAX_BYTES, reserve: Callable[[int], None] | None = None
+) -> bytes:
     """The encoded image that a part of a file holds; the whole file where the part is "".
 
     A Parquet row group is read whole and kept until another is asked for.
 
+    Args:
+        url: of the file.
+        part: see the module.
+        max_bytes: of the encoded image, and in a row group of all on average.
+        reserve: as in `read_bytes`.
+
     Raises:
+        TooManyBytesError: if it has more.
         ImageError: DAMAGED where it isn't there or holds no bytes.
         OSError: as `read_bytes`.
     """
     if not part:
-        return read_bytes(url)
+        return read_bytes(url, max_bytes, reserve=reserve)
     kind, first, second, name = part.split(":", 3)
     if kind == "tar":
         start, size = int(first), int(second)
-        data = read_bytes(url, start=start, end=start + size) if size else b""
+        data = read_bytes(url, max_bytes, start, start + size, reserve) if size else b""
         if len(data) != size:
             raise ImageError(Cause.DAMAGED, f"the file ends {size - len(data)} bytes before its member {name} does")
         return data
-    cells = _column_of_row_group(url, int(first), name)
+    cells = _column_of_row_group(url, int(first), name, max_bytes)
     value = cells[int(second)].as_py() if int(second) < len(cells) else None
     if not isinstance(value, bytes):
         raise ImageError(Cause.DAMAGED, f"row {second} of row group {first} holds no bytes in column {name}")
+    check_size(len(value), max_bytes)
+    if reserve is not None:
+        reserve(len(value))
     return value
 
 
 @functools.lru_cache(maxsize=1)
-@retried
-def _column_of_row_group(url: str, group: int, column: str) -> pa.ChunkedArray:
-    with fsspec.open(url, "rb") as file:
-        cells = pq.ParquetFile(file).read_row_group(group, columns=[column]).column(0)
+def _column_of_row_group(url: str, group: int, column: str, max_bytes: int) -> pa.ChunkedArray:
+    with open_file(url) as file:
+        parquet = pq.ParquetFile(file)
+        _check_row_group(parquet.metadata.row_group(group), column, max_bytes)
+        cells = parquet.read_row_group(group, columns=[column]).column(0)
     return pa.chunked_array([chunk.field("bytes") for chunk in cells.chunks]) if "." in column else cells
+
+
+def _check_row_group(row_group: pq.RowGroupMetaData, column: str, max_bytes: int) -> None:
+    """Refuses to decompress what can't but hold a cell that is too large."""
+    chunks = [row_group.column(index) for index in range(row_group.num_columns)]
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
+    if size > max_bytes * row_group.num_rows + _PAGE_HEADERS:
+        raise TooManyBytesError(
+            f"{size} bytes in a row group's {row_group.num_rows} rows, over the limit of {max_bytes} a row"
+        )
 
 
 def name_of(part: str) -> str:

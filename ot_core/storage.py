@@ -310,7 +310,7 @@ def read_bytes(
     if isinstance(fs, LocalFileSystem):
         with at_store(_open_local)(path) as file:
             size = (os.fstat(file.fileno()).st_size if end is None else end) - start
-            _check_size(size, max_bytes)
+            check_size(size, max_bytes)
             if reserve is not None and size > _UNRESERVED:
                 reserve(size)
             file.seek(start)
@@ -326,15 +326,20 @@ def read_bytes(
         end = _info(fs, path)["size"]
         read = read if end is None else _all_of(read)
     size = max_bytes if end is None else end - start
-    _check_size(size, max_bytes)
+    check_size(size, max_bytes)
     if reserve is not None and size > _UNRESERVED:
         reserve(size)
     data = read(start, start + max_bytes + 1 if end is None else end)
-    _check_size(len(data), max_bytes)
+    check_size(len(data), max_bytes)
     return data
 
 
-def _check_size(size: int, max_bytes: int) -> None:
+def check_size(size: int, max_bytes: int) -> None:
+    """Refuses a file, or part of one, of more bytes than may be.
+
+    Raises:
+        TooManyBytesError: naming both.
+    """
     if size > max_bytes:
         raise TooManyBytesError(f"{size} bytes, over the limit of {max_bytes}")
 

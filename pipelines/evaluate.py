@@ -104,6 +104,7 @@ def evaluate_images(
         enhanced=[c.name for c in args.candidates if c.alpha is not None and c != baseline],
         lpips_weights=args.lpips_weights,
         max_pixels=args.max_pixels,
+        max_bytes=args.max_bytes,
     )
     _ = quality | "WriteQuality" >> WriteQuality(args.report)
     totals = quality | "TotalQuality" >> TotalQuality()
@@ -123,6 +124,7 @@ def evaluate_images(
             candidates=args.candidates,
             features=args.features,
             max_pixels=args.max_pixels,
+            max_bytes=args.max_bytes,
             totals=beam.pvalue.AsDict(totals),
             distances=beam.pvalue.AsDict(distances),
             most=beam.pvalue.AsSingleton(changes | "MostChanged" >> beam.combiners.Top.Largest(_SHOWN)),
@@ -160,6 +162,7 @@ def _write_report(
     candidates: Sequence[Candidate],
     features: Sequence[str],
     max_pixels: int,
+    max_bytes: int,
     totals: Mapping[str, QualityTotals],
     distances: Mapping[tuple[str, str], float],
     most: Sequence[Change],
@@ -174,7 +177,7 @@ def _write_report(
     names = shown_candidates(results, baseline, verdict.best)
     others = [change for change in least if change not in most]
     most_pictures, least_pictures = (
-        [found for change in changes if (found := picture(change, names, max_pixels)) is not None]
+        [found for change in changes if (found := picture(change, names, max_pixels, max_bytes)) is not None]
         for changes in (most, others)
     )
     page = render(results, baseline, verdict, most_pictures, least_pictures, failures)

@@ -218,6 +218,7 @@ def fit_map(
         precision=options.precision_of(args),
         degradation=args.degrade,
         restorer=args.restorer,
+        max_bytes=args.max_bytes,
     )
     grouped = _grouped(args)
     name = beam.ParDo(NameStatisticsDoFn(grouped)).with_output_types(ImageRef)

@@ -15,7 +15,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from ot_core import UserError
 from ot_core.autoencoder import PRECISIONS
 from ot_core.groups import GROUP, Grouping, is_pattern
-from ot_core.images import DEFAULT_MAX_PIXELS, HIGHEST_PIXEL_LIMIT
+from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS, HIGHEST_PIXEL_LIMIT
 
 #: Runs in this process and starts at once; Beam's default first looks for a Prism binary on the network.
 LOCAL_RUNNER = "FnApiRunner"
@@ -67,6 +67,12 @@ def add_common(parser: ArgumentParser, precision: str = "float32") -> None:
         type=number(int, 1, HIGHEST_PIXEL_LIMIT),
         default=DEFAULT_MAX_PIXELS,
         help="images with more are failures (default %(default)s)",
+    )
+    parser.add_argument(
+        "--max_bytes",
+        type=number(int, 1),
+        default=DEFAULT_MAX_BYTES,
+        help="larger files, members of tar files and cells of Parquet files are failures (default %(default)s)",
     )
     parser.add_argument(
         "--max_batch_pixels",

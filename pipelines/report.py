@@ -123,7 +123,7 @@ def shown_candidates(results: Sequence[Result], baseline: str | None, best: str 
     return [*([baseline] if baseline else []), *enhanced, REFERENCE]
 
 
-def picture(change: Change, names: Sequence[str], max_pixels: int) -> Picture | None:
+def picture(change: Change, names: Sequence[str], max_pixels: int, max_bytes: int) -> Picture | None:
     """Reads one image of each candidate and cuts out the part that changed most.
 
     That is between the first column, the restored, and the last before the reference.
@@ -134,7 +134,7 @@ def picture(change: Change, names: Sequence[str], max_pixels: int) -> Picture | 
     refs = {ref.group: ref for ref in change.refs}
     names = [name for name in names if name in refs]
     try:
-        arrays = {name: _as_uint8(read_image(refs[name], max_pixels).image.pixels) for name in names}
+        arrays = {name: _as_uint8(read_image(refs[name], max_pixels, max_bytes).image.pixels) for name in names}
     except Exception:  # whatever the store raised
         return None
     first = arrays[names[0]]

@@ -238,6 +238,7 @@ def transport_images(
         compress_level=args.compress_level,
         vae=args.vae,
         max_pixels=args.max_pixels,
+        max_bytes=args.max_bytes,
         max_batch_pixels=args.max_batch_pixels,
         interpolation=args.interpolation,
         kernel_size=args.kernel_size,

@@ -52,18 +52,21 @@ hypothesis.settings.load_profile("repeatable")
 _of_session: set[int] = set()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     processes.mark()
+    # Hooks of a conftest.py below the root aren't called for fixtures of the session.
+    config.pluginmanager.register(_OfSession())
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Iterator[None]:
-    if fixturedef.scope != "session":
-        return (yield)
-    before = processes.alive().keys()
-    value = yield
-    _of_session.update(processes.alive().keys() - before)
-    return value
+class _OfSession:
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object]) -> Iterator[None]:
+        if fixturedef.scope != "session":
+            return (yield)
+        before = processes.alive().keys()
+        value = yield
+        _of_session.update(processes.alive().keys() - before)
+        return value
 
 
 @pytest.fixture(scope="session", autouse=True)

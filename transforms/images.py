@@ -7,7 +7,7 @@ import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import GaussianStatistics
-from ot_core.images import DEFAULT_COMPRESS_LEVEL, DEFAULT_MAX_PIXELS
+from ot_core.images import DEFAULT_COMPRESS_LEVEL, DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from ot_core.layout import OutputLayout
 from transforms.elements import Failure, ImageRecord, ImageRef
 from transforms.groups import HasMapDoFn
@@ -55,6 +55,7 @@ class TransportImages(beam.PTransform):
             of those transported with the map of a subgroup, "source/0/<subgroup>" and so on.
         restorer: what restores the images first (`RestoreImages`); default nothing, for images that are restored.
         precision: of the autoencoder and the restorer, as in `TransportModelHandler` and `RestoreImages`.
+        max_bytes: larger files are failures.
         **options: of `TransportModelHandler`: interpolation, kernel_size, sigma, zero_shot, compiled.
 
     Raises:
@@ -76,6 +77,7 @@ class TransportImages(beam.PTransform):
         statistics: bool = False,
         restorer: str | None = None,
         precision: str | None = None,
+        max_bytes: int = DEFAULT_MAX_BYTES,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -84,7 +86,7 @@ class TransportImages(beam.PTransform):
             map, layout.alphas, vae, max_batch_pixels, statistics, **options, precision=precision
         )
         self._write = WriteImages(layout, quality=quality, compress_level=compress_level)
-        self._read = ReadImages(max_pixels)
+        self._read = ReadImages(max_pixels, max_bytes)
         self._restore = RestoreImages(restorer, None, max_pixels, max_batch_pixels, precision) if restorer else None
         self._layout = layout
 

@@ -7,7 +7,7 @@ import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import Cause, GaussianStatistics, ImageError, gelbrich_distance_squared
-from ot_core.images import DEFAULT_MAX_PIXELS
+from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from ot_core.quality import Quality, QualityTotals, load_lpips, mean_squared_error, measure
 from transforms import metrics
 from transforms.elements import Change, Failure, ImageQuality, ImageRef, LoadedImage, failure_of_group
@@ -45,6 +45,7 @@ class CompareImages(beam.PTransform):
         enhanced: the candidates that `changes` tells of; default all but the baseline.
         lpips_weights: see `ot_core.quality.Lpips`; default no LPIPS.
         max_pixels: larger images are failures.
+        max_bytes: larger files are failures.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class CompareImages(beam.PTransform):
         enhanced: Collection[str] | None = None,
         lpips_weights: str | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         super().__init__()
-        self._compare = _CompareDoFn(baseline or REFERENCE, enhanced, lpips_weights, max_pixels)
+        self._compare = _CompareDoFn(baseline or REFERENCE, enhanced, lpips_weights, max_pixels, max_bytes)
 
     @no_annotations
     def expand(self, refs: beam.PCollection[ImageRef]) -> CompareOutcome:
@@ -78,10 +80,15 @@ def _by_key(ref: ImageRef) -> tuple[str, tuple[Any, ...]]:
 
 class _CompareDoFn(beam.DoFn):
     def __init__(
-        self, baseline: str, enhanced: Collection[str] | None, lpips_weights: str | None, max_pixels: int
+        self,
+        baseline: str,
+        enhanced: Collection[str] | None,
+        lpips_weights: str | None,
+        max_pixels: int,
+        max_bytes: int,
     ) -> None:
-        self._baseline, self._lpips_weights, self._max_pixels = baseline, lpips_weights, max_pixels
-        self._enhanced = enhanced
+        self._baseline, self._enhanced, self._lpips_weights = baseline, enhanced, lpips_weights
+        self._max_pixels, self._max_bytes = max_pixels, max_bytes
 
     def setup(self) -> None:
         self._lpips = load_lpips(self._lpips_weights) if self._lpips_weights else None
@@ -99,7 +106,7 @@ class _CompareDoFn(beam.DoFn):
         rows: list[ImageQuality] = []
         for ref in refs:
             try:
-                loaded = read_image(ref, self._max_pixels)
+                loaded = read_image(ref, self._max_pixels, self._max_bytes)
             except Exception as error:  # one bad image costs one row, whatever went wrong with it
                 yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "read", error))
                 continue

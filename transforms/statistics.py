@@ -9,7 +9,7 @@ from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import GaussianStatistics
 from ot_core.features import FeatureExtractor
-from ot_core.images import DEFAULT_MAX_PIXELS
+from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from ot_core.map_file import read_statistics
 from transforms.batching import BatchByPixels
 from transforms.elements import Failure, ImageRef, LoadedImage
@@ -71,6 +71,7 @@ class LatentStatistics:
             precision: see `LatentStatisticsModelHandler`.
             degradation: makes of each image a degraded copy for the side "source" (`DegradeImages`); default none.
             restorer: restores the images of the side "source" first (`RestoreImages`); default nothing.
+            max_bytes: larger files are failures.
         """
 
         def __init__(
@@ -83,9 +84,10 @@ class LatentStatistics:
             precision: str | None = "float32",
             degradation: str | None = None,
             restorer: str | None = None,
+            max_bytes: int = DEFAULT_MAX_BYTES,
         ) -> None:
             super().__init__()
-            self._read = ReadImages(max_pixels)
+            self._read = ReadImages(max_pixels, max_bytes)
             self._degrade = DegradeImages(degradation) if degradation else None
             self._restore = (
                 RestoreImages(restorer, ("source",), max_pixels, max_batch_pixels, precision) if restorer else None

@@ -1,17 +1,24 @@
 """Reading ahead of the model and writing behind it, bounded by bytes, with every metric counted."""
 
 import io
+import os
+import socket
+import tarfile
 import threading
 import time
+import tracemalloc
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 from PIL import Image
 
-from ot_core import DecodedImage, storage
+from ot_core import DecodedImage, listing, storage
 from ot_core.layout import OutputLayout
+from tests.web import web_server
 from transforms import ImageRef, ReadImages, metrics, reading, writing
 from transforms.elements import ImageRecord, LoadedImage, TransportedImage
 from transforms.reading import _ReadImageDoFn
@@ -47,7 +54,9 @@ def test_images_come_in_order_and_each_bad_one_is_one_failure(refs):
 
 def test_reads_run_ahead_while_an_image_is_worked_on(refs, monkeypatch):
     started, whole = [], storage.read_bytes
-    monkeypatch.setattr(reading.shards, "read_bytes", lambda url, **kwargs: started.append(url) or whole(url, **kwargs))
+    monkeypatch.setattr(
+        reading.shards, "read_bytes", lambda url, *args, **kwargs: started.append(url) or whole(url, *args, **kwargs)
+    )
     outputs = _values(_ReadImageDoFn(10**6), refs)
     next(outputs)
     deadline = time.monotonic() + 5
@@ -148,3 +157,87 @@ def test_a_write_that_fails_is_one_failure(tmp_path, monkeypatch):
     outputs = list(_values(_WriteImageDoFn(OutputLayout.of(str(tmp_path), [0.0]), 95), _transported(12)))
     assert [(o.key, o.error_type) for o in outputs if not isinstance(o, ImageRecord)] == [("7", "permission_denied")]
     assert len(outputs) == 12
+
+
+class TestLargeFiles:
+    """Encoded bytes are limited and counted, whatever they are read from."""
+
+    LIMIT = 40 * 2**20
+
+    def _sparse(self, folder, name, size):
+        with open(folder / name, "wb") as file:
+            file.truncate(size)
+        return ImageRef(name, str(folder / name))
+
+    def _outcomes(self, refs, limit=LIMIT):
+        return list(_values(_ReadImageDoFn(10**6, limit), refs))
+
+    def _check(self, outcomes):
+        assert outcomes
+        for outcome in outcomes:
+            assert outcome.error_type == "too_large"
+            assert "over the limit of" in outcome.message
+            assert "--max_bytes raises it" in outcome.message
+
+    def test_a_file_over_the_limit_is_a_failure_that_names_the_flag_and_takes_no_memory(self, tmp_path):
+        refs = [self._sparse(tmp_path, f"{i}.png", 2**34) for i in range(3)]
+        tracemalloc.start()
+        outcomes = self._outcomes(refs)
+        assert tracemalloc.get_traced_memory()[1] < self.LIMIT
+        tracemalloc.stop()
+        self._check(outcomes)
+
+    def test_on_every_store(self, store):
+        storage.write_bytes(f"{store}/a.png", bytes(3_000_000))
+        self._check(self._outcomes([ImageRef("a", f"{store}/a.png")], limit=2_999_999))
+
+    def test_an_endless_answer_of_a_web_server_ends_at_it(self):
+        with web_server() as server:
+            server.endless = {"/a.png"}
+            self._check(self._outcomes([ImageRef("a", f"{server.url}/a.png")], limit=20_000_000))
+
+    def test_a_member_of_a_tar_file_and_a_cell_of_a_parquet_file(self, tmp_path):
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            member = tarfile.TarInfo("a.png")
+            member.size = 3_000_000
+            tar.addfile(member, io.BytesIO(bytes(3_000_000)))
+        pq.write_table(pa.table({"image": [bytes(3_000_000)]}), tmp_path / "a.parquet")
+        pq.write_table(pa.table({"image": [bytes(3_000_000), b"x"]}), tmp_path / "b.parquet")
+        for name in ("a.tar", "a.parquet", "b.parquet"):
+            listed = next(listing.list_images(str(tmp_path / name)))
+            self._check(self._outcomes([ImageRef("a", listed.uri, part=listed.part)], limit=2_000_000))
+
+    @pytest.mark.parametrize("budget", [1, 2**25])
+    def test_large_files_in_memory_stay_within_a_budget_and_in_order(self, tmp_path, monkeypatch, budget):
+        monkeypatch.setattr(reading, "_ENCODED_AHEAD", budget)
+        lock, held, most = threading.Lock(), [0], [0]
+
+        def decode(data, max_pixels, reserve):
+            with lock:
+                held[0] += len(data)
+                most[0] = max(most[0], held[0])
+            reserve(10)
+            time.sleep(0.001)
+            with lock:
+                held[0] -= len(data)
+            raise ValueError("not an image")
+
+        monkeypatch.setattr(reading, "decode_image", decode)
+        size = 2**24 + 1
+        refs = [self._sparse(tmp_path, f"{i:02d}.png", size) for i in range(40)]
+        assert [outcome.key for outcome in self._outcomes(refs)] == [ref.key for ref in refs]
+        assert most[0] <= max(budget, size)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
+def test_what_isnt_a_regular_file_is_a_failure_and_isnt_waited_for(tmp_path, kind):
+    path = tmp_path / "x.png"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    else:
+        path.symlink_to("/dev/zero")
+    [outcome] = _values(_ReadImageDoFn(10**6), [ImageRef("x", str(path))])
+    assert outcome.error_type == "not_an_image"
+    assert "not a regular file" in outcome.message
