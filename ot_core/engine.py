@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ot_core.device import is_out_of_memory, raise_if_lost
 from ot_core.errors import Cause, ImageError
 from ot_core.tiles import SMALLEST_TILE_PIXELS
 
@@ -92,15 +93,19 @@ def halving(
 
     One image that fails is given with its error, and never takes the others along. Arguments are those of
     `over_images`.
+
+    Raises:
+        DeviceLostError: if the device can do nothing for any image any more.
     """
     try:
         return list(zip(images, function(images, max_pixels), strict=True))
     except Exception as error:  # with several images the culprit is unknown: try the halves
+        raise_if_lost(error)
         if len(images) > 1:
             middle = len(images) // 2
             halves = (images[:middle], images[middle:])
             return itertools.chain.from_iterable(halving(half, size, function, max_pixels) for half in halves)
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             return [(images[0], error)]
         height, width = size(images[0])
         failure = ImageError(Cause.OUT_OF_MEMORY, f"{width}x{height} pixels don't fit on the device")
@@ -109,10 +114,6 @@ def halving(
     if largest <= SMALLEST_TILE_PIXELS:
         return [(images[0], failure)]
     return halving(images, size, function, max(largest // 4, SMALLEST_TILE_PIXELS))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 class _ThisThread(Executor):

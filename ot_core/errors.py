@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 from enum import StrEnum
 
+from ot_core.device import raise_if_lost
+
 
 class OTError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -104,7 +106,12 @@ _CAUSE_OF_TYPE: tuple[tuple[type[BaseException], Cause], ...] = (
 
 
 def as_image_error(error: Exception) -> ImageError:
-    """Gives any exception a bounded cause and a message of one line, whatever library raised it."""
+    """Gives any exception a bounded cause and a message of one line, whatever library raised it.
+
+    Raises:
+        DeviceLostError: if it concerns no single image, since every other would fail, too.
+    """
+    raise_if_lost(error)
     if isinstance(error, ImageError):
         return error
     message = " ".join(str(error).split())[:500] or type(error).__name__

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ot_core import storage
 from ot_core.autoencoder import fingerprint_of, is_factory
+from ot_core.device import raise_if_lost
 from ot_core.errors import UserError
 
 _WEIGHTS: Final = (".safetensors", ".pth", ".pt", ".ckpt")
@@ -204,8 +205,8 @@ def _multiple_of(call: Callable[[Tensor], Tensor], shape: list[Any], fixed: tupl
             found = call(torch.zeros(1, shape[1], side, side))
             if found.shape[-1] % side == 0:
                 return multiple
-        except Exception:  # onnxruntime raises its own for sizes that a model can't take
-            continue
+        except Exception as error:  # onnxruntime raises its own for sizes that a model can't take
+            raise_if_lost(error)
     raise UserError("works with no size of image from 129 to 192 pixels a side")
 
 

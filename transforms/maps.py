@@ -25,6 +25,7 @@ from ot_core.noise import split_group
 from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin
 from transforms import metrics
 from transforms.elements import Failure, failure_of_group
+from transforms.worker import ends_with_device
 
 
 class FitOutcome(NamedTuple):
@@ -116,7 +117,7 @@ class _FitDoFn(beam.DoFn):
             yield beam.pvalue.TaggedOutput("failures", failure_of_group(side, "fit", Cause.NO_STATISTICS, message))
         if missing:
             return
-        with metrics.timed("fit"):
+        with metrics.timed("fit"), ends_with_device():
             autoencoder = load_autoencoder(self._vae)
             geometry = None
             if self._method != "paper":

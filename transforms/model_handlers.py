@@ -40,6 +40,7 @@ from transforms.elements import (
     TransportedImage,
     TransportPrediction,
 )
+from transforms.worker import ends_with_device
 
 _Pixels = tuple[NDArray[np.uint8], ...]
 
@@ -65,6 +66,12 @@ class ImageModelHandler(ModelHandler[Any, Any, Any]):
     def __init__(self, batched: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._batched = batched
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Lets every handler end the worker whose device is lost."""
+        super().__init_subclass__(**kwargs)
+        for name in {"load_model", "run_inference"} & set(vars(cls)):
+            setattr(cls, name, ends_with_device()(vars(cls)[name]))
 
     def should_skip_batching(self) -> bool:
         """Whether `BatchByPixels` has batched already."""

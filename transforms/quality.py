@@ -12,6 +12,7 @@ from ot_core.quality import Quality, QualityTotals, load_lpips, mean_squared_err
 from transforms import metrics
 from transforms.elements import Change, Failure, ImageQuality, ImageRef, LoadedImage, failure_of_group
 from transforms.reading import read_image
+from transforms.worker import ends_with_device
 
 #: The group of the images that all others are compared with.
 REFERENCE = "reference"
@@ -90,6 +91,7 @@ class _CompareDoFn(beam.DoFn):
         self._baseline, self._enhanced, self._lpips_weights = baseline, enhanced, lpips_weights
         self._max_pixels, self._max_bytes = max_pixels, max_bytes
 
+    @ends_with_device()
     def setup(self) -> None:
         self._lpips = load_lpips(self._lpips_weights) if self._lpips_weights else None
 
@@ -116,7 +118,8 @@ class _CompareDoFn(beam.DoFn):
             if ref.group == REFERENCE or (has_reference and REFERENCE not in kept):
                 continue  # where the reference can't be read, that is one failure, not one for each candidate
             try:
-                row = self._row(loaded, kept)
+                with ends_with_device():
+                    row = self._row(loaded, kept)
             except Exception as error:
                 yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "compare", error))
             else:

@@ -1,0 +1,117 @@
+"""What an error says of the device: whether it lacks memory, or is lost to this process.
+
+Some errors of an accelerator break its context: whatever the process asks of it afterwards fails, too. So they concern
+no single image, and only a new process can go on.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+_OF_DEVICE: Final = re.compile(
+    r"(?<![a-z])(cuda|cudnn|cublas|cufft|cusolver|cusparse|nccl|nvrm|nvidia|gpu|hip|rocm|rocblas|miopen|mps|metal|xpu|sycl"
+    r"|level_zero|ur_result)",
+    re.IGNORECASE,
+)
+_NO_MEMORY: Final = re.compile(
+    r"out of memory|can't allocate memory|alloc_failed|out_of_(device|host)_memory|out_of_resources|bad_alloc",
+    re.IGNORECASE,
+)
+#: After which a context answers nothing any more.
+_STICKY: Final = re.compile(
+    r"illegal.(memory.access|address|instruction)|device-side assert|misaligned.address|invalid.(pc|program.counter)"
+    r"|launch.(failure|failed|timed.out|timeout)|invalid.address.space|hardware.stack.error|uncorrectable|ecc.error"
+    r"|nvlink.error|device.(is.)?lost|gpu is lost|fallen off the bus|context.is.destroyed|\bxid\b"
+    r"|command buffer (execution|exited|failed)|submissions? ?ignored",
+    re.IGNORECASE,
+)
+#: Errors of libraries, after which it may or may not.
+_OF_LIBRARY: Final = re.compile(
+    r"status_(execution_failed|internal_error|mapping_error|not_initialized)|cufft_(exec_failed|internal_error)"
+    r"|(cuda|hip|mps|xpu) error|failure \d+",
+    re.IGNORECASE,
+)
+
+
+class DeviceLostError(RuntimeError):
+    """The accelerator doesn't work for this process any more; a new process may have more luck."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether less at once might work."""
+    return (
+        isinstance(error, (MemoryError, *_torch_errors("OutOfMemoryError")))
+        or _NO_MEMORY.search(str(error)) is not None
+    )
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error, or what it was raised from, says that the device is lost to this process."""
+    return any(_says_lost(one) for one in _chain(error))
+
+
+def raise_if_lost(error: BaseException) -> None:
+    """To be called before an error is taken for one of a single image.
+
+    Raises:
+        DeviceLostError: from the error, if `is_lost`.
+    """
+    if isinstance(error, DeviceLostError):
+        raise error
+    if is_lost(error):
+        said = next(" ".join(str(one).split())[:300] for one in _chain(error) if _says_lost(one))
+        message = f"the device is lost to this process, and needs a new one: {type(error).__name__}: {said}"
+        raise DeviceLostError(message) from error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from, and what was being handled meanwhile."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            waiting += [one.__context__, one.__cause__]
+
+
+def _says_lost(error: BaseException) -> bool:
+    if isinstance(error, DeviceLostError):
+        return True
+    if isinstance(error, OSError | UnicodeError) or is_out_of_memory(error):
+        return False
+    text = str(error)
+    of_device = isinstance(error, _torch_errors("AcceleratorError"))
+    if not of_device and not (isinstance(error, RuntimeError) or type(error).__module__.startswith(_RUNTIMES)):
+        return False
+    if _STICKY.search(text) and (of_device or _OF_DEVICE.search(text)):
+        return True
+    return (of_device or bool(_OF_LIBRARY.search(text) and _OF_DEVICE.search(text))) and not _answers()
+
+
+#: Packages whose errors of a device aren't RuntimeErrors.
+_RUNTIMES: Final = ("onnxruntime", "torch", "tensorflow", "jax", "cupy", "triton")
+
+
+def _torch_errors(name: str) -> tuple[type[Exception], ...]:
+    """An error's class, where torch was imported and has it; nothing here needs to wait for torch."""
+    found = getattr(sys.modules.get("torch"), name, None)
+    return (found,) if isinstance(found, type) else ()
+
+
+def _answers() -> bool:
+    """Whether there is an accelerator that still computes."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    try:
+        if not torch.accelerator.is_available():
+            return False
+        device = torch.accelerator.current_accelerator()
+        return bool(torch.ones(2, device=device).sum().item() == 2)
+    except Exception as error:
+        return is_out_of_memory(error)
