@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ot_core.patches import fold, latent_statistics, unfold
     from ot_core.restorer import Restorer, load_restorer
     from ot_core.transport import LatentTransport, ZeroShotTransport, blend
+    from ot_core.transporter import Transporter
 else:
     # What needs torch.
     __getattr__ = lazy_attributes(
@@ -30,6 +31,7 @@ else:
             "Degradation": "degradation",
             "LatentTransport": "transport",
             "Restorer": "restorer",
+            "Transporter": "transporter",
             "ZeroShotTransport": "transport",
             "blend": "transport",
             "decoder_geometry": "decoder",
@@ -57,6 +59,7 @@ __all__ = [
     "OTError",
     "Restorer",
     "TransportMap",
+    "Transporter",
     "UserError",
     "ZeroShotTransport",
     "blend",

@@ -151,6 +151,16 @@ def decode_image(
         raise ImageError(Cause.DAMAGED, f"{image.format} can't be decoded: {_one_line(error)}") from None
 
 
+def decoded_picture(picture: Image.Image) -> DecodedImage:
+    """A PIL image, treated as `decode_image` treats the file that it came from; it stays as it is.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
+    image = _upright(picture.copy())
+    return replace(_to_rgb(image, picture.info.get("icc_profile")), exif=_exif(picture))
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Applies the EXIF orientation; a damaged EXIF block says nothing, and costs no readable picture."""
     try:
@@ -324,6 +334,23 @@ def eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     return np.rint(np.asarray(pixels, np.float32).clip(0, 1) * 255).astype(np.uint8)
 
 
+def picture_of(pixels: NDArray[np.uint8], like: DecodedImage, grey: bool = True, alpha: bool = True) -> Image.Image:
+    """A PIL image of pixels with the greyness and transparency of the image that they came from.
+
+    Args:
+        pixels: (H, W, 3).
+        like: the decoded input.
+        grey: whether it may be grey; else RGB.
+        alpha: whether it may have transparency.
+    """
+    image = Image.fromarray(pixels, "RGB")
+    if like.grey and grey:
+        image = image.convert("L")
+    if like.alpha is not None and alpha:
+        image.putalpha(Image.fromarray(like.alpha, "L"))
+    return image
+
+
 def encode_image(
     pixels: NDArray[np.uint8],
     like: DecodedImage,
@@ -343,11 +370,7 @@ def encode_image(
     Raises:
         ImageError: UNSUPPORTED, if the format can't hold an image of this size.
     """
-    image = Image.fromarray(pixels, "RGB")
-    if like.grey and image_format != "webp":  # WebP has no grey
-        image = image.convert("L")
-    if like.alpha is not None and image_format != "jpeg":
-        image.putalpha(Image.fromarray(like.alpha, "L"))
+    image = picture_of(pixels, like, grey=image_format != "webp", alpha=image_format != "jpeg")  # WebP has no grey
     choices: dict[str, dict[str, Any]] = {
         "png": {"compress_level": compress_level},
         "jpeg": {"quality": quality, "subsampling": "4:4:4"},
