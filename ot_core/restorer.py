@@ -58,10 +58,12 @@ class Restorer(ABC):
         """Measures the scale on a small image.
 
         Raises:
-            UserError: if the result isn't an image of an integer scale, or isn't of the declared one.
+            UserError: if the result isn't an image of an integer scale, or of the declared one, or isn't finite.
         """
         ramp = np.add.outer(np.arange(height), np.arange(width)) * 255 // (height + width)
         result = self._restored([np.repeat(ramp[:, :, None], 3, axis=2).astype(np.uint8)], TILE_PIXELS)[0]
+        if not np.isfinite(result).all():
+            raise UserError("gives NaN or infinity for a small image")
         scale, rest = divmod(result.shape[0], height)
         if result.shape != (scale * height, scale * width, 3) or rest or not scale:
             raise UserError(f"gives {_size(result)} pixels for {width}x{height}; expected an integer multiple")
@@ -233,6 +235,18 @@ def _load_once(spec: str, device: str, precision: str | None) -> Restorer:
     except Exception as error:  # spandrel, ONNX, the hub, stores and user code each raise their own
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"restorer {spec}: can't be loaded ({type(error).__name__}: {reason})") from None
+
+
+def restore_image(image: DecodedImage, restorer: Restorer) -> DecodedImage:
+    """Restores one image.
+
+    Raises:
+        ImageError: if it can't be.
+    """
+    (result,) = restorer([image.pixels])
+    if isinstance(result, ImageError):
+        raise result
+    return restored_image(image, result)
 
 
 def restored_image(image: DecodedImage, pixels: NDArray[np.uint8]) -> DecodedImage:

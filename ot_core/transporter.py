@@ -19,13 +19,12 @@ from torch import Tensor
 from ot_core.autoencoder import Autoencoder, default_tile_pixels, load_autoencoder
 from ot_core.degradation import Degradation
 from ot_core.engine import over_images, workers_of
-from ot_core.errors import ImageError
 from ot_core.features import LatentFeatures
 from ot_core.fitting import METHODS, autoencoder_of_map, check_restorer, fit_map
 from ot_core.images import DecodedImage, decoded_picture, eight_bits, picture_of
 from ot_core.map_file import read_map, write_map
 from ot_core.noise import part_of
-from ot_core.restorer import TILE_PIXELS, Restorer, load_restorer, restored_image
+from ot_core.restorer import Restorer, load_restorer, restore_image
 from ot_core.statistics import GaussianStatistics
 from ot_core.transport import LatentTransport
 from ot_core.transport_map import SIDES, SourceOrigin, TransportMap
@@ -210,12 +209,7 @@ def _alone(
 
 
 def _restored(image: DecodedImage, restorer: Restorer | None) -> DecodedImage:
-    if restorer is None:
-        return image
-    (result,) = restorer([image.pixels], TILE_PIXELS)
-    if isinstance(result, ImageError):
-        raise result
-    return restored_image(image, result)
+    return image if restorer is None else restore_image(image, restorer)
 
 
 def _numbered(pictures: Iterable[Any]) -> Iterable[tuple[str, DecodedImage]]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import apache_beam as beam
 
-from ot_core import UserError, storage, strict_json
+from ot_core import UserError, load_restorer, storage, strict_json
 from ot_core.features import FeatureExtractor, InceptionFeatures, LatentFeatures, PixelFeatures
 from ot_core.quality import QualityTotals, load_lpips
 from pipelines import options
@@ -52,6 +52,12 @@ def parser() -> options.ArgumentParser:
         help="images to compare, under a name: an input like --reference, or an output folder of dot-transport, which "
         "gives a candidate for each alpha; the first that transport didn't make counts as the restored images",
     )
+    flags.add_argument(
+        "--restorer",
+        metavar="SPEC",
+        help="a model that restores the images of the first candidate that transport didn't make, before they are "
+        "compared; as in dot-transport (default: they are restored already)",
+    )
     flags.add_argument("--report", required=True, metavar="URL", help="folder to write the report to")
     flags.add_argument(
         "--features",
@@ -78,6 +84,10 @@ def check(args: argparse.Namespace) -> None:
     if ("inception" in args.features) != bool(args.inception_weights):
         raise UserError("--features inception and --inception_weights URL: expected both or neither")
     args.candidates = parse_candidates(args.candidate)
+    if args.restorer:
+        if all(candidate.alpha is not None for candidate in args.candidates):
+            raise UserError("--restorer: expected a candidate that transport didn't make, whose images it restores")
+        load_restorer(args.restorer)
     check_inputs(("--reference", args.reference), *((f"--candidate {c.name}:", [c.url]) for c in args.candidates))
     storage.check_writable(args.report)
     for extractor in _extractors(args).values():
@@ -105,6 +115,7 @@ def evaluate_images(
         lpips_weights=args.lpips_weights,
         max_pixels=args.max_pixels,
         max_bytes=args.max_bytes,
+        restorer=args.restorer,
     )
     _ = quality | "WriteQuality" >> WriteQuality(args.report)
     totals = quality | "TotalQuality" >> TotalQuality()
@@ -125,6 +136,7 @@ def evaluate_images(
             features=args.features,
             max_pixels=args.max_pixels,
             max_bytes=args.max_bytes,
+            restorer=args.restorer,
             totals=beam.pvalue.AsDict(totals),
             distances=beam.pvalue.AsDict(distances),
             most=beam.pvalue.AsSingleton(changes | "MostChanged" >> beam.combiners.Top.Largest(_SHOWN)),
@@ -163,6 +175,7 @@ def _write_report(
     features: Sequence[str],
     max_pixels: int,
     max_bytes: int,
+    restorer: str | None,
     totals: Mapping[str, QualityTotals],
     distances: Mapping[tuple[str, str], float],
     most: Sequence[Change],
@@ -176,8 +189,9 @@ def _write_report(
     verdict = judge(results, baseline)
     names = shown_candidates(results, baseline, verdict.best)
     others = [change for change in least if change not in most]
+    restore = {baseline: load_restorer(restorer)} if restorer and baseline else {}
     most_pictures, least_pictures = (
-        [found for change in changes if (found := picture(change, names, max_pixels, max_bytes)) is not None]
+        [found for change in changes if (found := picture(change, names, max_pixels, max_bytes, restore)) is not None]
         for changes in (most, others)
     )
     page = render(results, baseline, verdict, most_pictures, least_pictures, failures)

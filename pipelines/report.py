@@ -5,13 +5,15 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ot_core.images import eight_bits
+from ot_core.restorer import Restorer, restore_image
 from pipelines.chart import Point, draw
 from pipelines.verdict import MEASURES, Result, Verdict
 from transforms.elements import Change
@@ -123,10 +125,19 @@ def shown_candidates(results: Sequence[Result], baseline: str | None, best: str 
     return [*([baseline] if baseline else []), *enhanced, REFERENCE]
 
 
-def picture(change: Change, names: Sequence[str], max_pixels: int, max_bytes: int) -> Picture | None:
+def picture(
+    change: Change, names: Sequence[str], max_pixels: int, max_bytes: int, restore: Mapping[str, Restorer]
+) -> Picture | None:
     """Reads one image of each candidate and cuts out the part that changed most.
 
     That is between the first column, the restored, and the last before the reference.
+
+    Args:
+        change: the image.
+        names: of the candidates.
+        max_pixels: as in `ReadImages`.
+        max_bytes: likewise.
+        restore: what restores the images of a candidate first.
 
     Returns:
         None where the image can't be read any more: a page lacks a row rather than the job fail.
@@ -134,7 +145,9 @@ def picture(change: Change, names: Sequence[str], max_pixels: int, max_bytes: in
     refs = {ref.group: ref for ref in change.refs}
     names = [name for name in names if name in refs]
     try:
-        arrays = {name: _as_uint8(read_image(refs[name], max_pixels, max_bytes).image.pixels) for name in names}
+        images = {name: read_image(refs[name], max_pixels, max_bytes).image for name in names}
+        images |= {name: restore_image(images[name], restore[name]) for name in names if name in restore}
+        arrays = {name: eight_bits(image.pixels) for name, image in images.items()}
     except Exception:  # whatever the store raised
         return None
     first = arrays[names[0]]
@@ -143,14 +156,6 @@ def picture(change: Change, names: Sequence[str], max_pixels: int, max_bytes: in
     top, left = _busiest(first, others[-1] if others else first)
     crops = [Crop(name, _data_uri(array[top : top + CROP, left : left + CROP])) for name, array in arrays.items()]
     return Picture(change.key, change.change, tuple(crops))
-
-
-def _as_uint8(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
-    return (
-        pixels.astype(np.uint8)
-        if pixels.dtype == np.uint8
-        else np.rint(pixels.astype(np.float32) * 255).astype(np.uint8)
-    )
 
 
 def _busiest(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> tuple[int, int]:

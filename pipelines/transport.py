@@ -15,8 +15,8 @@ from typing import Any
 
 import apache_beam as beam
 
-from ot_core import UserError, storage
-from ot_core.fitting import read_maps
+from ot_core import UserError, load_restorer, storage
+from ot_core.fitting import check_restorer, read_maps
 from ot_core.groups import GROUP, find_maps, is_pattern
 from ot_core.images import DEFAULT_COMPRESS_LEVEL, OUTPUT_FORMATS
 from ot_core.layout import DRIFT, KINDS, OutputLayout, statistics_of_group
@@ -46,6 +46,7 @@ def parser() -> options.ArgumentParser:
     """The job's flags."""
     flags = options.ArgumentParser("dot-transport", "Transports restored images with a fitted map.")
     options.add_input(flags, "--input", "restored images")
+    options.add_restorer(flags, "--input")
     flags.add_argument("--map", required=True, metavar="URL", help="a map written by dot-fit")
     options.add_group_by(flags)
     flags.add_argument(
@@ -63,7 +64,13 @@ def parser() -> options.ArgumentParser:
         action=options.Several,
         default=[0.0],
         metavar="A",
-        help="weight of the restored image in the result: 0 is full transport (default), 1 the restored image",
+        help="weight of the restored image in the result: 0 is full transport (default), 1 the restored image itself, "
+        "as --restorer made it",
+    )
+    flags.add_argument(
+        "--keep_restored",
+        action="store_true",
+        help="also write what --restorer made, as --alpha 1 does",
     )
     flags.add_argument(
         "--interpolation",
@@ -191,7 +198,12 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
     args.maps = find_maps(args.map) if grouped else {"": args.map}
     if args.default_map:
         args.maps[""] = args.default_map
+    restorer = load_restorer(args.restorer) if args.restorer else None
+    if args.keep_restored and (restorer is None or args.interpolation != "pixels"):
+        raise UserError("--keep_restored: expected --restorer, and no --interpolation latents")
     for group, transport_map, autoencoder in read_maps(args.maps, args.vae, precision=options.precision_of(args)):
+        if restorer is not None and not args.allow_other_restorer:
+            check_restorer(transport_map, f"map {args.maps[group]}", restorer)
         if args.kernel_size and args.kernel_size > transport_map.patch_size:
             of_group = f"the patch size of {args.maps[group]} is {transport_map.patch_size}"
             raise UserError(f"--kernel_size {args.kernel_size}: {of_group}")
@@ -205,6 +217,7 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
         "output_shards": None if args.output_format == "files" else args.output_shards,
         "map_sha256": of_all if grouped else digests[""],
         "vae_sha256": vae_sha256,
+        "restorer_sha256": restorer.fingerprint if restorer else None,
         "sigma": str(args.sigma),
         **{name: getattr(args, name) for name in names},
     }
@@ -247,6 +260,7 @@ def transport_images(
         precision=options.precision_of(args),
         compiled=args.compile,
         statistics=True,
+        restorer=args.restorer,
     )
     records, untransported, statistics = images | "TransportImages" >> options.on_accelerator(transport, args)
     _ = statistics | "WriteDrift" >> WriteDrift(args.maps, args.output)
@@ -263,7 +277,12 @@ def transport_images(
 
 
 def _layout(args: argparse.Namespace) -> OutputLayout:
-    return OutputLayout.of(args.output, args.alpha, args.format, args.output_format)
+    return OutputLayout.of(args.output, _alphas(args), args.format, args.output_format)
+
+
+def _alphas(args: argparse.Namespace) -> list[float]:
+    """With the restored image itself, where that is kept."""
+    return [*args.alpha, *([1.0] if args.keep_restored and 1.0 not in args.alpha else [])]
 
 
 def report(args: argparse.Namespace, counters: Counters) -> str:

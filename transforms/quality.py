@@ -9,6 +9,7 @@ from apache_beam.typehints.decorators import no_annotations
 from ot_core import Cause, GaussianStatistics, ImageError, gelbrich_distance_squared
 from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from ot_core.quality import Quality, QualityTotals, load_lpips, mean_squared_error, measure
+from ot_core.restorer import load_restorer, restore_image
 from transforms import metrics
 from transforms.elements import Change, Failure, ImageQuality, ImageRef, LoadedImage, failure_of_group
 from transforms.reading import read_image
@@ -47,6 +48,7 @@ class CompareImages(beam.PTransform):
         lpips_weights: see `ot_core.quality.Lpips`; default no LPIPS.
         max_pixels: larger images are failures.
         max_bytes: larger files are failures.
+        restorer: restores the images of the baseline first (`ot_core.load_restorer`); default nothing.
     """
 
     def __init__(
@@ -56,9 +58,10 @@ class CompareImages(beam.PTransform):
         lpips_weights: str | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         max_bytes: int = DEFAULT_MAX_BYTES,
+        restorer: str | None = None,
     ) -> None:
         super().__init__()
-        self._compare = _CompareDoFn(baseline or REFERENCE, enhanced, lpips_weights, max_pixels, max_bytes)
+        self._compare = _CompareDoFn(baseline or REFERENCE, enhanced, lpips_weights, max_pixels, max_bytes, restorer)
 
     @no_annotations
     def expand(self, refs: beam.PCollection[ImageRef]) -> CompareOutcome:
@@ -87,13 +90,16 @@ class _CompareDoFn(beam.DoFn):
         lpips_weights: str | None,
         max_pixels: int,
         max_bytes: int,
+        restorer: str | None,
     ) -> None:
+        self._restorer = restorer
         self._baseline, self._enhanced, self._lpips_weights = baseline, enhanced, lpips_weights
         self._max_pixels, self._max_bytes = max_pixels, max_bytes
 
     @ends_with_device()
     def setup(self) -> None:
         self._lpips = load_lpips(self._lpips_weights) if self._lpips_weights else None
+        self._loaded = load_restorer(self._restorer) if self._restorer else None
 
     def process(self, element: tuple[str, Iterable[tuple[Any, ...]]]) -> Iterator[Any]:
         key, found = element
@@ -112,6 +118,13 @@ class _CompareDoFn(beam.DoFn):
             except Exception as error:  # one bad image costs one row, whatever went wrong with it
                 yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "read", error))
                 continue
+            if self._loaded is not None and ref.group == self._baseline:
+                try:
+                    with ends_with_device(), metrics.timed("restore"):
+                        loaded = loaded._replace(image=restore_image(loaded.image, self._loaded))
+                except Exception as error:
+                    yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "restore", error))
+                    continue
             yield loaded
             if ref.group in order:
                 kept[ref.group] = loaded
