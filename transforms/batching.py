@@ -7,7 +7,8 @@ import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core.autoencoder import default_batch_pixels, default_device
-from transforms.elements import ImageBatch, LoadedImage, in_global_window
+from transforms.elements import ImageBatch, LoadedImage
+from transforms.windows import check_windows, in_global_window
 
 _Shape = tuple[int, int]
 #: Shapes are compared in units of this many pixels; the model handler splits what it must tell apart further.
@@ -35,6 +36,7 @@ class BatchByPixels(beam.PTransform):
     @no_annotations
     def expand(self, images: beam.PCollection[LoadedImage]) -> beam.PCollection[ImageBatch]:
         """One fused step."""
+        check_windows(self, images)
         batcher = _BatchByPixelsDoFn(self._max_pixels)
         return images | "BatchByPixels" >> beam.ParDo(batcher).with_output_types(ImageBatch)
 

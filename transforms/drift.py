@@ -17,6 +17,7 @@ from ot_core.noise import part_of
 from ot_core.patches import patch_statistics
 from transforms.elements import GatheredStatistics
 from transforms.maps import by_group
+from transforms.windows import check_windows
 
 #: Groups of the statistics that transport gathers: of the latents that it encoded, which may become the source of a
 #: map, and of the same ones transported.
@@ -70,6 +71,7 @@ class WriteDrift(beam.PTransform):
     @no_annotations
     def expand(self, statistics: beam.PCollection[tuple[str, GaussianStatistics]]) -> beam.PCollection[str]:
         """A map's statistics meet; written even where there are none."""
+        check_windows(self, statistics)
         every_map = statistics.pipeline | "EveryMap" >> beam.Create([(group, None) for group in self._maps])
         measured = (
             (every_map, statistics | "KeyByGroup" >> beam.Map(by_group))

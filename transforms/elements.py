@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.transforms.window import GlobalWindow
-from apache_beam.utils.windowed_value import WindowedValue
 from numpy.typing import NDArray
 
 from ot_core import Cause, DecodedImage, GaussianStatistics, TransportMap
@@ -215,14 +213,6 @@ class TransportPrediction(NamedTuple):
     example: ImageRef | None
     inference: TransportedImage | Failure | GatheredStatistics
     model_id: str
-
-
-def in_global_window(output: Any) -> Any:
-    """What finish_bundle must give instead of an element or a TaggedOutput."""
-    if isinstance(output, beam.pvalue.TaggedOutput):
-        return beam.pvalue.TaggedOutput(output.tag, in_global_window(output.value))
-    window = GlobalWindow()
-    return WindowedValue(output, window.max_timestamp(), [window])
 
 
 def failure_of_group(group: str, stage: str, cause: Cause, message: str) -> Failure:

@@ -14,6 +14,7 @@ from transforms.groups import HasMapDoFn
 from transforms.reading import ReadImages
 from transforms.restoring import RestoreImages
 from transforms.transporting import TransportLoaded
+from transforms.windows import check_windows
 from transforms.writing import WriteImages
 
 
@@ -98,6 +99,7 @@ class TransportImages(beam.PTransform):
     @no_annotations
     def expand(self, refs: beam.PCollection[ImageRef]) -> TransportOutcome | TransportOutcomeWithStatistics:
         """All of it fuses into one stage: reads run ahead of the model, and writes behind it."""
+        check_windows(self, refs)
         failures: list[beam.PCollection[Failure]] = []
         if self._transport.maps and "" not in self._transport.maps:
             has_map = beam.ParDo(HasMapDoFn(self._transport.maps)).with_output_types(ImageRef)

@@ -11,7 +11,8 @@ from apache_beam.typehints.decorators import no_annotations
 from ot_core import Cause, ImageError, listing, storage
 from ot_core.groups import Grouping
 from transforms import metrics
-from transforms.elements import Failure, ImageRef, in_global_window
+from transforms.elements import Failure, ImageRef
+from transforms.windows import in_global_window
 
 #: The key of an image, and the other fields of its ImageRef.
 _Keyed = tuple[str, tuple[Any, ...]]

@@ -25,6 +25,7 @@ from ot_core.noise import split_group
 from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin
 from transforms import metrics
 from transforms.elements import Failure, failure_of_group
+from transforms.windows import check_windows
 from transforms.worker import ends_with_device
 
 
@@ -75,6 +76,7 @@ class FitTransportMap(beam.PTransform):
     @no_annotations
     def expand(self, statistics: beam.PCollection[tuple[str, GaussianStatistics]]) -> FitOutcome:
         """What all maps have in common is a small side input; subgroups are spread over workers."""
+        check_windows(self, statistics)
         common, elements = statistics, statistics.pipeline | "Once" >> beam.Create([("", ())])
         if self._grouped:
             common, own = statistics | "IsOfGroup" >> beam.Partition(_is_of_group, 2)
@@ -151,6 +153,7 @@ class WriteTransportMap(beam.PTransform):
     @no_annotations
     def expand(self, maps: beam.PCollection[Any]) -> beam.PCollection[str]:
         """A file for each."""
+        check_windows(self, maps)
         return maps | "WriteMap" >> beam.Map(_write, self._url).with_output_types(str)
 
 

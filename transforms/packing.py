@@ -19,6 +19,7 @@ from ot_core.layout import STAGING, OutputLayout
 from ot_core.overlap import prefetch
 from transforms import metrics
 from transforms.elements import Failure, ImageRecord, ImageRef
+from transforms.windows import check_windows
 
 #: Files that one worker removes before the next takes its share.
 _AT_ONCE = 500
@@ -59,6 +60,7 @@ class PackShards(beam.PTransform):
     @no_annotations
     def expand(self, records: beam.PCollection[ImageRecord]) -> PackOutcome:
         """Rows are grouped by shard; images stay in storage until their shard is written."""
+        check_windows(self, records)
         every_shard = [((alpha, index), None) for alpha in self._layout.alphas for index in range(self._num_shards)]
         packed = (
             (
@@ -168,6 +170,7 @@ class RemoveStaging(beam.PTransform):
     @no_annotations
     def expand(self, manifest: beam.PCollection[str]) -> beam.PCollection[int]:
         """Listed by one worker, removed by all."""
+        check_windows(self, manifest)
         return (
             manifest
             | "AllWritten" >> beam.combiners.Count.Globally()

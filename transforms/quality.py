@@ -13,6 +13,7 @@ from ot_core.restorer import load_restorer, restore_image
 from transforms import metrics
 from transforms.elements import Change, Failure, ImageQuality, ImageRef, LoadedImage, failure_of_group
 from transforms.reading import read_image
+from transforms.windows import check_windows
 from transforms.worker import ends_with_device
 
 #: The group of the images that all others are compared with.
@@ -66,6 +67,7 @@ class CompareImages(beam.PTransform):
     @no_annotations
     def expand(self, refs: beam.PCollection[ImageRef]) -> CompareOutcome:
         """Group references, then one fused step."""
+        check_windows(self, refs)
         compared = (
             refs
             | "KeyByKey" >> beam.Map(_by_key)
@@ -189,6 +191,7 @@ class TotalQuality(beam.PTransform):
     @no_annotations
     def expand(self, quality: beam.PCollection[ImageQuality]) -> beam.PCollection[tuple[str, QualityTotals]]:
         """A sum for each candidate."""
+        check_windows(self, quality)
         return (
             quality
             | "ByCandidate" >> beam.Map(_totals_by_candidate)
@@ -214,6 +217,7 @@ class GelbrichDistances(beam.PTransform):
     @no_annotations
     def expand(self, statistics: beam.PCollection[tuple[tuple[str, str], GaussianStatistics]]) -> DistanceOutcome:
         """The reference is a side input; each candidate is one element."""
+        check_windows(self, statistics)
         reference = statistics | "Reference" >> beam.Filter(_is_reference)
         measured = (
             statistics

@@ -14,7 +14,8 @@ from ot_core.errors import TooManyBytesError
 from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from ot_core.overlap import ByteBudget, Overlap
 from transforms import metrics
-from transforms.elements import Failure, ImageRef, LoadedImage, in_global_window
+from transforms.elements import Failure, ImageRef, LoadedImage
+from transforms.windows import check_windows, in_global_window
 
 #: Bytes of pixels that may be waiting, and of large files that may be in memory while they are decoded.
 _BYTES_AHEAD = _ENCODED_AHEAD = 2**28
@@ -39,6 +40,7 @@ class ReadImages(beam.PTransform):
     @no_annotations
     def expand(self, refs: beam.PCollection[ImageRef]) -> "ReadOutcome":
         """One fused step; pixels never cross a shuffle."""
+        check_windows(self, refs)
         read = refs | "ReadImages" >> beam.ParDo(_ReadImageDoFn(self._max_pixels, self._max_bytes)).with_output_types(
             LoadedImage
         ).with_outputs("failures", main="images")

@@ -14,7 +14,8 @@ from apache_beam.typehints.decorators import no_annotations
 from ot_core import storage
 from ot_core.layout import FAILURES, MANIFEST, find_numbered, numbered
 from transforms import metrics
-from transforms.elements import Failure, ImageQuality, ImageRecord, in_global_window
+from transforms.elements import Failure, ImageQuality, ImageRecord
+from transforms.windows import check_windows, in_global_window
 
 _PYARROW_TYPES: Final = {str: pa.string(), int: pa.int64(), float: pa.float64(), float | None: pa.float64()}
 #: Rows that cross a shuffle together, some kilobytes; and those that are sorted and make a row group.
@@ -40,6 +41,7 @@ class _WriteRows(beam.PTransform):
 
     @no_annotations
     def expand(self, rows: beam.PCollection[Any]) -> beam.PCollection[str]:
+        check_windows(self, rows)
         every_shard = rows.pipeline | "EveryShard" >> beam.Create([(i, pack_rows([])) for i in range(self._num_shards)])
         packed = rows | "PackRows" >> beam.ParDo(_PackRowsDoFn(self._num_shards))
         urls = (
@@ -166,6 +168,7 @@ class WriteFailures(_WriteRows):
     @no_annotations
     def expand(self, failures: beam.PCollection[Failure]) -> beam.PCollection[str]:
         """Count, then write."""
+        check_windows(self, failures)
         return super().expand(failures | "CountFailures" >> beam.Map(counted))
 
 

@@ -18,6 +18,7 @@ from transforms import metrics
 from transforms.batching import BatchByPixels
 from transforms.elements import Failure, LoadedImage, RestorePrediction
 from transforms.model_handlers import ImageModelHandler
+from transforms.windows import check_windows
 
 
 class RestoreOutcome(NamedTuple):
@@ -145,6 +146,7 @@ class RestoreImages(beam.PTransform):
     @no_annotations
     def expand(self, images: beam.PCollection[LoadedImage]) -> RestoreOutcome:
         """Fuses with the steps around it."""
+        check_windows(self, images)
         restored = (
             images
             | "BatchByPixels" >> BatchByPixels(self._max_batch_pixels)
@@ -188,6 +190,7 @@ class DegradeImages(beam.PTransform):
     @no_annotations
     def expand(self, images: beam.PCollection[LoadedImage]) -> RestoreOutcome:
         """One fused step."""
+        check_windows(self, images)
         degrade = beam.ParDo(_DegradeDoFn(self._degradation, *self._sides)).with_output_types(LoadedImage)
         both = images | "Degrade" >> degrade.with_outputs("failures", main="images")
         return RestoreOutcome(both.images, both.failures)

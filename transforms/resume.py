@@ -22,6 +22,7 @@ from transforms import metrics
 from transforms.elements import ImageRecord, ImageRef
 from transforms.packing import member_of
 from transforms.records import schema_of
+from transforms.windows import check_windows
 
 _Row = tuple[tuple[Any, ...], float, bool | None]
 _File = tuple[float, str, float]
@@ -113,6 +114,7 @@ class SkipDone(beam.PTransform):
     @no_annotations
     def expand(self, refs: beam.PCollection[ImageRef]) -> Remaining:
         """References, rows and files meet by key."""
+        check_windows(self, refs)
         rows = (
             refs.pipeline
             | "Once" >> beam.Create([self._layout])

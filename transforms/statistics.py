@@ -16,6 +16,7 @@ from transforms.elements import Failure, ImageRef, LoadedImage
 from transforms.model_handlers import FeatureStatisticsModelHandler, LatentStatisticsModelHandler
 from transforms.reading import ReadImages
 from transforms.restoring import DegradeImages, RestoreImages
+from transforms.windows import check_windows
 
 
 @beam.typehints.with_input_types(GaussianStatistics)
@@ -103,6 +104,7 @@ class LatentStatistics:
         @no_annotations
         def expand(self, images: beam.PCollection[ImageRef | LoadedImage]) -> StatisticsOutcome:
             """Read, unless they are in memory; degrade, restore, encode, merge."""
+            check_windows(self, images)
             failures: list[beam.PCollection[Failure]] = []
             if images.element_type is not LoadedImage:
                 images, unread = images | "ReadImages" >> self._read
@@ -133,6 +135,7 @@ class LatentStatistics:
         @no_annotations
         def expand(self, images: beam.PCollection[ImageRef | LoadedImage]) -> StatisticsOutcome:
             """All images are put into one group."""
+            check_windows(self, images)
             in_one_group = beam.Map(_in_one_group).with_output_types(images.element_type)
             statistics, failures = (
                 images | "OneGroup" >> in_one_group | "PerKey" >> LatentStatistics.PerKey(**self._kwargs)
@@ -194,6 +197,7 @@ class FeatureStatistics(beam.PTransform):
     @no_annotations
     def expand(self, images: beam.PCollection[LoadedImage]) -> StatisticsOutcome:
         """Batch, extract, merge."""
+        check_windows(self, images)
         batching = BatchByPixels(self._max_batch_pixels)
         return _gather(images, batching, "ExtractFeatures", self._handler, self._fanout)
 

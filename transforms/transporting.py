@@ -19,6 +19,7 @@ from transforms.elements import (
 )
 from transforms.model_handlers import TransportModelHandler
 from transforms.statistics import GaussianStatisticsCombineFn
+from transforms.windows import check_windows
 
 
 class LoadedOutcome(NamedTuple):
@@ -87,6 +88,7 @@ class TransportLoaded(beam.PTransform):
     @no_annotations
     def expand(self, images: beam.PCollection[LoadedImage]) -> LoadedOutcome | LoadedOutcomeWithStatistics:
         """Only the merging of statistics ends outside of the stage, after each bundle's have been merged within."""
+        check_windows(self, images, *([self._side_input.pvalue] if self._side_input else []))
         batches = images | "BatchByPixels" >> BatchByPixels(self._max_batch_pixels)
         if self._side_input is not None:
             attach = beam.Map(_with_map, self._side_input).with_output_types(ImageBatch)

@@ -13,7 +13,8 @@ from ot_core.images import DEFAULT_COMPRESS_LEVEL, eight_bits
 from ot_core.layout import OutputLayout
 from ot_core.overlap import ByteBudget, Overlap
 from transforms import metrics
-from transforms.elements import Failure, ImageRecord, LoadedImage, TransportedImage, in_global_window
+from transforms.elements import Failure, ImageRecord, LoadedImage, TransportedImage
+from transforms.windows import check_windows, in_global_window
 
 #: Pixels that may be waiting to be encoded and written.
 _BYTES_BEHIND = 2**28
@@ -63,6 +64,7 @@ class WriteImages(beam.PTransform):
     @no_annotations
     def expand(self, images: beam.PCollection[TransportedImage | LoadedImage]) -> WriteOutcome:
         """One fused step."""
+        check_windows(self, images)
         write = beam.ParDo(self._write).with_output_types(ImageRecord)
         written = images | "WriteImages" >> write.with_outputs("failures", main="records")
         return WriteOutcome(written.records, written.failures)
