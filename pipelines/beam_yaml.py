@@ -18,6 +18,8 @@ from apache_beam.typehints.schemas import named_fields_from_element_type
 import transforms
 from ot_core import UserError, storage
 from pipelines import evaluate, fit, options, transport
+from pipelines.causes import cause_of
+from pipelines.command import told
 from pipelines.launch import check_inputs
 from transforms import Failure, ImageQuality, ImageRecord, ImageRef
 
@@ -242,12 +244,16 @@ def _words(flag: argparse.Action, value: Any) -> list[str]:
 
 @contextmanager
 def _told_as_parameters(flags: options.ArgumentParser) -> Iterator[None]:
-    """Mistakes are told by the names of parameters, which have no dashes."""
+    """Mistakes are told by the names of parameters, which have no dashes; other errors in one line, too."""
     try:
         yield
     except UserError as error:
-        message = re.sub(rf"--({'|'.join(_by_name(flags))})\b", r"\1", str(error))
+        message = re.sub(rf"--({'|'.join(_by_name(flags))})\b", r"\1", " ".join(str(error).split()))
         raise UserError(re.sub(r" \(see \S+ --help\)$", "", message.removeprefix("argument "))) from None
+    except OSError as error:  # of a store or this machine
+        raise UserError(told(error)) from None
+    except Exception as error:  # Beam prints what it was raised from as well
+        raise UserError(f"unexpected {type(error).__name__}: {cause_of(str(error))}") from error
 
 
 def _output_of(error_handling: Mapping[str, Any] | None, taken: str) -> str:

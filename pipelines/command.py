@@ -19,11 +19,30 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from ot_core import __version__
 from ot_core.errors import UserError
 from pipelines.causes import cause_of
 
 #: Beam's messages that a failure's file holds.
 _MESSAGES = 1000
+#: Loggers of libraries that warn of what they raise, too.
+_TOLD_BY_US = frozenset(
+    [
+        "apache_beam",
+        "adlfs",
+        "aiobotocore",
+        "aiohttp",
+        "asyncio",
+        "azure",
+        "botocore",
+        "fsspec",
+        "gcsfs",
+        "google",
+        "grpc",
+        "s3fs",
+        "urllib3",
+    ]
+)
 #: What ends a command from outside. A signal that is ignored, as after nohup, stays ignored.
 _ENDING = {
     number: name for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None
@@ -62,12 +81,16 @@ def command(prog: str, argv: Sequence[str] | None, work: Callable[[], int]) -> i
             a program that calls a command keeps its own.
         work: gives the code. From what it raises comes one line and the code 2 for a UserError and an OSError, else 1.
     """
+    if "--version" in (sys.argv[1:] if argv is None else argv):
+        say(f"{prog} {__version__}")
+        return 0
     with contextlib.ExitStack() as stack:
         if argv is None:
             stack.enter_context(_streams())
             stack.enter_context(_endings(prog))
         messages = stack.enter_context(_quiet_logs())
         try:
+            _check_folder()
             return work()
         except UserError as error:
             complain(prog, str(error))
@@ -81,6 +104,18 @@ def command(prog: str, argv: Sequence[str] | None, work: Callable[[], int]) -> i
         except Exception as error:
             complain(prog, f"unexpected {_named(error)}{_kept(prog, error, messages)}")
         return 1
+
+
+def _check_folder() -> None:
+    """Libraries end the process where there is none.
+
+    Raises:
+        UserError: if the working folder was removed.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the working folder is gone; change to one that is there") from None
 
 
 def say(text: str) -> None:
@@ -284,6 +319,12 @@ class _Messages(logging.Handler):
         self.lines.append(self.format(record))
 
 
+def _concerns_user(record: logging.LogRecord) -> bool:
+    """Whether a message isn't one of an engine or a store, whose errors we tell ourselves."""
+    # Beam's portable engines use the root logger.
+    return record.name.partition(".")[0] not in _TOLD_BY_US and "apache_beam" not in record.pathname
+
+
 @contextlib.contextmanager
 def _quiet_logs() -> Iterator[_Messages]:
     """Gives Beam's messages; they are printed only where a program around us has set up logging, which stays so."""
@@ -295,8 +336,7 @@ def _quiet_logs() -> Iterator[_Messages]:
         printed = logging.StreamHandler(sys.stderr)
         printed.setLevel(logging.WARNING)
         printed.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-        # Portable engines use the root logger.
-        printed.addFilter(lambda record: "apache_beam" not in record.pathname + record.name)
+        printed.addFilter(_concerns_user)
         added.append((root, printed))
     for logger, handler in added:
         logger.addHandler(handler)

@@ -129,7 +129,8 @@ def origin_of(args: argparse.Namespace) -> SourceOrigin:
     if args.restorer:
         restorer = load_restorer(args.restorer)
         return SourceOrigin(restorer.name, restorer.fingerprint, args.degrade or "")
-    if args.degrade or (args.source and images_of(args).get("source")):
+    as_rows = not hasattr(args, "source")  # in Beam YAML
+    if args.degrade or as_rows or images_of(args).get("source"):
         return SourceOrigin(degradation=args.degrade or "")
     earlier = (read_statistics(url).origin for side, url in statistics_of(args) if side == "source")
     return next(earlier, UNKNOWN_ORIGIN)

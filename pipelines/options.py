@@ -6,11 +6,11 @@ import difflib
 import io
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, PipelineOptions, StandardOptions
 
 from ot_core import UserError
 from ot_core.autoencoder import PRECISIONS
@@ -19,6 +19,8 @@ from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS, HIGHEST_PIXEL_
 
 #: Runs in this process and starts at once; Beam's default first looks for a Prism binary on the network.
 LOCAL_RUNNER = "FnApiRunner"
+#: Of one machine. Beam starts as many as it is told, at once.
+_MOST_WORKERS = 1024
 _INPUT_HELP = (
     "a folder, a glob (** included), one image, or a list of URLs (.txt, .csv, .jsonl, .parquet with a column uri), "
     "local or at any fsspec URL; once or several times"
@@ -30,6 +32,11 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog, description=description, allow_abbrev=False, epilog="Beam's own flags are passed on.")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Takes --max-images for --max_images, too."""
+        known = [option for action in self._actions for option in action.option_strings]
+        return super().parse_known_args(_underscored(sys.argv[1:] if args is None else args, known), namespace)
 
     def error(self, message: str) -> NoReturn:
         """One line instead of a page of usage."""
@@ -180,9 +187,9 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.
     Raises:
         UserError: for a bad value, a missing flag, or a flag that neither knows; suggests the nearest name.
     """
-    argv = sys.argv[1:] if argv is None else argv
     ours = [option for action in parser._actions for option in action.option_strings]
     beams = ["--" + name for name in PipelineOptions([]).get_all_options()]
+    argv = _underscored(sys.argv[1:] if argv is None else argv, ours + beams)
     for flag in (token.split("=")[0] for token in argv if token.startswith("--")):
         near_ours = difflib.get_close_matches(flag, ours, n=1, cutoff=0.8)
         if near_ours and flag not in ours + beams:
@@ -195,6 +202,16 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.
     if not _has_job_server(standard.runner):
         _refuse_unknown(parser, rest, ours + beams)
     return args, options
+
+
+def _underscored(argv: Sequence[str], known: Collection[str]) -> list[str]:
+    """Flags with dashes within, as other programs have them, by the names that are known."""
+    found = []
+    for token in argv:
+        flag, equals, value = token.partition("=")
+        name = "--" + flag[2:].replace("-", "_")
+        found.append(name + equals + value if flag.startswith("--") and name in known else token)
+    return found
 
 
 def _beams(argv: Sequence[str]) -> PipelineOptions:
@@ -217,9 +234,12 @@ def check_engine(args: argparse.Namespace, options: PipelineOptions) -> None:
     """Refuses what doesn't work on Beam's side, whatever the job.
 
     Raises:
-        UserError: for runners that would lose images without a word, however they are spelt, and for accelerators that
-            are asked for twice.
+        UserError: for runners that would lose images without a word, however they are spelt, for accelerators that
+            are asked for twice, and for a number of workers that no machine has.
     """
+    workers = options.view_as(DirectOptions).direct_num_workers
+    if not 0 <= workers <= _MOST_WORKERS:
+        raise UserError(f"--direct_num_workers {workers}: expected 1 to {_MOST_WORKERS}, or 0 for one a core")
     runner = options.view_as(StandardOptions).runner or ""
     if "dask" in runner.lower():
         raise UserError(

@@ -256,6 +256,24 @@ def test_beam_says_which_transform_and_line_a_mistake_is_in(archive, vae, variab
     assert re.fullmatch(message, str(error.value))
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError("the store\nis gone"), "the store is gone"),
+        (KeyError("x"), "unexpected KeyError: 'x'"),
+        (UserError("--inputs i:\nmissing"), "inputs i: missing"),
+    ],
+)
+def test_whatever_goes_wrong_while_the_graph_is_built_is_told_in_one_line(error, message, monkeypatch):
+    def fail(self, given, args):
+        raise error
+
+    monkeypatch.setattr(TRANSFORMS["ListImages"], "wire", fail)
+    with pytest.raises(UserError) as raised:
+        _ = beam.Pipeline() | TRANSFORMS["ListImages"](inputs="i")
+    assert str(raised.value) == message
+
+
 def test_the_mistake_on_the_page_is_told_as_it_says(archive, tmp_path):
     (line,) = re.findall(r"^    ValueError: (.*)$", README, re.MULTILINE)
     with pytest.raises(ValueError, match="format") as error:

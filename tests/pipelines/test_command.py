@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import ot_core
 from ot_core import UserError
 from pipelines.command import command, complain, say, told
 
@@ -107,6 +108,25 @@ def test_a_command_leaves_the_logging_of_the_program_around_it_as_it_is():
         assert root.handlers == []
     finally:
         root.handlers = handlers
+
+
+def test_what_libraries_log_goes_to_the_story_alone_and_what_others_warn_of_to_stderr(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+    def work():
+        for name in ("apache_beam.runners", "gcsfs", "botocore.credentials", "users_factory"):
+            logging.getLogger(name).warning("of %s", name)
+        raise KeyError("x")
+
+    assert command("dot-test", [], work) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "WARNING users_factory: of users_factory"
+    assert len(lines) == 2
+    (story,) = tmp_path.iterdir()
+    assert [line.partition("of ")[2] for line in story.read_text().splitlines()[:3]] == [
+        "apache_beam.runners", "gcsfs", "botocore.credentials"
+    ]  # fmt: skip
 
 
 def _run(work: str, *, wait_for: str = "", close: str = "", **kwargs) -> subprocess.Popen:
@@ -239,6 +259,23 @@ def test_a_file_never_takes_the_number_of_a_closed_stream(tmp_path):
     with _run(work, close=">&- 2>&-") as process:
         assert process.wait(60) == 0
     assert path.read_text() == ""
+
+
+def test_a_working_folder_that_is_gone_is_told_in_one_line(tmp_path):
+    (tmp_path / "gone").mkdir()
+    call = f"import os; os.rmdir({str(tmp_path / 'gone')!r}); from pipelines.command import command"
+    program = f"{call}; raise SystemExit(command('dot-test', None, lambda: 0))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path / "gone", env=environment, capture_output=True, text=True
+    )
+    assert done.stderr == "dot-test: error: the working folder is gone; change to one that is there\n"
+    assert done.returncode == 2
+
+
+def test_the_version_is_told(capsys):
+    assert command("dot-test", ["--version"], lambda: 1) == 0
+    assert capsys.readouterr().out == f"dot-test {ot_core.__version__}\n"
 
 
 def test_signals_and_threads_are_as_before_when_a_command_has_ended(monkeypatch):

@@ -47,6 +47,8 @@ def test_alphas_may_be_given_one_by_one():
         (["--max_pixels", "0"], "expected a number"),
         (["--runner=FlinkRunner", "--ouput", "x"], "did you mean --output"),
         (["--direct_num_workers", "two"], "argument --direct_num_workers: invalid int value: 'two'"),
+        (["--direct_num_workers", "-1"], "--direct_num_workers -1: expected 1 to 1024, or 0 for one a core"),
+        (["--direct_num_workers=1000000"], "--direct_num_workers 1000000: expected 1 to 1024"),
         (["--direct_running_mode", "fast"], "argument --direct_running_mode: invalid choice"),
         (["--direct_num_workers"], "argument --direct_num_workers: expected one argument"),
     ],
@@ -55,6 +57,20 @@ def test_what_neither_we_nor_beam_know_is_refused_in_one_line(extra, hint):
     with pytest.raises(UserError, match=hint) as error:
         options.parse(transport.parser(), [*REQUIRED, *extra])
     assert "\n" not in str(error.value)
+
+
+def test_dashes_within_flags_are_taken_for_underscores():
+    flags = ["--target", "t", "--source", "s-s", "--map", "m", "--max-images=3", "--patch-size", "1"]
+    args, beam_options = options.parse(fit.parser(), [*flags, "--direct-num-workers", "2", "--job-name=a-b"])
+    assert (args.max_images, args.patch_size, args.source) == (3, 1, ["s-s"])
+    assert beam_options.get_all_options()["direct_num_workers"] == 2
+    assert beam_options.get_all_options()["job_name"] == "a-b"
+
+
+def test_a_misspelt_flag_is_named_even_where_others_are_missing():
+    for flag in ("--max-imagse", "--max_imagse", "--tarrget"):
+        with pytest.raises(UserError, match=f"^{flag}: unknown flag; did you mean"):
+            options.parse(fit.parser(), [flag, "3"])
 
 
 def test_a_missing_flag_is_named():
