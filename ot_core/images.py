@@ -57,7 +57,7 @@ _PLUGINS: Final = {
     "BMP": BmpImagePlugin,
 }
 #: Extensions that mark an image in folders and globs.
-EXTENSIONS: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+EXTENSIONS: Final = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp")
 #: Extension of each output format.
 OUTPUT_FORMATS: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 #: Pillow refuses more than this by itself, so a larger limit would be a promise we can't keep.

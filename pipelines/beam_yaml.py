@@ -102,7 +102,7 @@ class ListImages(_YamlTransform):
     @classmethod
     def flags(cls) -> options.ArgumentParser:
         """The parameters."""
-        flags = _flags_of(fit.parser(), only=("max_images", "paired"))
+        flags = _flags_of(fit.parser(), only=("max_images", "paired", "max_pixels", "max_bytes"))
         flags._add_action(_by_name(transport.parser())["since"])
         flags.add_argument("--versions", action="store_true")
         for name in ("--inputs", "--group_by"):
@@ -114,7 +114,16 @@ class ListImages(_YamlTransform):
         group_by = {group: str(spec) for group, spec in self._group_by.items() if spec}
         for group, specs in self._inputs.items():
             check_inputs((f"inputs {group}".strip(), specs), group_by=group_by.get(group))
-        listed = transforms.ListImages(self._inputs, args.max_images, args.paired, args.versions, args.since, group_by)
+        listed = transforms.ListImages(
+            self._inputs,
+            args.max_images,
+            args.paired,
+            args.versions,
+            args.since,
+            group_by,
+            args.max_pixels,
+            args.max_bytes,
+        )
         images, failures = given | "ListImages" >> listed
         return images, (failures,)
 

@@ -107,7 +107,7 @@ def evaluate_images(
 ) -> tuple[beam.PCollection[ImageQuality], beam.PCollection[Failure]]:
     """Writes all of the report but the failures; gives these, and the rows of the images compared."""
     groups = {REFERENCE: args.reference, **{candidate.name: candidate.url for candidate in args.candidates}}
-    refs, unlisted = pipeline | "ListImages" >> ListImages(groups)
+    refs, unlisted = pipeline | "ListImages" >> ListImages(groups, max_pixels=args.max_pixels, max_bytes=args.max_bytes)
     baseline = baseline_of(args.candidates)
     images, quality, changes, uncompared = refs | "CompareImages" >> CompareImages(
         baseline=baseline.name if baseline else None,

@@ -199,7 +199,12 @@ def _agree(args: argparse.Namespace, statistics: Sequence[tuple[str, str]]) -> N
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
     images, unlisted = pipeline | "ListImages" >> ListImages(
-        images_of(args), args.max_images, args.paired, group_by=dict.fromkeys(_grouped(args), args.group_by)
+        images_of(args),
+        args.max_images,
+        args.paired,
+        group_by=dict.fromkeys(_grouped(args), args.group_by),
+        max_pixels=args.max_pixels,
+        max_bytes=args.max_bytes,
     )
     _, failures = fit_map(images, args)
     folder, name = failures_beside(args.map)

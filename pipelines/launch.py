@@ -25,13 +25,15 @@ from tqdm import tqdm
 
 from ot_core import UserError, listing, storage
 from ot_core.groups import Grouping
+from ot_core.names import Ignored, told_ignored
 from pipelines.command import JobError, command, complain, on_ending, say, told, workers_kept_quiet
 from pipelines.options import LOCAL_RUNNER, ArgumentParser, parse
 from pipelines.summary import DONE, Counters, Measured, as_json, measured, summary
 from transforms import metrics
 
-#: Images of an input of which one at least must have a group.
+#: Images of an input of which one at least must be named by it and have a group.
 _SEEN = 1000
+_EXPECTED = "expected a folder, glob, image or list of images"
 
 
 def launch(
@@ -139,13 +141,17 @@ def check_inputs(*flags: tuple[str, Sequence[str]], group_by: str | None = None)
     grouping = Grouping.parse(group_by) if group_by else None
     for flag, specs in flags:
         for spec in specs:
-            images = listing.list_images(spec, grouping)
-            first = next(images, None)
+            ignored, first, problem = Ignored(), None, None
+            for image in itertools.islice(listing.list_images(spec, grouping, ignored), _SEEN):
+                problem = problem or image.problem
+                if not image.problem:
+                    first = image
+                    if not grouping or image.group:
+                        break
             if first is None:
-                raise UserError(f"{flag} {spec}: no image matched; expected a folder, glob, image or list of images")
-            if first.problem:
-                raise UserError(f"{flag} {first.problem}")
-            if grouping and not (first.group or any(image.group for image in itertools.islice(images, _SEEN))):
+                said = problem.message if problem else f"{spec}: no image matched; {_EXPECTED}"
+                raise UserError(f"{flag} {said}{f' ({told_ignored(ignored.counts)})' if ignored.counts else ''}")
+            if grouping and not first.group:
                 raise UserError(f"--group_by {group_by}: none of the first images of {flag} {spec} has a group")
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from apache_beam.metrics import MetricsFilter
 
+from ot_core.names import told_ignored
 from transforms import metrics
 
 Counters = Mapping[str, int]
@@ -83,10 +84,12 @@ def summary(found: Measured, seconds: float) -> str:
     failed = counters.get(metrics.FAILURES, 0)
     done = sum(counters.get(name, 0) for name in DONE) - failed
     lines = [f"{done} images in {seconds:.1f} s ({done / seconds:.2f} images/s), {failed} failures"]
-    lines += [f"  {n} {cause}" for cause, n in _causes(counters).items()]
+    lines += [f"  {n} {cause}" for cause, n in _parts(counters, metrics.FAILURES).items()]
     steps = [f"{counters[name]} {step}" for step, name in _STEPS.items() if counters.get(name)]
     read, written = counters.get(metrics.BYTES_READ, 0), counters.get(metrics.BYTES_WRITTEN, 0)
     lines.append(f"  images: {', '.join(steps) or 'none'}; {read / 1e6:.1f} MB read, {written / 1e6:.1f} MB written")
+    ignored = _parts(counters, metrics.FILES_IGNORED)
+    lines += [f"  {told_ignored(ignored)}"] if ignored else []
     batches = found.distributions.get(metrics.BATCH_SIZE)
     if batches:
         line = f"  batches: {batches.times}, of {batches.mean:.1f} images on average, {batches.largest} at most"
@@ -107,13 +110,15 @@ def as_json(job: str, found: Measured, seconds: float) -> bytes:
         "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "images": {**images, "failed": counters.get(metrics.FAILURES, 0)},
-        "failures": _causes(counters),
+        "failures": _parts(counters, metrics.FAILURES),
+        "ignored": _parts(counters, metrics.FILES_IGNORED),
     }
     return json.dumps(told, indent=1).encode()
 
 
-def _causes(counters: Counters) -> dict[str, int]:
-    prefix = metrics.FAILURES + "_"
+def _parts(counters: Counters, whole: str) -> dict[str, int]:
+    """What a counter is made up of: failures by their cause, ignored files by their extension."""
+    prefix = whole + "_"
     return {name.removeprefix(prefix): n for name, n in sorted(counters.items()) if name.startswith(prefix)}
 
 

@@ -226,7 +226,12 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     """The whole dataflow."""
     images, unlisted = pipeline | "ListImages" >> ListImages(
-        args.input, versions=True, since=args.since, group_by=args.group_by
+        args.input,
+        versions=True,
+        since=args.since,
+        group_by=args.group_by,
+        max_pixels=args.max_pixels,
+        max_bytes=args.max_bytes,
     )
     if args.plan:
         _ = images | "SkipDone" >> SkipDone(_layout(args))

@@ -1,6 +1,8 @@
 """From input specs to image references."""
 
 import hashlib
+import itertools
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -8,10 +10,14 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core import Cause, ImageError, listing, storage
+from ot_core import Cause, ImageError, UserError, listing, storage
 from ot_core.groups import Grouping
+from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
+from ot_core.listing import Listed
+from ot_core.names import Ignored
 from transforms import metrics
 from transforms.elements import Failure, ImageRef
+from transforms.reading import read_image
 from transforms.windows import in_global_window
 
 #: The key of an image, and the other fields of its ImageRef.
@@ -28,7 +34,9 @@ class ListedImages(NamedTuple):
 class ListImages(beam.PTransform):
     """Lists the images of one or more inputs, each key once, spread over all workers.
 
-    Where two inputs of a group share a key, the first by URL is given and the others are failures.
+    Where several images of a group have one key, the first by URL that can be read is given, and the others are
+    failures. To know that, these are read here too. Files that aren't named like images are counted by their
+    extensions, in `files_ignored` and the like.
 
     Args:
         inputs: one spec, several, or a mapping from group name to one or several; a spec is a folder, a glob, one
@@ -40,6 +48,7 @@ class ListImages(beam.PTransform):
             the counter `images_older` says how many others there were.
         group_by: what tells an image's subgroup, "folder:1" or "column:camera" (see `ot_core.groups.Grouping`); or a
             mapping from the names of the groups that have subgroups. Of these max_images are taken of each.
+        max_pixels, max_bytes: as in `ReadImages`: what is larger can't be read.
 
     Raises:
         UserError: if group_by is neither.
@@ -53,6 +62,8 @@ class ListImages(beam.PTransform):
         versions: bool = False,
         since: float | None = None,
         group_by: str | Mapping[str, str] | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         super().__init__()
         groups = inputs if isinstance(inputs, Mapping) else {"": inputs}
@@ -67,6 +78,7 @@ class ListImages(beam.PTransform):
         ]
         self._max_images, self._groups, self._paired = max_images, len(groups), paired
         self._versions, self._since = versions or since is not None, since
+        self._limits = max_pixels, max_bytes
 
     def display_data(self) -> dict[str, Any]:
         """Shown by runners' user interfaces."""
@@ -85,7 +97,9 @@ class ListImages(beam.PTransform):
             matched.images
             | "GroupByKey" >> beam.GroupByKey()
             | "FirstByUri"
-            >> beam.ParDo(_FirstByUriDoFn(self._groups, self._paired)).with_outputs("failures", main="images")
+            >> beam.ParDo(_FirstByUriDoFn(self._groups, self._paired, *self._limits)).with_outputs(
+                "failures", main="images"
+            )
         )
         failures = (matched.failures, unique.failures) | "FlattenFailures" >> beam.Flatten()
         images = unique.images
@@ -109,10 +123,9 @@ class _MatchInputDoFn(beam.DoFn):
 
     def process(self, element: tuple[str, str, str]) -> Iterator[Any]:
         group, spec, group_by = element
-        grouping = Grouping.parse(group_by) if group_by else None
-        waiting = 0
+        waiting, ignored = 0, Ignored()
         with metrics.timed("list"):
-            for listed in listing.list_images(spec, grouping):
+            for listed in _listed(spec, Grouping.parse(group_by) if group_by else None, ignored):
                 waiting += 1
                 if waiting == self._COUNTED:
                     metrics.count(metrics.IMAGES_LISTED, waiting)
@@ -120,7 +133,7 @@ class _MatchInputDoFn(beam.DoFn):
                 fields = (listed.uri, group, listed.part, *listed.details, listed.group)
                 try:
                     if listed.problem:
-                        raise ImageError(Cause.BAD_LIST, listed.problem)
+                        raise listed.problem
                     storage.check_key(listed.key)
                 except ImageError as error:
                     ref = ImageRef(listed.key, *fields)
@@ -128,30 +141,56 @@ class _MatchInputDoFn(beam.DoFn):
                 else:
                     yield listed.key, fields
         metrics.count(metrics.IMAGES_LISTED, waiting)
+        for kind, files in ignored.counts.items():
+            metrics.count(metrics.FILES_IGNORED, files)
+            metrics.count(f"{metrics.FILES_IGNORED}_{kind}", files)
+
+
+def _listed(spec: str, grouping: Grouping | None, ignored: Ignored) -> Iterator[Listed]:
+    """The images of a spec; where it can't be listed at all any more, a job goes on with its other inputs."""
+    try:
+        yield from listing.list_images(spec, grouping, ignored)
+    except UserError as error:
+        why = error.__cause__
+        cause = listing.cause_of(why) if isinstance(why, Exception) else Cause.BAD_LIST
+        yield Listed("", spec, ImageError(cause, str(error)))
 
 
 class _FirstByUriDoFn(beam.DoFn):
-    def __init__(self, groups: int, paired: bool) -> None:
-        self._groups, self._paired = groups, paired
+    def __init__(self, groups: int, paired: bool, max_pixels: int, max_bytes: int) -> None:
+        self._groups, self._paired, self._limits = groups, paired, (max_pixels, max_bytes)
 
     def process(self, element: tuple[str, Iterable[tuple[Any, ...]]]) -> Iterator[Any]:
         key, images = element
-        first: dict[str, ImageRef] = {}
-        for ref in sorted((ImageRef(key, *fields) for fields in images), key=_by_group_and_uri):
-            if ref.group in first:
-                error = ImageError(
-                    Cause.DUPLICATE_KEY, f"its key is also that of {first[ref.group].source_uri}, which was done"
-                )
-                yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "list", error))
-            else:
-                first[ref.group] = ref
+        refs = sorted((ImageRef(key, *fields) for fields in images), key=_by_group_and_uri)
+        first: list[ImageRef] = []
+        for _, of_group in itertools.groupby(refs, operator.attrgetter("group")):
+            chosen, failures = self._first(list(of_group))
+            first += [chosen] if chosen else []
+            yield from (beam.pvalue.TaggedOutput("failures", failure) for failure in failures)
         shared = len(first) == self._groups
         if self._groups > 1 and shared:
             metrics.count(metrics.KEYS_SHARED)
         if self._paired and not shared:
             metrics.count(metrics.IMAGES_UNPAIRED, len(first))
             return
-        yield from first.values()
+        yield from first
+
+    def _first(self, refs: list[ImageRef]) -> tuple[ImageRef | None, list[Failure]]:
+        """The first image that can be read, and why each of the others isn't taken; one alone is read later."""
+        chosen = refs[0] if len(refs) == 1 else None
+        failures = []
+        for ref in refs if chosen is None else ():
+            if chosen is None:
+                try:
+                    read_image(ref, *self._limits)
+                    chosen = ref
+                except Exception as error:  # one bad image costs one row, whatever went wrong with it
+                    failures.append(Failure.of(ref, "read", error))
+            else:
+                said = f"its key is also that of {chosen.source_uri}, the first that can be read"
+                failures.append(Failure.of(ref, "list", ImageError(Cause.DUPLICATE_KEY, said)))
+        return chosen, failures
 
 
 def _by_group_and_uri(ref: ImageRef) -> tuple[str, str, str]:

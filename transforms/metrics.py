@@ -18,6 +18,7 @@ METRICS_NAMESPACE = "dot"
 
 IMAGES_LISTED = "images_listed"
 IMAGES_OLDER = "images_older"
+FILES_IGNORED = "files_ignored"
 IMAGES_NEW = "images_new"
 IMAGES_CHANGED = "images_changed"
 IMAGES_SKIPPED = "images_skipped"

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ot_core import UserError, listing, storage
+from ot_core import Cause, UserError, folders, listing, storage
+from ot_core.names import Ignored
 from tests.faults import FaultyProxy
 
 
@@ -47,13 +48,16 @@ class TestFolders:
         assert listed(f"{store}/") == expected
 
     def test_extensions_in_any_case_mark_images(self, store: str):
-        names = ["a.png", "b.PNG", "c.Jpg", "d.JPEG", "e.webp", "f.tif", "g.TIFF", "h.bmp"]
+        names = ["a.png", "b.PNG", "c.Jpg", "d.JPEG", "e.webp", "f.tif", "g.TIFF", "h.bmp", "i.JPE", "j.jfif"]
         put(*(f"{store}/{name}" for name in names))
-        assert keys(store) == list("abcdefgh")
+        assert keys(store) == list("abcdefghij")
 
-    def test_other_files_are_ignored(self, store: str):
-        put(*(f"{store}/{name}" for name in ["a.png", "a.txt", "b.gif", "png", "c.png.bak", ".DS_Store", "notes"]))
-        assert keys(store) == ["a"]
+    def test_other_files_are_counted_by_extension_and_not_given(self, store: str):
+        others = ["a.txt", "b.gif", "x/C.GIF", "png", "c.png.bak", ".DS_Store", "x/._a.png", ".staging/images/d.png"]
+        put(*(f"{store}/{name}" for name in ["a.png", ".b.png", *others]))
+        ignored = Ignored()
+        assert [image.key for image in listing.list_images(store, ignored=ignored)] == [".b", "a"]
+        assert ignored.counts == {".txt": 1, ".gif": 2, "without_extension": 1, ".bak": 1, "hidden": 3}
 
     def test_only_the_last_extension_is_taken_off(self, store: str):
         put(f"{store}/v1.2/a.b.png")
@@ -112,6 +116,14 @@ class TestGlobs:
         put(f"{store}/run [1]/a?.png", data=b"1")
         assert listed(f"{store}/run [1]") == {"a?": b"1"}
         assert listed(f"{store}/run [1]/a?.png") == {"a?": b"1"}
+
+    def test_what_matches_and_isnt_named_like_an_image_is_counted(self, root: str):
+        ignored = Ignored()
+        assert [image.key for image in listing.list_images(f"{root}/run/[a-c]*", ignored=ignored)] == ["a", "b"]
+        assert ignored.counts == {".txt": 1}
+
+    def test_a_folder_that_isnt_there_names_nothing(self, store: str):
+        assert keys(f"{store}/none/**") == keys(f"{store}/none/*/a.png") == []
 
     def test_no_match_names_nothing(self, root: str):
         assert keys(f"{root}/run/*.webp") == []
@@ -188,19 +200,30 @@ class TestLists:
         put(f"{store}/list.{extension}", data=list_file(extension, [{"split": "val", "uri": "a.png", "label": "cat"}]))
         assert keys(f"{store}/list.{extension}") == ["a"]
 
-    @tables
+    @pytest.mark.parametrize("extension", ["csv", "jsonl"])
     def test_a_row_without_uri_is_given_with_its_problem(self, memory: str, extension: str):
         spec = f"{memory}/list.{extension}"
         put(spec, data=list_file(extension, [{"file": "a.png"}]))
         (row,) = listing.list_images(spec)
-        assert row.problem == f"row 1 of {spec}: expected a text column 'uri', found ['file']"
+        assert row.problem
+        assert row.problem.cause is Cause.BAD_LIST
+        assert row.problem.message == f"row 1 of {spec}: expected a text column 'uri', found ['file']"
+
+    def test_a_parquet_file_of_neither_urls_nor_images_is_the_users_mistake(self, memory: str):
+        put(f"{memory}/list.parquet", data=list_file("parquet", [{"file": "a.png"}]))
+        with pytest.raises(
+            UserError, match=r"expected a text column 'uri', or images in one of bytes, found \['file'\]"
+        ):
+            keys(f"{memory}/list.parquet")
 
     def test_a_bad_row_costs_only_itself(self, memory: str):
         spec = f"{memory}/list.jsonl"
         put(spec, data=b'{"uri": "a.png"}\nno json\n3\n"uri"\n[]\n{"uri": 5}\n{"uri": " "}\n{"uri": "b.png"}\n')
         rows = list(listing.list_images(spec))
         assert [row.key for row in rows if not row.problem] == ["a", "b"]
-        assert [row.problem.partition(" of ")[0] for row in rows if row.problem] == [f"row {i}" for i in range(2, 8)]
+        assert [row.problem.message.partition(" of ")[0] for row in rows if row.problem] == [
+            f"row {i}" for i in range(2, 8)
+        ]
 
     def test_blank_lines_are_skipped(self, memory: str):
         put(f"{memory}/list.txt", data=b"\na.png\r\n\n  b.png  \n\n")
@@ -215,11 +238,10 @@ class TestLists:
         put(f"{memory}/list.txt", data=b"blobs/1234\n")
         assert keys(f"{memory}/list.txt") == ["blobs/1234"]
 
-    @pytest.mark.parametrize(("name", "data"), [("l.parquet", b"not parquet"), ("l.txt", b"\xff\xfe\n")])
-    def test_a_list_that_cant_be_read_is_the_users_mistake(self, memory: str, name: str, data: bytes):
-        put(f"{memory}/{name}", data=data)
-        with pytest.raises(UserError, match=f"input {memory}/{name}: can't be listed") as error:
-            keys(f"{memory}/{name}")
+    def test_a_list_that_cant_be_read_is_the_users_mistake(self, memory: str):
+        put(f"{memory}/l.parquet", data=b"not parquet")
+        with pytest.raises(UserError, match=f"input {memory}/l.parquet: can't be listed") as error:
+            keys(f"{memory}/l.parquet")
         assert "\n" not in str(error.value)
 
     @formats
@@ -270,7 +292,7 @@ class TestPages:
         """A folder of nine images, of which the store gives two at a time."""
         root = f"{request.getfixturevalue(request.param)}/{uuid.uuid4().hex[:8]}"
         put(*(f"{root}/{name}" for name in self.names))
-        monkeypatch.setattr(listing, "_PAGE", 2)
+        monkeypatch.setattr(folders, "_PAGE", 2)
         return root
 
     def test_give_every_image_once_and_in_order(self, paged: str):
@@ -295,9 +317,18 @@ class TestPages:
             assert pages_asked_for(proxy) == 2
 
     @pytest.mark.parametrize("paged", ["gcs"], indirect=True)
-    def test_that_fail_are_an_error_after_the_images_before(self, paged: str, monkeypatch: pytest.MonkeyPatch):
+    def test_that_fail_are_a_problem_after_the_images_before(self, paged: str, monkeypatch: pytest.MonkeyPatch):
         with through_proxy(monkeypatch, forbidden="pageToken="):
-            images = listing.list_images(paged)
-            assert [next(images).key, next(images).key] == ["a/0", "a/1"]
-            with pytest.raises(UserError, match=r"can't be listed \(.*made to fail"):
-                next(images)
+            *before, last = listing.list_images(paged)
+            assert [image.key for image in before] == ["a/0", "a/1"]
+            assert last.problem
+            assert last.problem.cause is Cause.PERMISSION_DENIED
+            assert last.uri.rstrip("/") == paged
+
+    @pytest.mark.parametrize("paged", ["gcs"], indirect=True)
+    def test_of_which_the_first_fails_are_the_users_mistake(self, paged: str, monkeypatch: pytest.MonkeyPatch):
+        with (
+            through_proxy(monkeypatch, forbidden="maxResults=2"),
+            pytest.raises(UserError, match=r"can't be listed \(.*made to fail"),
+        ):
+            next(listing.list_images(paged))
