@@ -96,6 +96,12 @@ class _Layout:
     mode: str
     rawmode: str
 
+    @property
+    def as_given(self) -> bool:
+        """Whether the samples are what Pillow's mode means."""
+        plain = self.photometric in (_MIN_IS_BLACK, _RGB) and self.mode in ("1", "L", "RGB")
+        return self.bits <= 8 and (plain or self.photometric in (_CMYK, _YCBCR, _LAB))
+
 
 class TiffFile(TiffImagePlugin.TiffImageFile):
     """A file whose tags are read as this module says; its pixels are the samples until `picture_of` interprets them.
@@ -243,6 +249,8 @@ def picture_of(image: TiffFile, data: bytes) -> Image.Image:
     """
     layout = image.layout
     image.load()
+    if layout.as_given:
+        return image
     if layout.samples == 1 and layout.bits > 8:
         return Image.fromarray(_deep_grey(image, layout))
     samples = np.asarray(image)
@@ -250,8 +258,6 @@ def picture_of(image: TiffFile, data: bytes) -> Image.Image:
         samples = _sixteen_bits(samples, layout, data)
         if layout.photometric == _CMYK:
             return Image.fromarray(rounded(samples), "CMYK")
-    elif layout.photometric in (_CMYK, _YCBCR, _LAB):
-        return image
     elif layout.bits == 1:
         samples = samples.astype(np.uint8) * 255
     colours = _COLOURS[layout.photometric]
