@@ -42,7 +42,7 @@ def is_worker(command: list[str]) -> bool:
 
 def _end(error: Exception) -> None:
     """Ends this process at once, once its log has had the time to be sent."""
-    logging.getLogger(__name__).critical("this worker ends, since its device is lost: %s", error)
+    logging.getLogger(__name__).critical("this worker ends: %s", error)
     sender = threading.Thread(target=logging.shutdown, daemon=True)
     sender.start()
     sender.join(_LAST_WORDS)
