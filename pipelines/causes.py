@@ -14,6 +14,8 @@ _LONGEST = 400
 #: Errors within errors that are followed.
 _DEEPEST = 8
 _TRACEBACK = "Traceback (most recent call last):"
+#: Our own errors speak for themselves.
+_OURS = re.compile(r"^(?:[\w.]+\.)?(?:User|MapFile|Unavailable)Error: ")
 _CHAINED = re.compile(r"(?:During handling of the above exception|The above exception was the direct cause)")
 #: A line of a Java stack trace that tells no error.
 _JAVA_FRAME = re.compile(r"\s*(?:at [\w.$/<>@-]+\(.*\)?|\.\.\. \d+ (?:more|common frames omitted).*)\s*$")
@@ -24,6 +26,12 @@ _JAVA_CLASS = re.compile(r"(?:[a-z_]\w*\.)+(?:[\w$]+\$)?([A-Z]\w*)(?::\s*|$)")
 _RPC = re.compile(r"<_?\w+ of RPC that terminated with:")
 _RPC_DETAILS = re.compile(r'details = "((?:[^"\\]|\\.)*)"', re.DOTALL)
 _RPC_STATUS = re.compile(r"status = StatusCode\.(\w+)")
+#: How requests tells where it didn't get through, and why.
+_UNREACHED = re.compile(
+    r"HTTPS?ConnectionPool\(host='([^']+)', port=(\d+)\): Max retries exceeded with url: .*"
+    r"""\(Caused by \w+\((?P<quote>["'])(.*)(?P=quote)\)\)""",
+    re.DOTALL,
+)
 #: How Google's clients quote an answer.
 _HTTP_RETURNED = re.compile(r'<HttpError \d+ when requesting \S+ returned "((?:[^"\\]|\\.)*)"')
 _JSON_MESSAGE = re.compile(r'"(?:message|error_description|detail)"\s*:\s*"((?:[^"\\]|\\.)*)"')
@@ -64,6 +72,10 @@ def _inner(text: str) -> str | None:
         return python[1]
     if java:
         return java[1]
+    unreached = _UNREACHED.search(text)
+    if unreached:
+        host, port, _, why = unreached.groups()
+        return f"{host}:{port}: {why.partition(': ')[2] or why}"
     quoted = _HTTP_RETURNED.search(text) or ("{" in text and _JSON_MESSAGE.search(text)) or None
     if quoted and quoted[1].strip():
         return _unescaped(quoted[1])
@@ -88,7 +100,7 @@ def _python_error(text: str) -> tuple[int, str] | None:
             break
         else:
             found.append(line)
-    message = "\n".join(found).strip()
+    message = _OURS.sub("", "\n".join(found).strip())
     return (place, message) if message else None
 
 

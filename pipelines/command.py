@@ -4,6 +4,7 @@ A command ends with a code and, where something is wrong, with one line on stder
 to it is kept in a file that this line names. What can't be told, since nobody reads it any more, changes no code.
 """
 
+import atexit
 import collections
 import contextlib
 import dataclasses
@@ -26,22 +27,9 @@ from pipelines.causes import cause_of
 #: Beam's messages that a failure's file holds.
 _MESSAGES = 1000
 #: Loggers of libraries that warn of what they raise, too.
-_TOLD_BY_US = frozenset(
-    [
-        "apache_beam",
-        "adlfs",
-        "aiobotocore",
-        "aiohttp",
-        "asyncio",
-        "azure",
-        "botocore",
-        "fsspec",
-        "gcsfs",
-        "google",
-        "grpc",
-        "s3fs",
-        "urllib3",
-    ]
+_TOLD_BY_US = (
+    *("adlfs", "aiobotocore", "aiohttp", "apache_beam", "asyncio", "azure", "botocore"),
+    *("fsspec", "gcsfs", "google", "grpc", "s3fs", "urllib3"),
 )
 #: What ends a command from outside. A signal that is ignored, as after nohup, stays ignored.
 _ENDING = {
@@ -88,6 +76,7 @@ def command(prog: str, argv: Sequence[str] | None, work: Callable[[], int]) -> i
         if argv is None:
             stack.enter_context(_streams())
             stack.enter_context(_endings(prog))
+            atexit.register(setattr, logging, "lastResort", None)  # engines talk about how they end
         messages = stack.enter_context(_quiet_logs())
         try:
             _check_folder()

@@ -19,6 +19,7 @@ from apache_beam.options.pipeline_options import (
     DirectOptions,
     GoogleCloudOptions,
     PipelineOptions,
+    PortableOptions,
     StandardOptions,
 )
 from tqdm import tqdm
@@ -98,7 +99,10 @@ def _running(
     except UserError as error:
         raise JobError(str(error)) from None
     except Exception as error:
-        raise JobError(f"the job failed on {runner}: {told(error).rstrip('.')}{hint}") from error
+        cause = told(error)
+        if type(error).__name__ == "FutureTimeoutError":  # gRPC's, which says no more
+            cause = f"no job server answered at {options.view_as(PortableOptions).job_endpoint or 'its endpoint'}"
+        raise JobError(f"the job failed on {runner}: {cause.rstrip('.')}{hint}") from error
 
 
 def _tell(

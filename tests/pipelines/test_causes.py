@@ -102,6 +102,7 @@ def test_of_a_java_stack_trace_the_deepest_cause_is_told(deepest, cause):
         (REFUSED, "finishConnect(..) failed: Connection refused: localhost/127.0.0.1:8081"),  # the one with the address
         ("java.lang.IllegalStateException: No pool\n\tat a.B.c(B.java:1)\n\t... 1 more", "No pool"),
         (WORKER, WORKERS_CAUSE),
+        (f"{WORKER[: WORKER.rindex('ValueError')]}ot_core.errors.UserError: vae x: not found", "vae x: not found"),
         (f"bundle inst002 stage-001 failed:{WORKER}", WORKERS_CAUSE),  # as Prism says it
         (f"Dataflow pipeline failed. State: FAILED, Error:\n{WORKER}", WORKERS_CAUSE),
         (
@@ -122,6 +123,17 @@ def test_of_a_java_stack_trace_the_deepest_cause_is_told(deepest, cause):
             f"Traceback (most recent call last):\n  File 'x', line 1, in f\ngrpc._channel._InactiveRpcError: "
             f"{RPC.format(status='UNAVAILABLE', details='Socket closed')}",
             "Socket closed",
+        ),
+        (
+            "HTTPConnectionPool(host='flink', port=8081): Max retries exceeded with url: /v1/config (Caused by "
+            "NewConnectionError(\"HTTPConnection(host='flink', port=8081): Failed to establish a new connection: [Err"
+            'no 111] Connection refused"))',
+            "flink:8081: Failed to establish a new connection: [Errno 111] Connection refused",
+        ),
+        (
+            "HTTPSConnectionPool(host='flink', port=443): Max retries exceeded with url: /jars/upload (Caused by "
+            "ResponseError('too many 502 error responses'))",
+            "flink:443: too many 502 error responses",
         ),
         (DENIED, 'Could not create workflow; user does not have write access to project: "p"'),
         (

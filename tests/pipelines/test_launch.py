@@ -5,6 +5,7 @@ import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -149,6 +150,17 @@ def test_a_job_whose_model_fails_in_another_process_is_told_by_that_process(capf
     assert _launch(lambda pipeline, args: pipeline | beam.Create(["x"]) | "Fail" >> beam.Map(fail), *mode) == 1
     line = capfd.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("dot-test: error: the job failed on FnApiRunner: KeyError: \"x [while running 'Fail")
+    Path(line.rpartition(" ")[2]).unlink()
+
+
+def test_a_job_server_that_does_not_answer_is_named(capsys):
+    with socket.socket() as taken:  # but not listening
+        taken.bind(("127.0.0.1", 0))
+        endpoint = f"localhost:{taken.getsockname()[1]}"
+        portable = ["--runner=PortableRunner", f"--job_endpoint={endpoint}", "--job_server_timeout=1"]
+        assert _launch(_nothing, *portable) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"dot-test: error: the job failed on PortableRunner: no job server answered at {endpoint}; " in line
     Path(line.rpartition(" ")[2]).unlink()
 
 
