@@ -165,7 +165,7 @@ def as_os_error(error: Exception) -> Exception:
         return StoreError(f"no such host ({said})")
     if isinstance(error, OSError):
         return error
-    if _is_a(error, _NO_CREDENTIALS):
+    if _is_a(error, _NO_CREDENTIALS) or (isinstance(error, ValueError) and "credentials" in said):  # the latter: adlfs
         return PermissionError(f"no valid credentials ({said})")
     if isinstance(error, ValueError) or _is_a(error, {"InvalidURL", "ParamValidationError"}):
         return BadUrlError(f"not a URL of a file ({said})")

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import available_protocols
 from fsspec.spec import AbstractFileSystem
 
 from ot_core import web
@@ -95,15 +96,18 @@ def filesystem(url: str) -> tuple[Any, str]:
     """
     try:
         return at_store(url_to_fs)(url)
-    except (ImportError, BadUrlError, StoreError) as error:
+    except BadUrlError:
         protocol = url.partition("://")[0]
-        if extra := _EXTRAS.get(protocol) if _is_import_error(error) else None:
-            raise BadUrlError(f"{url}: {protocol}:// needs a package; pip install 'dot-beam[{extra}]'") from None
-        raise BadUrlError(f"{url}: {one_line(error)}") from None
-
-
-def _is_import_error(error: BaseException) -> bool:
-    return isinstance(error, ImportError) or isinstance(error.__cause__, ImportError)
+        if "://" in url and protocol not in available_protocols():
+            raise BadUrlError(f"no store is known for {protocol}://") from None
+        raise
+    except StoreError as error:
+        if not isinstance(error.__cause__, ImportError):
+            raise
+        protocol = url.partition("://")[0]
+        extra = _EXTRAS.get(protocol)
+        hint = f"pip install 'dot-beam[{extra}]'" if extra else one_line(error.__cause__)
+        raise BadUrlError(f"{protocol}:// needs a package that isn't installed: {hint}") from None
 
 
 def open_file(url: str) -> io.BufferedReader:
