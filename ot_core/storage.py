@@ -35,8 +35,11 @@ from ot_core.retry import at_store, http_status
 _ATOMIC_STORES = {"gs", "gcs", "s3", "s3a", "az", "abfs", "abfss", "adl", "oss", "memory"}
 #: File systems allow 255 bytes for a name and stores 1024 for a path; the rest is for the folder and the extension.
 _LONGEST_PART, _LONGEST_KEY = 240, 800
-#: Control characters, lone surrogates, backslashes; what fsspec would read as another store; parts "", "." and "..".
-_ODD_KEY = re.compile(r"[\x00-\x1f\ud800-\udfff\\]|::|(?:^|/)\.{0,2}(?:/|$)")
+#: What s3fs and adlfs cut off a path, and read as an older version of the file that the rest names.
+_OF_VERSION = "?versionid="
+#: Control characters, lone surrogates, backslashes; what fsspec would read as another store, or cut off; parts "", "."
+#: and "..".
+_ODD_KEY = re.compile(r"[\x00-\x1f\ud800-\udfff\\]|::|\?version[Ii]d=|(?:^|/)\.{0,2}(?:/|$)")
 #: Where stores tell when a file was written: local, s3fs, gcsfs, adlfs, memory.
 _TIMES = ("mtime", "LastModified", "updated", "last_modified", "Last-Modified", "created")
 #: The extra that brings the package of a protocol.
@@ -95,19 +98,30 @@ def filesystem(url: str) -> tuple[Any, str]:
         OSError: what else the store has against it; no credentials, say.
     """
     try:
+        protocol, _, path = url.partition("://")
+        if protocol in _EXTRAS and not _is_http(protocol) and "::" not in url:
+            if _OF_VERSION in path.lower():
+                raise BadUrlError(
+                    f"expected no {_OF_VERSION} in a URL: its file is read as it is now, and under its name"
+                )
+            # A name may hold "#1" or "?generation=1", which gcsfs would take for an older version of another file.
+            fs, _ = at_store(url_to_fs)(f"{protocol}://{path.partition('/')[0]}")
+            return fs, fs._strip_protocol(url)
         return at_store(url_to_fs)(url)
     except BadUrlError:
-        protocol = url.partition("://")[0]
         if "://" in url and protocol not in available_protocols():
             raise BadUrlError(f"no store is known for {protocol}://") from None
         raise
     except StoreError as error:
         if not isinstance(error.__cause__, ImportError):
             raise
-        protocol = url.partition("://")[0]
         extra = _EXTRAS.get(protocol)
         hint = f"pip install 'dot-beam[{extra}]'" if extra else one_line(error.__cause__)
         raise BadUrlError(f"{protocol}:// needs a package that isn't installed: {hint}") from None
+
+
+def _is_http(protocol: str) -> bool:
+    return protocol in ("http", "https")
 
 
 def open_file(url: str) -> io.BufferedReader:
@@ -477,7 +491,7 @@ def _protocols(fs: Any) -> set[str]:
 
 
 def _is_web(fs: Any) -> bool:
-    return bool(_protocols(fs) & {"http", "https"})
+    return any(map(_is_http, _protocols(fs)))
 
 
 def _is_atomic(fs: Any) -> bool:
