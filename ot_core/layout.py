@@ -20,27 +20,34 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from fsspec.core import url_to_fs
+import pyarrow.parquet as pq
 
 from ot_core import shards, storage
 from ot_core.errors import UserError
 from ot_core.images import OUTPUT_FORMATS
-from ot_core.retry import retried
 
 IMAGES: Final = "images"
 STAGING: Final = ".staging"
 JOB: Final = "job.json"
 MANIFEST: Final = "manifest"
 FAILURES: Final = "failures"
+#: A row for each image compared, in a report.
+QUALITY: Final = "images"
 SHARD: Final = "shard"
 DRIFT: Final = "drift.json"
 STATISTICS: Final = "drift.safetensors"
 DRIFT_OF_GROUPS: Final = "drift"
+#: Of job.json: when the output was started, where that isn't when job.json was written; and whose results are being
+#: removed to make place.
+STARTED: Final = "started"
+REPLACES: Final = "replaces"
 #: How results are kept: a file for each, or in shards.
 FILES: Final = "files"
 KINDS: Final = (FILES, *shards.EXTENSIONS)
 #: The folders that an alpha's images may be in.
 _FOLDER = re.compile(rf"{IMAGES}(?:[/-]alpha=-?\d+\.\d\d)?")
+#: What else may be in an output.
+_OTHERS = (STAGING, DRIFT, STATISTICS, DRIFT_OF_GROUPS)
 _NUMBERED = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})(\.[a-z]+)")
 
 
@@ -69,24 +76,18 @@ class NumberedFile(NamedTuple):
         return self.url.rpartition("/")[2]
 
 
-def _children(folder: str) -> list[tuple[str, storage.FileDetails]]:
-    fs, path = url_to_fs(folder)
-    fs.invalidate_cache()
-    try:
-        found = retried(fs.ls)(path, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted((info["name"].rstrip("/").rpartition("/")[2], storage.FileDetails.of(info)) for info in found)
-
-
 def find_numbered(folder: str, name: str, extensions: Collection[str] = (".parquet",)) -> list[NumberedFile]:
     """The files of that name in a folder, whatever their count, in the order of their names.
 
     Raises:
         UserError: if the store can't be asked.
     """
+    try:
+        children = storage.children(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: can't be listed ({storage.one_line(error)})") from None
     found = []
-    for child, details in _children(folder):
+    for child, details in children.items():
         match = _NUMBERED.fullmatch(child)
         if match and match[1] == name and match[4] in extensions:
             found.append(NumberedFile(storage.join(folder, child), int(match[2]), int(match[3]), details))
@@ -177,6 +178,18 @@ class OutputLayout(NamedTuple):
         """URL of the folder of an alpha's images, or of its shards."""
         return self.url(self.folders[alpha])
 
+    def places(self) -> list[str]:
+        """URLs of the folders that images are written to."""
+        return [*dict.fromkeys(map(self.folder, self.alphas)), self.url(STAGING)]
+
+    def examples(self) -> list[str]:
+        """URLs of files such as are written, in case a pattern names them."""
+        if self.packed:
+            images = [self.shard(alpha, 0, 16) for alpha in self.alphas]
+        else:
+            images = [self.image(alpha, key) for alpha in self.alphas for key in ("0", "0/0", "0/0/0")]
+        return [*images, *(self.url(numbered(name, 0, 1)) for name in (MANIFEST, FAILURES))]
+
     def written_folder(self, alpha: float) -> str:
         """URL of the folder where an alpha's images are written at first: for shards, the staging folder."""
         return self.url(STAGING, self.folders[alpha]) if self.packed else self.folder(alpha)
@@ -211,12 +224,47 @@ def statistics_of_group(output: str, group: str) -> str:
     return storage.join(output, DRIFT_OF_GROUPS, f"{group}.safetensors") if group else storage.join(output, STATISTICS)
 
 
+def is_of_output(name: str) -> bool:
+    """Whether an output has files or folders of that name at its root, besides `job.json`."""
+    match = _NUMBERED.fullmatch(name)
+    return (
+        name in _OTHERS
+        or bool(_FOLDER.fullmatch(name))
+        or (match is not None and match[1] in (MANIFEST, FAILURES) and match[4] == ".parquet")
+    )
+
+
+class ManifestRow(NamedTuple):
+    """Of a row of the manifest, what tells where its image is."""
+
+    key: str
+    alpha: float
+    output_uri: str
+
+
+def rows_of_manifest(url: str) -> Iterator[ManifestRow]:
+    """The rows of a file of the manifest, some at a time in memory.
+
+    Raises:
+        UserError: if it can't be read, or isn't a manifest.
+    """
+    try:
+        with storage.open_file(url) as file:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=1000, columns=list(ManifestRow._fields)):
+                for row in batch.to_pylist():
+                    yield ManifestRow(**row)
+    except (TypeError, ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
+        raise UserError(f"{url}: can't be read ({storage.one_line(error)})") from None
+
+
 def read_job(root: str) -> dict[str, Any] | None:
     """What `job.json` of an output says; None where there is none, or one that isn't ours.
 
     Raises:
         UserError: if the store can't be asked.
     """
+    if root.startswith(("http://", "https://")):
+        return None  # nobody writes there
     try:
         job = json.loads(storage.read_bytes(storage.join(root, JOB), max_bytes=2**20))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
@@ -224,6 +272,64 @@ def read_job(root: str) -> dict[str, Any] | None:
     except OSError as error:
         raise UserError(f"{storage.join(root, JOB)}: can't be read ({storage.one_line(error)})") from None
     return job if isinstance(job, dict) and "map_sha256" in job and isinstance(job.get("alpha"), list) else None
+
+
+def started(root: str, job: Mapping[str, Any] | None) -> float:
+    """When the job of an output was started, in seconds since 1970 by the store's clock; 0 where nothing tells it."""
+    if job and isinstance(job.get(STARTED), int | float):
+        return float(job[STARTED])
+    details = storage.details(storage.join(root, JOB))
+    return 0.0 if details is None or details.modified is None else details.modified
+
+
+class Results(NamedTuple):
+    """The images of one alpha of an output."""
+
+    layout: OutputLayout
+    alpha: float
+
+    def images(self) -> Iterator[tuple[str, str]]:
+        """Key and URL of each, of an output of files: those of the manifest, whatever else lies there."""
+        for manifest in self.layout.find_manifests():
+            for row in rows_of_manifest(manifest.url):
+                if row.alpha == self.alpha:
+                    yield row.key, self.layout.image(self.alpha, row.key)
+
+    def shards(self) -> list[str]:
+        """URLs of the shards that the manifest names."""
+        names: set[str] = set()
+        for manifest in self.layout.find_manifests():
+            for row in rows_of_manifest(manifest.url):
+                shard = row.output_uri.removesuffix(f"#{row.key}{self.layout.extension}").rpartition("/")[2]
+                match = _NUMBERED.fullmatch(shard)
+                if row.alpha == self.alpha and match and match[1] == SHARD:
+                    names.add(shard)
+        return [storage.join(self.layout.folder(self.alpha), name) for name in sorted(names)]
+
+
+def results_in(folder: str) -> Results | None:
+    """What a folder holds of the job whose output it is, or whose images it is for; None where it is no such folder.
+
+    Raises:
+        UserError: if the job hasn't ended, or the folder is of several alphas, or of none of that job.
+    """
+    for root, below in roots_of(folder):
+        job = read_job(root)
+        if job is None:
+            continue
+        layout = OutputLayout.of_job(root, job)
+        if REPLACES in job or not layout.find_manifests():
+            raise UserError(
+                f"{root}: its job hasn't ended, so it has no manifest; run the same dot-transport again, with --resume"
+            )
+        alphas = [alpha for alpha, name in layout.folders.items() if below in ("", name)]
+        if len(alphas) == 1:
+            return Results(layout, alphas[0])
+        folders = ", ".join(map(layout.folder, layout.alphas))
+        if below:
+            raise UserError(f"{folder}: isn't of the job that {root} belongs to; expected one of {folders}")
+        raise UserError(f"{root}: holds results of several alphas; expected one of {folders}")
+    return None
 
 
 def roots_of(folder: str) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from ot_core import folders, lists, names, shards, storage
 from ot_core.errors import Cause, ImageError, OTError, UserError, as_image_error
 from ot_core.folders import is_flat as is_flat
 from ot_core.groups import Grouping
+from ot_core.layout import Results, results_in
 from ot_core.names import Ignored
 from ot_core.storage import FileDetails, one_line, parent, to_url
 
@@ -51,7 +52,9 @@ def list_images(spec: str, grouping: Grouping | None = None, ignored: Ignored | 
 
     Shards are named one by one or by a glob that ends in their extension: `.tar` (uncompressed; the members named like
     images, their keys below the shard's own unless that ends like `-00003-of-00016`) or `.parquet` without a column
-    `uri` (see `shards.image_column`; its column `key`, or numbers below the shard's key). A folder gives no shards.
+    `uri` (see `shards.image_column`; its column `key`, or numbers below the shard's key). A folder gives no shards;
+    but an output of transport, or its folder of an alpha, gives the results of its job (`ot_core.layout`), in files or
+    in shards.
 
     Args:
         spec: what the user named.
@@ -78,7 +81,8 @@ def _list_images(spec: str, column: str, ignored: Ignored) -> Iterator[Listed]:
         if _is_glob(spec, path):
             yield from _list_glob(fs, path, column, ignored)
         elif storage.is_folder(spec):
-            yield from _list_folder(fs, path, ignored)
+            results = results_in(spec)
+            yield from _list_folder(fs, path, ignored) if results is None else _list_results(results, ignored)
         elif name.lower().endswith(_SHARDS):
             yield from _list_shard(spec, names.without_extension(name), FileDetails(), column, ignored, named=True)
         elif name.lower().endswith(_COMPRESSED):
@@ -93,6 +97,16 @@ def _list_images(spec: str, column: str, ignored: Ignored) -> Iterator[Listed]:
         raise
     except (ValueError, OSError, OTError) as error:
         raise UserError(f"input {spec}: can't be listed ({one_line(error)})") from error
+
+
+def _list_results(results: Results, ignored: Ignored) -> Iterator[Listed]:
+    """The images of an output of transport: those of its job, and nothing else that lies there."""
+    if results.layout.packed:
+        for shard in results.shards():
+            yield from _list_images(shard, "", ignored)
+        return
+    for key, url in results.images():
+        yield Listed(key, url)
 
 
 def _is_glob(spec: str, path: str) -> bool:

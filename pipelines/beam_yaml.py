@@ -280,6 +280,8 @@ def _groups_of(inputs: Any) -> dict[str, list[str]]:
     for specs in listed.values():
         if not isinstance(specs, list) or not specs or not all(isinstance(spec, str) for spec in specs):
             raise UserError("inputs: expected a URL, a list of URLs, or either for each of several groups")
+        if not all(spec.strip() for spec in specs):
+            raise UserError("inputs: empty; expected a path or URL (is a variable unset?)")
     if not listed:
         raise UserError("inputs: expected at least one group")
     return listed

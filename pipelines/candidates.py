@@ -1,10 +1,21 @@
 """What `--candidate NAME=URL` stands for: images to compare, and where they lie on the scale of alpha."""
 
+import glob
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ot_core import UserError, shards, storage
+from ot_core import UserError, names, shards, storage
+from ot_core.layout import (
+    IMAGES,
+    MANIFEST,
+    SHARD,
+    OutputLayout,
+    find_numbered,
+    read_job,
+    roots_of,
+    rows_of_manifest,
+)
 from transforms.quality import REFERENCE
 
 _ALPHA_FOLDER = re.compile(r"alpha=(-?\d+(?:\.\d+)?)")
@@ -29,7 +40,8 @@ class Candidate(NamedTuple):
 def parse_candidates(specs: Sequence[str]) -> list[Candidate]:
     """The candidates of the command line; an output folder of dot-transport gives one for each alpha, falling.
 
-    An output folder is known by its `images/alpha=...` or, with a single alpha, by its manifest, which names it.
+    An output folder is known by its `job.json`, which names the alphas; where there is none, by its `images/alpha=...`
+    or its manifest.
 
     Raises:
         UserError: for what isn't NAME=URL, a name given twice, or a folder that can't be listed.
@@ -54,28 +66,55 @@ def baseline_of(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _expand(name: str, url: str) -> Iterator[Candidate]:
-    last = _ALPHA_FOLDER.fullmatch(url.rstrip("/").rpartition("/")[2])
-    if last or any(character in url for character in "*?["):
-        yield Candidate(name, url, float(last[1]) if last else None, name)
+    if names.is_web(url) or (glob.has_magic(url) and not storage.exists(url)):
+        yield Candidate(name, url, None, name)
         return
-    folders = storage.match(storage.join(url, "images", "alpha=*"))
-    alphas = {float(found[1]): folder for folder in folders if (found := _ALPHA_FOLDER.search(folder, len(url) - 1))}
+    for root, below in roots_of(url):
+        job = read_job(root)
+        if job is not None:
+            layout = OutputLayout.of_job(root, job)
+            # What is wrong with a folder that isn't one of the job's, listing it will tell.
+            alphas = sorted((a for a, folder in layout.folders.items() if below in ("", folder)), reverse=True)
+            for alpha in alphas:
+                several = f" alpha={alpha:.2f}" if len(alphas) > 1 else ""
+                yield Candidate(name + several, layout.folder(alpha), alpha, name)
+            if not alphas:
+                yield Candidate(name, url, None, name)
+            return
+    yield from _expand_without_job(name, url)
+
+
+def _expand_without_job(name: str, url: str) -> Iterator[Candidate]:
+    """The same of a folder that no job of ours has written, but perhaps a pipeline with our transforms."""
+    last = _ALPHA_FOLDER.fullmatch(url.rstrip("/").rpartition("/")[2])
+    if last:
+        yield Candidate(name, url, float(last[1]), name)
+        return
+    images = storage.join(url, IMAGES)
+    alphas = {float(found[1]): child for child in _children(images) if (found := _ALPHA_FOLDER.fullmatch(child))}
     if alphas:
         for alpha in sorted(alphas, reverse=True):
-            yield Candidate(f"{name} alpha={alpha:.2f}", _images_in(alphas[alpha]), alpha, name)
+            folder = storage.join(images, alphas[alpha])
+            yield Candidate(f"{name} alpha={alpha:.2f}", _images_in(folder), alpha, name)
         return
-    rows = (storage.first_row(found, ["alpha"]) for found in storage.match(storage.join(url, "manifest-*.parquet")))
+    rows = (next(rows_of_manifest(found.url), None) for found in find_numbered(url, MANIFEST))
     row = next(filter(None, rows), None)
     if row is None:
         yield Candidate(name, url, None, name)
     else:
-        yield Candidate(name, _images_in(storage.join(url, "images")), float(row["alpha"]), name)
+        yield Candidate(name, _images_in(images), row.alpha, name)
+
+
+def _children(folder: str) -> list[str]:
+    try:
+        return list(storage.children(folder))
+    except OSError as error:
+        raise UserError(f"input {folder}: can't be listed ({storage.one_line(error)})") from None
 
 
 def _images_in(folder: str) -> str:
     """The input that the images of an alpha are: the folder, or the shards in it."""
     for extension in shards.EXTENSIONS.values():
-        pattern = storage.join(folder, f"shard-*-of-*{extension}")
-        if storage.match(pattern):
-            return pattern
+        if find_numbered(folder, SHARD, [extension]):
+            return storage.join(glob.escape(folder), f"{SHARD}-*-of-*{extension}")
     return folder

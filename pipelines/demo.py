@@ -30,8 +30,12 @@ Pixels = NDArray[np.uint8]
 def parser() -> options.ArgumentParser:
     """The demo's flags."""
     flags = options.ArgumentParser("dot-demo", "Runs both jobs on bundled photographs and draws a before/after sheet.")
-    flags.add_argument("--output", type=Path, default=Path("demo-output"), help="folder (default %(default)s)")
+    flags.add_argument("--output", type=_folder, default=Path("demo-output"), help="folder (default %(default)s)")
     return flags
+
+
+def _folder(text: str) -> Path:
+    return Path(options.filled(text))
 
 
 def prepare(output: Path) -> None:
@@ -143,7 +147,16 @@ def run(args: argparse.Namespace) -> int:
     map_url = str(output / "map.safetensors")
     sides = ["--target", str(output / "natural"), "--source", str(output / "natural-restored")]
     code = fit.main([*sides, "--paired", "--map", map_url]) or transport.main(
-        ["--input", str(output / "restored"), "--map", map_url, "--output", str(output / "enhanced"), "--alpha"]
+        [
+            "--input",
+            str(output / "restored"),
+            "--map",
+            map_url,
+            "--output",
+            str(output / "enhanced"),
+            "--overwrite",
+            "--alpha",
+        ]
         + [str(alpha) for alpha in ALPHAS]
     )
     if code:

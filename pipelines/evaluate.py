@@ -13,8 +13,10 @@ import apache_beam as beam
 
 from ot_core import UserError, load_restorer, storage, strict_json
 from ot_core.features import FeatureExtractor, InceptionFeatures, LatentFeatures, PixelFeatures
+from ot_core.layout import FAILURES, QUALITY, numbered, read_job
 from ot_core.quality import QualityTotals, load_lpips
 from pipelines import options
+from pipelines.apart import check_apart
 from pipelines.candidates import Candidate, baseline_of, parse_candidates
 from pipelines.launch import check_inputs, launch
 from pipelines.report import picture, render, shown_candidates
@@ -70,10 +72,14 @@ def parser() -> options.ArgumentParser:
         "--patch_size", type=int, choices=(1, 3, 5, 7), default=1, help="of latent features (default %(default)s)"
     )
     flags.add_argument(
-        "--inception_weights", metavar="URL", help="torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
+        "--inception_weights",
+        metavar="URL",
+        help="torch-fidelity's weights-inception-2015-12-05-6726825d.pth",
     )
     flags.add_argument(
-        "--lpips_weights", metavar="URL", help="torchvision's alexnet-owt-7be5be79.pth; measures LPIPS with it"
+        "--lpips_weights",
+        metavar="URL",
+        help="torchvision's alexnet-owt-7be5be79.pth; measures LPIPS with it",
     )
     options.add_common(flags)
     return flags
@@ -83,6 +89,12 @@ def check(args: argparse.Namespace) -> None:
     """What is wrong before any work starts."""
     if ("inception" in args.features) != bool(args.inception_weights):
         raise UserError("--features inception and --inception_weights URL: expected both or neither")
+    examples = [storage.join(args.report, numbered(name, 0, 1)) for name in (QUALITY, FAILURES)]
+    inputs = [("--reference", spec) for spec in args.reference]
+    inputs += [("--candidate", spec.partition("=")[2]) for spec in args.candidate]
+    check_apart(inputs, f"--report {args.report}", [], examples)
+    if read_job(args.report) is not None:
+        raise UserError(f"--report {args.report}: is an output of dot-transport, whose failures it would replace")
     args.candidates = parse_candidates(args.candidate)
     if args.restorer:
         if all(candidate.alpha is not None for candidate in args.candidates):

@@ -16,9 +16,11 @@ from ot_core import TransportMap, UserError, load_autoencoder, load_restorer, re
 from ot_core.degradation import Degradation
 from ot_core.fitting import METHODS, autoencoder_of_map, check_restorer, is_mostly_noise, method_of
 from ot_core.groups import GROUP, is_pattern, map_of_group
+from ot_core.layout import numbered
 from ot_core.map_file import read_statistics
 from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin
 from pipelines import options
+from pipelines.apart import check_apart
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
 from transforms import (
@@ -102,6 +104,9 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--paired: expected images in both --source and --target")
     if args.paired and args.common_target:
         raise UserError("--common_target: expected no --paired, which makes pairs within a group")
+    folder, name = failures_beside(args.map)
+    inputs = [(f"--{side}", spec) for side, specs in images.items() for spec in specs]
+    check_apart(inputs, f"--map {args.map}", [], [storage.join(folder, numbered(name, 0, 1))])
     for side, specs in images.items():
         check_inputs((f"--{side}", specs), group_by=args.group_by if side in _grouped(args) else None)
     check_output(args)

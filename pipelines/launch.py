@@ -1,7 +1,7 @@
 """What every job does around its pipeline: early checks, progress, summary, exit code.
 
-Exit codes: 0, every image is accounted for; 1, the job failed or more images failed than allowed; 2, a mistake
-that was found before any work started.
+Exit codes: 0, every image is accounted for; 1, the job failed, or more images failed than allowed, or none could be
+used; 2, a mistake that was found before any work started.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from apache_beam.options.pipeline_options import (
 )
 from tqdm import tqdm
 
-from ot_core import UserError, listing, storage
+from ot_core import Cause, UserError, listing, storage
 from ot_core.groups import Grouping
 from ot_core.names import Ignored, told_ignored
 from pipelines.command import JobError, command, complain, on_ending, say, told, workers_kept_quiet
@@ -133,7 +133,10 @@ def _tell(
         wrong = f"the results can't be judged ({told(error)})"
     if wrong:
         complain(prog, wrong)
-    return _exit_code(prog, found.counters, args.max_failure_fraction) or int(bool(wrong))
+    too_few = _too_few(found.counters, args.max_failure_fraction, getattr(args, "plan", False))
+    if too_few:
+        complain(prog, too_few)
+    return int(bool(wrong or too_few))
 
 
 def check_inputs(*flags: tuple[str, Sequence[str]], group_by: str | None = None) -> None:
@@ -159,12 +162,21 @@ def check_inputs(*flags: tuple[str, Sequence[str]], group_by: str | None = None)
                 raise UserError(f"--group_by {group_by}: none of the first images of {flag} {spec} has a group")
 
 
-def _exit_code(prog: str, counters: Counters, max_failure_fraction: float) -> int:
-    failed, listed = counters.get(metrics.FAILURES, 0), counters.get(metrics.IMAGES_LISTED, 0)
+def _too_few(counters: Counters, max_failure_fraction: float, plan: bool) -> str | None:
+    """What is wrong with how many images were done, if anything; a plan does none."""
+    failed = counters.get(metrics.FAILURES, 0)
+    done = sum(counters.get(name, 0) for name in DONE) - failed
+    if not counters.get(metrics.IMAGES_COMPARED):  # of sets that share no key, distances alone are wanted
+        failed -= counters.get(f"{metrics.FAILURES}_{Cause.NO_REFERENCE}", 0)
+    listed = counters.get(metrics.IMAGES_LISTED, 0) - counters.get(metrics.IMAGES_OLDER, 0)
     if failed > max_failure_fraction * listed:
-        complain(prog, f"{failed} of {listed} images failed, over --max_failure_fraction {max_failure_fraction}")
-        return 1
-    return 0
+        return (
+            f"{failed} of {listed} images failed, over --max_failure_fraction {max_failure_fraction}; the failures' "
+            "files say which and why"
+        )
+    if failed and not done and not plan:
+        return f"none of {listed} images could be used: {failed} failed, and the failures' files say which and why"
+    return None
 
 
 def _check_summary(url: str, options: PipelineOptions) -> None:

@@ -28,7 +28,7 @@ _INPUT_HELP = (
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Refuses in one line, through UserError; accepts no abbreviations."""
+    """Refuses in one line, through UserError; accepts no abbreviations, and no empty text (`filled`)."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog, description=description, allow_abbrev=False, epilog="Beam's own flags are passed on.")
@@ -38,9 +38,30 @@ class ArgumentParser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         return super().parse_known_args(_underscored(sys.argv[1:] if args is None else args, known), namespace)
 
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """As argparse has it; text is `filled`, since nearly all of it names files."""
+        if "choices" not in options and options.get("action") not in ("store_true", "help"):
+            options.setdefault("type", filled)
+        return super().add_argument(*names, **options)
+
     def error(self, message: str) -> NoReturn:
         """One line instead of a page of usage."""
         raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def filled(text: str) -> str:
+    """An argparse type: a path, URL or name, which an unset variable of a shell would leave empty.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is empty or blank, or not UTF-8, which Beam can't tell its workers.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("empty; expected a path or URL (is a variable unset?)")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a path or URL in UTF-8") from None
+    return text
 
 
 class Several(argparse.Action):
@@ -97,11 +118,14 @@ def add_common(parser: ArgumentParser, precision: str = "float32") -> None:
     parser.add_argument(
         "--max_failure_fraction",
         type=number(float, 0, 1),
-        default=1.0,
-        help="exit with 1 if a larger share of the images failed; everything is written all the same (default 1)",
+        default=0.5,
+        help="exit with 1 if a larger share of the images failed; everything is written all the same "
+        "(default %(default)s)",
     )
     parser.add_argument(
-        "--summary", metavar="URL", help="JSON file to write as well, of how many images came to what (default: none)"
+        "--summary",
+        metavar="URL",
+        help="JSON file to write as well, of how many images came to what (default: none)",
     )
 
 

@@ -22,6 +22,7 @@ from ot_core.images import DEFAULT_COMPRESS_LEVEL, OUTPUT_FORMATS
 from ot_core.layout import DRIFT, KINDS, OutputLayout, statistics_of_group
 from ot_core.transporting import INTERPOLATIONS
 from pipelines import options
+from pipelines.apart import check_apart
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
 from transforms import (
@@ -39,7 +40,7 @@ from transforms import (
     metrics,
 )
 from transforms.records import counted
-from transforms.resume import check_job, start_job
+from transforms.starting import plan_start, start_job
 
 
 def parser() -> options.ArgumentParser:
@@ -55,7 +56,10 @@ def parser() -> options.ArgumentParser:
         help="a map for images without a group, or whose group has none (default: they are failures)",
     )
     flags.add_argument(
-        "--output", required=True, metavar="URL", help="folder to write images, manifest and failures to"
+        "--output",
+        required=True,
+        metavar="URL",
+        help="folder to write images, manifest and failures to",
     )
     flags.add_argument(
         "--alpha",
@@ -125,7 +129,14 @@ def parser() -> options.ArgumentParser:
     flags.add_argument(
         "--resume",
         action="store_true",
-        help="leave out what the output already holds, unless its source has changed since; default: do everything",
+        help="leave out what the output already holds, unless its source has changed since; the settings must be the "
+        "same, but alphas may be added",
+    )
+    flags.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove the results that the output holds, and nothing else in it, and do everything; without this or "
+        "--resume an output that holds results is refused",
     )
     flags.add_argument(
         "--plan",
@@ -166,24 +177,33 @@ def _time(text: str) -> float:
 
 def check(args: argparse.Namespace) -> None:
     """What is wrong before any work starts."""
-    for spec in args.input:
-        if _is_below(args.output, spec):
-            raise UserError(f"--output {args.output}: lies in --input {spec}, so a second run would take its results")
+    wanted = _wanted(args)
+    check_apart(
+        [("--input", spec) for spec in args.input], f"--output {args.output}", wanted.places(), wanted.examples()
+    )
     options.check_group_by(args)
     check_inputs(("--input", args.input), group_by=args.group_by)
     if not args.plan:
         check_output(args)
     elif args.resume:
-        check_job(args.output, _settings(args))
+        args.layout = plan_start(wanted, _settings(args), resume=True).layout
     else:
         raise UserError("--plan: counts what --resume would do; add --resume")
 
 
 def check_output(args: argparse.Namespace) -> None:
-    """What is wrong of all but the inputs. Where nothing is, notes in the output what its images are made with."""
-    settings = _settings(args)
+    """What is wrong of all but the inputs. Where nothing is, notes in the output what its images are made with.
+
+    Sets the layout, and how many files of an earlier job were removed.
+    """
+    start = plan_start(_wanted(args), _settings(args), args.resume, args.overwrite)
     storage.check_writable(args.output)
-    start_job(args.output, settings, args.resume)
+    args.layout, args.removed = start.layout, start_job(start)
+
+
+def _wanted(args: argparse.Namespace) -> OutputLayout:
+    """The output as a new one would be."""
+    return OutputLayout.of(args.output, _alphas(args), args.format, args.output_format)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, object]:
@@ -210,7 +230,7 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
         vae_sha256 = autoencoder.fingerprint
     digests = {group: hashlib.sha256(storage.read_bytes(url)).hexdigest() for group, url in args.maps.items()}
     of_all = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
-    names = ("alpha", "format", "quality", "compress_level", "interpolation", "kernel_size", "zero_shot", "precision")
+    names = ("format", "quality", "compress_level", "interpolation", "kernel_size", "zero_shot", "precision")
     return {
         "compile": args.compile,
         "output_format": args.output_format,
@@ -234,7 +254,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         max_bytes=args.max_bytes,
     )
     if args.plan:
-        _ = images | "SkipDone" >> SkipDone(_layout(args))
+        _ = images | "SkipDone" >> SkipDone(args.layout)
         _ = unlisted | "CountFailures" >> beam.Map(counted)
         return
     _, failures = transport_images(images, args)
@@ -246,7 +266,7 @@ def transport_images(
     images: beam.PCollection[ImageRef], args: argparse.Namespace
 ) -> tuple[beam.PCollection[ImageRecord], Sequence[beam.PCollection[Failure]]]:
     """From images to the rows of the manifest, which is written too, and failures."""
-    layout = _layout(args)
+    layout = args.layout
     if args.resume:
         images, done = images | "SkipDone" >> SkipDone(layout)
     transport = TransportImages(
@@ -281,10 +301,6 @@ def transport_images(
     return records, failures
 
 
-def _layout(args: argparse.Namespace) -> OutputLayout:
-    return OutputLayout.of(args.output, _alphas(args), args.format, args.output_format)
-
-
 def _alphas(args: argparse.Namespace) -> list[float]:
     """With the restored image itself, where that is kept."""
     return [*args.alpha, *([1.0] if args.keep_restored and 1.0 not in args.alpha else [])]
@@ -301,6 +317,8 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
         lines.append(f"  {written} images transported, {size / 1e6:.1f} MB written")
         if args.output_format != "files":
             lines.append(f"  {counters.get(metrics.SHARDS_WRITTEN, 0)} shards written")
+        if args.removed:
+            lines.append(f"  {args.removed} files of an earlier job removed")
     if args.resume:
         skipped, recovered = counters.get(metrics.IMAGES_SKIPPED, 0), counters.get(metrics.IMAGES_RECOVERED, 0)
         lines.append(f"  {skipped} images were there already, {recovered} of them not yet in the manifest")
@@ -356,10 +374,6 @@ def objection(args: argparse.Namespace) -> str | None:
         f"{args.max_drift}; for a map of them, dot-fit --source {statistics_of_group(args.output, group)} "
         f"--target {args.maps[group]}"
     )
-
-
-def _is_below(output: str, spec: str) -> bool:
-    return (output.rstrip("/") + "/").startswith(spec.rstrip("/") + "/")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,6 +26,7 @@ class ImageRef(NamedTuple):
         version: what changes whenever the image does, as the store tells it (an etag, or size and time); "" if unknown.
         modified: when it was last changed, in seconds since 1970; None if unknown.
         subgroup: which map of several is its own (`ListImages` with group_by); "" where nothing tells it.
+        alphas: those whose results are still to be made, in the order of the output's; () means all (`SkipDone`).
     """
 
     key: str
@@ -35,6 +36,7 @@ class ImageRef(NamedTuple):
     version: str = ""
     modified: float | None = None
     subgroup: str = ""
+    alphas: tuple[float, ...] = ()
 
     @property
     def source_uri(self) -> str:
@@ -167,7 +169,7 @@ class ImageBatch(tuple[LoadedImage, ...]):
 
 
 class TransportedImage(NamedTuple):
-    """What transport made of an image: one (H, W, 3) uint8 array for each alpha."""
+    """What transport made of an image: one (H, W, 3) uint8 array for each alpha that is to be made."""
 
     loaded: LoadedImage
     pixels: tuple[NDArray[np.uint8], ...]

@@ -1,14 +1,16 @@
 """Transporting images: read, restore, transport and write in one fused stage; pixels never cross a shuffle."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core import GaussianStatistics
+from ot_core import Cause, GaussianStatistics, ImageError, storage
 from ot_core.images import DEFAULT_COMPRESS_LEVEL, DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from ot_core.layout import OutputLayout
+from ot_core.places import Place
 from transforms.elements import Failure, ImageRecord, ImageRef
 from transforms.groups import HasMapDoFn
 from transforms.reading import ReadImages
@@ -100,7 +102,9 @@ class TransportImages(beam.PTransform):
     def expand(self, refs: beam.PCollection[ImageRef]) -> TransportOutcome | TransportOutcomeWithStatistics:
         """All of it fuses into one stage: reads run ahead of the model, and writes behind it."""
         check_windows(self, refs)
-        failures: list[beam.PCollection[Failure]] = []
+        outside = beam.ParDo(_OutsideOutputDoFn(self._layout.places())).with_output_types(ImageRef)
+        refs, inside = refs | "OutsideOutput" >> outside.with_outputs("failures", main="images")
+        failures: list[beam.PCollection[Failure]] = [inside]
         if self._transport.maps and "" not in self._transport.maps:
             has_map = beam.ParDo(HasMapDoFn(self._transport.maps)).with_output_types(ImageRef)
             refs, unmapped = refs | "HasMap" >> has_map.with_outputs("failures", main="images")
@@ -116,3 +120,30 @@ class TransportImages(beam.PTransform):
         if not statistics:
             return TransportOutcome(records, all_failures)
         return TransportOutcomeWithStatistics(records, all_failures, *statistics)
+
+
+class _OutsideOutputDoFn(beam.DoFn):
+    """Gives the images that aren't results of the output itself, by whatever link or list they came in."""
+
+    def __init__(self, places: Sequence[str]) -> None:
+        self._places = list(places)
+
+    def setup(self) -> None:
+        places = [Place.of(place) for place in self._places]
+
+        @functools.lru_cache(1 << 12)
+        def is_inside(folder: str) -> bool:
+            try:
+                found = Place.of(folder)
+            except OSError:  # reading it will tell
+                return False
+            return any(map(found.lies_below, places))
+
+        self._is_inside = is_inside
+
+    def process(self, element: ImageRef) -> Iterator[Any]:
+        if self._is_inside(storage.parent(element.uri)):
+            error = ImageError(Cause.BAD_LIST, "is a result of the output that it would be written to")
+            yield beam.pvalue.TaggedOutput("failures", Failure.of(element, "list", error))
+        else:
+            yield element

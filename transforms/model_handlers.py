@@ -269,7 +269,8 @@ class TransportModelHandler(ImageModelHandler):
         precision: one of `ot_core.autoencoder.PRECISIONS`; default the device's fastest.
         compiled: see `ot_core.Autoencoder`.
         max_tile_pixels: larger images are done in overlapping tiles; default `default_tile_pixels`.
-        statistics: whether to gather statistics of the latents, before and after transport (`transforms.drift`).
+        statistics: whether to gather statistics of the latents, before and after transport (`transforms.drift`); not of
+            an image that only lacks some alphas, since an earlier run has counted it.
         **kwargs: as in `ImageModelHandler`.
 
     Raises:
@@ -381,17 +382,25 @@ class TransportModelHandler(ImageModelHandler):
         """Images of one padded shape; a single one of more than max_pixels in tiles."""
         refs = [loaded.ref for loaded in images]
         pixels = [loaded.image.pixels for loaded in images]
+        wanted = [ref.alphas or self._alphas for ref in refs]
+        alphas = [alpha for alpha in self._alphas if any(alpha in each for each in wanted)]
         done = transport_pixels(
-            pixels, model.autoencoder, lambda z: model.transport(z, refs), self._alphas, max_pixels, self._interpolation
+            pixels, model.autoencoder, lambda z: model.transport(z, refs), alphas, max_pixels, self._interpolation
         )
+        results = [
+            found
+            if isinstance(found, ImageError)
+            else tuple(result for alpha, result in zip(alphas, found, strict=True) if alpha in each)
+            for found, each in zip(done.results, wanted, strict=True)
+        ]
         sampled: Sequence[SampledPatches | None] = [None] * len(images)
         if self._statistics:
             both = (spread_patches(z, model.patch_size) for z in (done.before, done.after))
             sampled = [
-                SampledPatches(ref.key, before, after, model.group_of(ref))
+                None if ref.alphas else SampledPatches(ref.key, before, after, model.group_of(ref))
                 for ref, before, after in zip(refs, *both, strict=True)
             ]
         return [
             result if isinstance(result, ImageError) else _Transported(result, patches)
-            for result, patches in zip(done.results, sampled, strict=True)
+            for result, patches in zip(results, sampled, strict=True)
         ]

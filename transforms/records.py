@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import storage
-from ot_core.layout import FAILURES, MANIFEST, find_numbered, numbered
+from ot_core.layout import FAILURES, MANIFEST, QUALITY, find_numbered, numbered
 from transforms import metrics
 from transforms.elements import Failure, ImageQuality, ImageRecord
 from transforms.windows import check_windows, in_global_window
@@ -148,7 +148,7 @@ class WriteQuality(_WriteRows):
     """
 
     def __init__(self, output: str, num_shards: int = 1) -> None:
-        super().__init__(output, "images", ImageQuality, num_shards)
+        super().__init__(output, QUALITY, ImageQuality, num_shards)
 
 
 @beam.typehints.with_input_types(Failure)

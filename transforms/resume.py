@@ -1,12 +1,11 @@
 """Going on where an earlier run stopped: what the output already holds isn't done again.
 
-What a run is about is written to `job.json` at the output's root before it starts. Everything written after that file
-belongs to the same run or to one that resumed it; whatever is older is of another job and counts for nothing.
+Everything that was written since the output's job was started (`transforms.starting`) belongs to it; whatever is older
+is of another job and counts for nothing.
 """
 
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,54 +15,16 @@ import pyarrow.parquet as pq
 from apache_beam.typehints.decorators import no_annotations
 from PIL import Image
 
-from ot_core import UserError, listing, storage
-from ot_core.layout import JOB, NumberedFile, OutputLayout
+from ot_core import listing, storage
+from ot_core.layout import NumberedFile, OutputLayout, read_job, started
 from transforms import metrics
 from transforms.elements import ImageRecord, ImageRef
 from transforms.packing import member_of
-from transforms.records import schema_of
 from transforms.windows import check_windows
 
 _Row = tuple[tuple[Any, ...], float, bool | None]
 _File = tuple[float, str, float]
 _Shard = tuple[float, str]
-
-
-def start_job(output: str, settings: Mapping[str, Any], resume: bool) -> None:
-    """Notes what the images of an output are made with; call it on the launching machine, before the job.
-
-    Args:
-        output: URL of the output's root.
-        settings: what decides the images' bytes, as JSON has it.
-        resume: whether to go on with what is there, which must have been made with the same settings.
-
-    Raises:
-        UserError: if it wasn't, or its manifest isn't one of ours.
-    """
-    if resume and check_job(output, settings):
-        storage.remove_temporary(output)
-    else:
-        storage.write_bytes(storage.join(output, JOB), json.dumps(settings, indent=1).encode())
-
-
-def check_job(output: str, settings: Mapping[str, Any]) -> bool:
-    """Whether an output was started before; changes nothing. Arguments and errors are those of `start_job`."""
-    url = storage.join(output, JOB)
-    if storage.details(url) is None:
-        return False
-    try:
-        earlier = dict(json.loads(storage.read_bytes(url)))
-    except ValueError:
-        raise UserError(f"--resume: {url} isn't readable; leave --resume out to do everything again") from None
-    for name, value in settings.items():
-        if earlier.get(name) != value:
-            raise UserError(
-                f"--resume: {output} was made with {name} {earlier.get(name)}, not {value}; "
-                "use another --output, or leave --resume out to do everything again"
-            )
-    for manifest in _manifests(OutputLayout.of_job(output, earlier)):
-        storage.check_columns(manifest, schema_of(ImageRecord))
-    return True
 
 
 def _manifests(layout: OutputLayout) -> dict[str, float]:
@@ -72,14 +33,13 @@ def _manifests(layout: OutputLayout) -> dict[str, float]:
 
 
 def _of_this_job(layout: OutputLayout, files: Iterable[NumberedFile]) -> dict[str, float]:
-    started = _started(layout.root)
+    since = _started(layout.root)
     times = {file.url: file.details.modified or 0.0 for file in files}
-    return {url: modified for url, modified in times.items() if modified >= started}
+    return {url: modified for url, modified in times.items() if modified >= since}
 
 
 def _started(output: str) -> float:
-    details = storage.details(storage.join(output, JOB))
-    return 0.0 if details is None or details.modified is None else details.modified
+    return started(output, read_job(output))
 
 
 class Remaining(NamedTuple):
@@ -99,12 +59,13 @@ class SkipDone(beam.PTransform):
     - its file is younger than its source and the manifest, as a killed job leaves it. Its row is then made by reading
       it (the counters `images_skipped` and `images_recovered`).
     The others are counted in `images_new`, or in `images_changed` where the manifest has them, but of another version
-    of their source or without their file: an image that failed is new each time.
+    of their source, without their file, or not of all alphas: an image that failed is new each time. Of an image that
+    lacks some alphas, these alone are made.
     Rows of images that aren't among these inputs are kept while their files are there. The output is listed once; no
     request is made for an image that is in the manifest.
 
     Args:
-        layout: of the output, which was started by `start_job`.
+        layout: of the output, which was started by `starting.start_job`.
     """
 
     def __init__(self, layout: OutputLayout) -> None:
@@ -168,10 +129,10 @@ def _read_manifest(manifest: tuple[str, float, Mapping[_Shard, str]]) -> Iterato
 
 
 def _list_output(alpha: float, layout: OutputLayout) -> Iterator[tuple[str, _File]]:
-    started = _started(layout.root)
+    since = _started(layout.root)
     for listed in listing.list_folder(layout.written_folder(alpha)):
         modified = listed.details.modified
-        if listed.uri.endswith(layout.extension) and modified is not None and modified >= started:
+        if listed.uri.endswith(layout.extension) and modified is not None and modified >= since:
             yield listed.key, (alpha, layout.written_image(alpha, listed.key), modified)
 
 
@@ -200,6 +161,7 @@ class _DecideDoFn(beam.DoFn):
         latest = max(latest, ref.modified or 0.0)
         timed = ref.modified is not None or not latest
         records: list[ImageRecord] = []
+        missing: list[float] = []
         recovered = False
         for alpha in self._alphas:
             if alpha in kept and _same(kept[alpha].source_version, ref.version):
@@ -208,11 +170,13 @@ class _DecideDoFn(beam.DoFn):
                 records.append(_record_of(ref, *files[alpha][:2]))
                 recovered = True
             else:
-                metrics.count(metrics.IMAGES_CHANGED if known else metrics.IMAGES_NEW)
-                yield ref
-                return
-        metrics.count(metrics.IMAGES_SKIPPED)
-        metrics.count(metrics.IMAGES_RECOVERED, int(recovered))
+                missing.append(alpha)
+        if missing:
+            metrics.count(metrics.IMAGES_CHANGED if known else metrics.IMAGES_NEW)
+            yield ref._replace(alphas=tuple(missing) if records else ())
+        else:
+            metrics.count(metrics.IMAGES_SKIPPED)
+            metrics.count(metrics.IMAGES_RECOVERED, int(recovered))
         yield from (beam.pvalue.TaggedOutput("records", record) for record in records)
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.typehints.decorators import no_annotations
+from numpy.typing import NDArray
 
 from ot_core import encode_image, storage
 from ot_core.images import DEFAULT_COMPRESS_LEVEL, eight_bits
@@ -89,7 +91,8 @@ class _WriteImageDoFn(beam.DoFn):
 
     def process(self, element: TransportedImage | LoadedImage) -> Iterator[Any]:
         if isinstance(element, LoadedImage):
-            element = TransportedImage(element, (eight_bits(element.image.pixels),), element.seconds)
+            loaded = element._replace(ref=element.ref._replace(alphas=()))  # they are about transported images
+            element = TransportedImage(loaded, (eight_bits(element.image.pixels),), element.seconds)
         self._budget.take(element.nbytes)  # waits until enough is written
         for written in self._overlap.put(element):
             yield from _outputs(written.result())
@@ -102,7 +105,10 @@ class _WriteImageDoFn(beam.DoFn):
     def _written(self, result: TransportedImage) -> _Written:
         try:
             with metrics.captured() as reported:
-                records = [self._write(result, index, alpha) for index, alpha in enumerate(self._layout.alphas)]
+                alphas = result.loaded.ref.alphas or self._layout.alphas
+                records = [
+                    self._write(result, pixels, alpha) for pixels, alpha in zip(result.pixels, alphas, strict=True)
+                ]
                 metrics.count(metrics.IMAGES_WRITTEN)
         except Exception as error:  # one bad image costs one row, whatever the store raised
             return _Written(Failure.of(result.loaded.ref, "write", error), reported)
@@ -110,18 +116,18 @@ class _WriteImageDoFn(beam.DoFn):
             self._budget.give_back(result.nbytes)
         return _Written(records, reported)
 
-    def _write(self, result: TransportedImage, index: int, alpha: float) -> ImageRecord:
+    def _write(self, result: TransportedImage, pixels: NDArray[np.uint8], alpha: float) -> ImageRecord:
         start = time.perf_counter()
         ref, image = result.loaded.ref, result.loaded.image
         with metrics.timed("encode_image"):
-            data = encode_image(result.pixels[index], image, self._layout.format, self._quality, self._level)
+            data = encode_image(pixels, image, self._layout.format, self._quality, self._level)
         storage.check_key(ref.key)
         url = self._layout.written_image(alpha, ref.key)
         with metrics.timed("write"):
             storage.write_bytes(url, data)
         metrics.count(metrics.BYTES_WRITTEN, len(data))
-        height, width = result.pixels[index].shape[:2]
-        seconds = result.seconds / len(self._layout.alphas) + time.perf_counter() - start
+        height, width = pixels.shape[:2]
+        seconds = result.seconds / len(result.pixels) + time.perf_counter() - start
         digest = hashlib.sha256(data).hexdigest()
         size = width, height, len(data)
         return ImageRecord(ref.key, ref.source_uri, url, alpha, *size, digest, seconds, ref.version, ref.subgroup)

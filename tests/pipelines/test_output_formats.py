@@ -149,7 +149,7 @@ def test_other_shards_than_asked_for_do_not_stay(archive, map_url, tmp_path, cap
     assert _run(archive, str(output), map_url, "--output_format", "webdataset", "--output_shards", "2", "--resume") == 2
     assert "was made with output_shards 40, not 2" in capsys.readouterr().err
     (output / "images/shard-mine.tar").write_bytes(b"not ours")
-    assert _run(archive, str(output), map_url, "--output_format", "parquet", "--output_shards", "2") == 0
+    assert _run(archive, str(output), map_url, "--output_format", "parquet", "--output_shards", "2", "--overwrite") == 0
     assert sorted(path.name for path in (output / "images").iterdir()) == [
         "shard-00000-of-00002.parquet", "shard-00001-of-00002.parquet", "shard-mine.tar",
     ]  # fmt: skip
