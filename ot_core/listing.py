@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from ot_core import folders, lists, names, shards, storage
 from ot_core.errors import Cause, ImageError, OTError, UserError, as_image_error
-from ot_core.folders import is_flat as is_flat
 from ot_core.groups import Grouping
 from ot_core.layout import Results, results_in
 from ot_core.names import Ignored

@@ -107,7 +107,7 @@ class _Lines:
             return next(csv.reader(self._of_one_row(), strict=True), None)
         except csv.Error as error:
             self.give_back()
-            return f"not CSV ({error})"
+            return f"not CSV ({'a quote that is never closed' if 'unexpected end' in str(error) else error})"
 
     def give_back(self) -> None:
         """All lines of the last row but its first."""

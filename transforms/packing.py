@@ -14,7 +14,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core import Cause, ImageError, UserError, listing, shards, storage
+from ot_core import Cause, ImageError, UserError, folders, listing, shards, storage
 from ot_core.layout import STAGING, OutputLayout
 from ot_core.overlap import prefetch
 from transforms import metrics
@@ -183,7 +183,7 @@ class RemoveStaging(beam.PTransform):
 def _leftovers(written: int, layout: OutputLayout, num_shards: int) -> Iterator[list[str]]:
     staging = layout.url(STAGING)
     batch: list[str] = []
-    for listed in listing.list_folder(staging) if listing.is_flat(staging) else ():
+    for listed in listing.list_folder(staging) if folders.is_flat(staging) else ():
         batch.append(listed.uri)
         if len(batch) == _AT_ONCE:
             yield batch

@@ -64,6 +64,10 @@ class TestCsv:
         expected[position] = "-"
         assert uris(rows(".csv", "uri,key\n" + "\n".join(lines))) == expected
 
+    def test_an_unclosed_quote_is_told_as_such(self):
+        (found,) = rows(".csv", 'uri\n"a.png\n')
+        assert "quote" in str(found)
+
     def test_two_unclosed_quotes_cost_their_rows(self):
         text = "uri,key\n" + '"a.png,1\nb.png,2\n"c.png,3\nd.png,4\n'
         assert uris(rows(".csv", text)) == ["-", "b.png", "-", "d.png"]
