@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import tarfile
 import threading
 import time
 import uuid
@@ -253,8 +254,8 @@ class TestLists:
 class RecordingProxy(FaultyProxy):
     """Remembers what was asked of the store, and forbids what holds a text."""
 
-    def __init__(self, upstream: str, forbidden: str | None) -> None:
-        super().__init__(upstream, share=0, seed=0)
+    def __init__(self, upstream: str, forbidden: str | None, share: float = 0) -> None:
+        super().__init__(upstream, share=share, seed=0)
         self.paths: list[str] = []
         self._forbidden = forbidden
 
@@ -264,9 +265,11 @@ class RecordingProxy(FaultyProxy):
 
 
 @contextmanager
-def through_proxy(monkeypatch: pytest.MonkeyPatch, forbidden: str | None = None) -> Iterator[RecordingProxy]:
-    """Lets gcsfs speak to the store through a proxy."""
-    with RecordingProxy(os.environ["STORAGE_EMULATOR_HOST"], forbidden) as proxy:
+def through_proxy(
+    monkeypatch: pytest.MonkeyPatch, forbidden: str | None = None, share: float = 0
+) -> Iterator[RecordingProxy]:
+    """Lets gcsfs speak to the store through a proxy, which makes a share of the requests fail."""
+    with RecordingProxy(os.environ["STORAGE_EMULATOR_HOST"], forbidden, share) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
         cls = fsspec.get_filesystem_class("gs")
@@ -332,3 +335,21 @@ class TestPages:
             pytest.raises(UserError, match=r"can't be listed \(.*made to fail"),
         ):
             next(listing.list_images(paged))
+
+    @pytest.mark.parametrize("paged", ["gcs"], indirect=True)
+    def test_lists_and_shards_come_whole_where_requests_fail_in_passing(
+        self, paged: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for name in ("x.png", "y.png"):
+                tar.addfile(tarfile.TarInfo(name))
+        put(f"{paged}/s.tar", data=buffer.getvalue())
+        put(f"{paged}/list.txt", data="\n".join(self.names).encode())
+        put(f"{paged}/list.parquet", data=list_file("parquet", [{"uri": name} for name in self.names]))
+        images = sorted(name.removesuffix(".png") for name in self.names)
+        with through_proxy(monkeypatch, share=0.1) as proxy:
+            for spec in ("", "/**", "/list.txt", "/list.parquet"):
+                assert keys(paged + spec) == images
+            assert keys(f"{paged}/*.tar") == ["s/x", "s/y"]
+            assert proxy.counts.total() > proxy.counts["none"] > 0
