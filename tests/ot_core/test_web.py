@@ -14,6 +14,7 @@ import pytest
 from ot_core import Cause, storage
 from ot_core.errors import BadUrlError, StoreError, TooManyBytesError, UnavailableError, as_image_error
 from ot_core.shards import members_of_tar, read_part
+from tests.faults import faulty_proxy
 from tests.web import WebServer, web_server
 
 HABITS = [
@@ -175,3 +176,20 @@ def test_what_is_no_url_is_refused_in_one_line(url: str):
     with pytest.raises(BadUrlError) as raised:
         storage.read_bytes(url)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_requests_that_fail_now_and_then_cost_no_byte(ranges: bool):
+    data = bytes(range(256)) * 80_000
+    with web_server(ranges=ranges) as server, faulty_proxy(server.url, 0.3, seed=1) as proxy:
+        server.files = {"/a": data}
+        with storage.open_file(f"{proxy.url}/a") as file:
+            read = [file.read(3_000_000) for _ in range(7)]
+            assert b"".join(read) == data
+            file.seek(-100, io.SEEK_END)
+            assert file.read() == data[-100:]
+        assert storage.read_bytes(f"{proxy.url}/a") == data
+        for start in range(0, 2000, 200):
+            assert storage.read_bytes(f"{proxy.url}/a", start=start, end=start + 300) == data[start : start + 300]
+        assert storage.details(f"{proxy.url}/a") is not None
+        assert sum(proxy.counts.values()) > proxy.counts["none"]
