@@ -270,7 +270,7 @@ def read_job(root: str) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
     except OSError as error:
-        raise UserError(f"{storage.join(root, JOB)}: can't be read ({storage.one_line(error)})") from None
+        raise UserError(f"{storage.join(root, JOB)}: can't be read ({storage.one_line(error)})") from error
     return job if isinstance(job, dict) and "map_sha256" in job and isinstance(job.get("alpha"), list) else None
 
 

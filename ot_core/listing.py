@@ -102,7 +102,8 @@ def _list_results(results: Results, ignored: Ignored) -> Iterator[Listed]:
     """The images of an output of transport: those of its job, and nothing else that lies there."""
     if results.layout.packed:
         for shard in results.shards():
-            yield from _list_images(shard, "", ignored)
+            key = names.without_extension(names.name_of(shard))
+            yield from _list_shard(shard, key, FileDetails(), "", ignored)  # one that is damaged costs no other
         return
     for key, url in results.images():
         yield Listed(key, url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ot_core import Cause, ImageError, UserError, listing, shards, storage
+from ot_core.layout import ManifestRow
 from ot_core.names import Ignored
 
 
@@ -204,3 +206,17 @@ class TestManyShards:
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(b"x")
         assert list(read(tmp_path / name)) == ["a"]
+
+
+def test_a_damaged_shard_of_an_output_costs_itself_alone(tmp_path: Path):
+    job = {"map_sha256": "", "alpha": [0.0], "format": "png", "output_format": "webdataset", "output_shards": 3}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    urls = [f"{tmp_path}/images/shard-{index:05d}-of-00003.tar#{key}.png" for index, key in enumerate("abc")]
+    rows = [ManifestRow(key, 0.0, url) for key, url in zip("abc", urls, strict=True)]
+    pq.write_table(pa.Table.from_pylist([row._asdict() for row in rows]), tmp_path / "manifest-00000-of-00001.parquet")
+    (tmp_path / "images").mkdir()
+    for index, data in enumerate([tar_of("a.png"), b"no tar", tar_of("c.png")]):
+        (tmp_path / f"images/shard-{index:05d}-of-00003.tar").write_bytes(data)
+    found = list(listing.list_images(str(tmp_path)))
+    assert [image.key for image in found if not image.problem] == ["a", "c"]
+    assert [image.problem.cause for image in found if image.problem] == [Cause.BAD_LIST]
