@@ -236,26 +236,27 @@ def load_autoencoder(
 
 
 @contextlib.contextmanager
-def _errors_only(*libraries: str) -> Iterator[None]:
-    """Keeps libraries from logging warnings in this block; their loggers belong to the whole process."""
-    loggers = [logging.getLogger(library) for library in libraries]
-    with _logging:  # else two threads would restore each other's levels
-        before = [logger.level for logger in loggers]
+def _errors_only(library: str) -> Iterator[None]:
+    """Keeps a library that is imported already from logging warnings in this block.
+
+    Its logger belongs to the whole process, and it sets the level when it is imported.
+    """
+    logger = logging.getLogger(library)
+    with _logging:  # else two threads would restore each other's level
+        before = logger.level
+        logger.setLevel(logging.ERROR)
         try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
             yield
         finally:
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)
+            logger.setLevel(before)
 
 
 @functools.lru_cache(maxsize=2)
 def _load_once(name: str, device: str, precision: str, compiled: bool) -> Autoencoder:
     try:
-        # Diffusers warns of config keys that change nothing; and where the hub fails, the error says it all.
-        with _errors_only("diffusers", "huggingface_hub"):
-            return Autoencoder(_load_module(name), name, device, precision, compiled)
+        module = _load_module(name)
+        with _errors_only("diffusers"):  # it warns of what changes nothing
+            return Autoencoder(module, name, device, precision, compiled)
     except UserError:
         raise
     except Exception as error:  # diffusers, the hub, fsspec and user code each raise their own
@@ -290,7 +291,8 @@ def _load_module(name: str) -> nn.Module:
 def _from_hub(repository: str, subfolder: str) -> Path:
     """Folder of a model on the hub, downloaded unless it is in the hub's cache."""
     patterns = [os.path.join(subfolder, pattern) for pattern in _HUB_FILES]
-    return Path(snapshot_download(repository, allow_patterns=patterns)) / subfolder
+    with _errors_only("huggingface_hub"):  # the error says it all
+        return Path(snapshot_download(repository, allow_patterns=patterns)) / subfolder
 
 
 def _from_diffusers(folder: Path, name: str) -> nn.Module:
@@ -298,9 +300,10 @@ def _from_diffusers(folder: Path, name: str) -> nn.Module:
         raise UserError(f"vae {name}: expected a folder in diffusers' format, found no config.json in it")
     import diffusers  # noqa: PLC0415 - takes seconds, which a user's own autoencoder needn't wait for
 
-    module = diffusers.AutoModel.from_pretrained(
-        str(folder), torch_dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    )
+    with _errors_only("diffusers"):  # it warns of config keys it has no use for; they change nothing
+        module = diffusers.AutoModel.from_pretrained(
+            str(folder), torch_dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
     if not (hasattr(module, "encode") and hasattr(module, "decode")):
         raise UserError(
             f"vae {name}: a {type(module).__name__}, which can't encode and decode; expected an autoencoder"
