@@ -29,6 +29,7 @@ from fsspec.spec import AbstractFileSystem
 from ot_core import web
 from ot_core.errors import BadUrlError, Cause, ImageError, NotAFileError, StoreError, TooManyBytesError, UserError
 from ot_core.overlap import prefetch
+from ot_core.ranges import Ranges, all_of
 from ot_core.retry import at_store, http_status
 
 #: Stores whose single PUT appears under its final name whole or not at all.
@@ -140,7 +141,7 @@ def open_file(url: str) -> io.BufferedReader:
         if info.get("type") == "directory":
             raise IsADirectoryError(url)
         size, read = info["size"], functools.partial(_cat_range, fs, path)
-    return io.BufferedReader(_Ranges(read, size), _BLOCK)
+    return io.BufferedReader(Ranges(read, size), _BLOCK)
 
 
 def _open_local(path: str) -> io.BufferedReader:
@@ -149,56 +150,6 @@ def _open_local(path: str) -> io.BufferedReader:
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise NotAFileError(f"{path}: not a regular file, but a FIFO, socket or device")
     return open(path, "rb")
-
-
-def _all_of(read: Callable[[int, int], bytes]) -> Callable[[int, int], bytes]:
-    """The function, tried again where it gives less than was asked for."""
-
-    def read_all(start: int, end: int) -> bytes:
-        data = read(start, end)
-        if len(data) != end - start:
-            raise ConnectionError(f"{len(data)} bytes came where {end - start} were asked for")
-        return data
-
-    return at_store(read_all)
-
-
-class _Ranges(io.RawIOBase):
-    """A file of known size whose bytes a function reads, from one position to another."""
-
-    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
-        super().__init__()
-        self._read, self._size, self._at = _all_of(read), size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if origin + offset < 0:
-            raise ValueError(f"negative position {origin + offset}")
-        self._at = origin + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        end = min(self._at + len(buffer), self._size)
-        if end <= self._at:
-            return 0
-        data = self._read(self._at, end)
-        buffer[: len(data)] = data
-        self._at = end
-        return len(data)
-
-    def readall(self) -> bytes:
-        """In one go; the inherited one asks for a few kilobytes at a time."""
-        start, self._at = self._at, max(self._at, self._size)
-        return self._read(start, self._size) if start < self._size else b""
 
 
 def _cat_range(fs: Any, path: str, start: int, end: int) -> bytes:
@@ -342,7 +293,7 @@ def read_bytes(
             return data
         del data
         end = _info(fs, path)["size"]
-        read = read if end is None else _all_of(read)
+        read = read if end is None else all_of(read)
     size = max_bytes if end is None else end - start
     check_size(size, max_bytes)
     if reserve is not None and size > _UNRESERVED:
@@ -436,20 +387,6 @@ def check_columns(url: str, expected: pa.Schema) -> None:
         kind = found.field(field.name).type if field.name in found.names else "no such column"
         if kind != field.type:
             raise UserError(f"{url}: column {field.name}: expected {field.type}, found {kind}")
-
-
-def first_row(url: str, columns: list[str]) -> dict[str, Any] | None:
-    """The first row of a Parquet file, without reading the rest; None where it is empty.
-
-    Raises:
-        UserError: if it isn't a Parquet file with these columns.
-    """
-    try:
-        with open_file(url) as file:
-            batches = pq.ParquetFile(file).iter_batches(batch_size=1, columns=columns)
-            return next((batch.select(columns).to_pylist()[0] for batch in batches if len(batch)), None)
-    except (KeyError, ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
-        raise UserError(f"input {url}: can't be read ({one_line(error)})") from None
 
 
 def join(root: str, *parts: str) -> str:

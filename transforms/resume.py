@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-import fsspec
 import pyarrow.parquet as pq
 from apache_beam.typehints.decorators import no_annotations
 from PIL import Image
@@ -114,7 +113,7 @@ def _manifests_with_shards(layout: OutputLayout) -> Iterator[tuple[str, float, d
 def _read_manifest(manifest: tuple[str, float, Mapping[_Shard, str]]) -> Iterator[tuple[str, _Row]]:
     """Rows with the time of the manifest and, where their image is in a shard, whether that is there."""
     url, written, present = manifest
-    with fsspec.open(url, "rb") as file:
+    with storage.open_file(url) as file:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=1000, columns=list(ImageRecord._fields)):
             for row in batch.to_pylist():
                 record, packed = ImageRecord(**row), None
