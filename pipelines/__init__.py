@@ -3,8 +3,15 @@
 import importlib
 import importlib.util
 import logging
+import os
 import pathlib
 import sys
+
+try:
+    os.getcwd()
+except FileNotFoundError:  # torch's libraries would end the process, and say something else
+    print("error: the working folder is gone; change to one that is there", file=sys.stderr)
+    sys.exit(2)
 
 _spec = importlib.util.find_spec("transforms")
 if _spec is None or _spec.origin is None or pathlib.Path(_spec.origin).parents[1] != pathlib.Path(__file__).parents[1]:

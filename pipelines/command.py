@@ -76,10 +76,10 @@ def command(prog: str, argv: Sequence[str] | None, work: Callable[[], int]) -> i
         if argv is None:
             stack.enter_context(_streams())
             stack.enter_context(_endings(prog))
-            atexit.register(setattr, logging, "lastResort", None)  # engines talk about how they end
+            # Engines talk about how they end. What is registered last is done first, before they do.
+            stack.callback(atexit.register, setattr, logging, "lastResort", logging.NullHandler())
         messages = stack.enter_context(_quiet_logs())
         try:
-            _check_folder()
             return work()
         except UserError as error:
             complain(prog, str(error))
@@ -93,18 +93,6 @@ def command(prog: str, argv: Sequence[str] | None, work: Callable[[], int]) -> i
         except Exception as error:
             complain(prog, f"unexpected {_named(error)}{_kept(prog, error, messages)}")
         return 1
-
-
-def _check_folder() -> None:
-    """Libraries end the process where there is none.
-
-    Raises:
-        UserError: if the working folder was removed.
-    """
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise UserError("the working folder is gone; change to one that is there") from None
 
 
 def say(text: str) -> None:

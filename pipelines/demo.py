@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from ot_core import GaussianStatistics, UserError, gelbrich_distance_squared, latent_statistics, load_autoencoder
 from ot_core.quality import mean_squared_error, psnr_of
@@ -43,7 +42,9 @@ def prepare(output: Path) -> None:
 
     As in real use: take a dozen good photographs, degrade and restore them like the archive, and fit on the pairs.
     """
-    for index, path in enumerate(tqdm(sorted(PHOTOS.glob("*.jpg")), desc="degrade and restore", unit=" images")):
+    photos = sorted(PHOTOS.glob("*.jpg"))
+    say(f"degrade and restore {len(photos)} photographs")  # a bar would fail where stderr is closed
+    for index, path in enumerate(photos):
         original = np.asarray(Image.open(path).convert("RGB"))
         noise = np.random.default_rng(index).normal(0, SIGMA, original.shape)
         noisy = np.clip(original + noise, 0, 255).round().astype(np.uint8)

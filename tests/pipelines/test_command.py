@@ -269,7 +269,7 @@ def test_a_working_folder_that_is_gone_is_told_in_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path / "gone", env=environment, capture_output=True, text=True
     )
-    assert done.stderr == "dot-test: error: the working folder is gone; change to one that is there\n"
+    assert done.stderr == "error: the working folder is gone; change to one that is there\n"
     assert done.returncode == 2
 
 
