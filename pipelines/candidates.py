@@ -66,7 +66,7 @@ def baseline_of(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _expand(name: str, url: str) -> Iterator[Candidate]:
-    if names.is_web(url) or (glob.has_magic(url) and not storage.exists(url)):
+    if names.is_web(url) or not _exists(url):  # a pattern, say
         yield Candidate(name, url, None, name)
         return
     for root, below in roots_of(url):
@@ -103,6 +103,13 @@ def _expand_without_job(name: str, url: str) -> Iterator[Candidate]:
         yield Candidate(name, url, None, name)
     else:
         yield Candidate(name, _images_in(images), row.alpha, name)
+
+
+def _exists(url: str) -> bool:
+    try:
+        return storage.exists(url)
+    except OSError as error:
+        raise UserError(f"input {url}: can't be listed ({storage.one_line(error)})") from None
 
 
 def _children(folder: str) -> list[str]:

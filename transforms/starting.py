@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ot_core import ImageError, UserError, layout, listing, storage
-from ot_core.layout import DRIFT, JOB, STAGING, STATISTICS, OutputLayout, read_job
+from ot_core.layout import DRIFT, DRIFT_OF_GROUPS, JOB, STAGING, STATISTICS, OutputLayout, read_job
 from ot_core.overlap import prefetch
 from transforms.elements import ImageRecord
 from transforms.records import schema_of
@@ -179,12 +179,14 @@ def _images_written_since(of_job: OutputLayout, started: float) -> Iterator[str]
 
 
 def _groups_of_drift(root: str) -> Sequence[str]:
-    """The groups that have statistics of their own."""
+    """The groups that have statistics of their own; of a killed job that told of none, all."""
+    there = storage.children(storage.join(root, DRIFT_OF_GROUPS))
+    groups = [name.removesuffix(".safetensors") for name in there if name.endswith(".safetensors")]
     try:
-        groups = json.loads(storage.read_bytes(storage.join(root, DRIFT)))["groups"]
-        return [group for group in groups if group and "/" not in group and group not in (".", "..")]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+        told = json.loads(storage.read_bytes(storage.join(root, DRIFT))).get("groups", {})
+    except (OSError, ValueError, AttributeError):
+        return groups
+    return [group for group in groups if group in told]
 
 
 def _remove(urls: Iterable[str]) -> int:
