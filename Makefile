@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 MVN ?= mvn
 GO ?= go
+NPM ?= npm
 # Engines for the tests that Python's registry doesn't have, of the version of Beam that is tested with.
 ENGINES := $(HOME)/.cache/dot-engines
 BEAM := $(shell sed -n 's/^apache-beam==//p' constraints.txt)
@@ -10,10 +11,13 @@ PRISM := $(ENGINES)/prism-$(BEAM)
 FLINK_VERSION ?= 2.2
 # Airflow in an environment of its own, since its dependencies are not ours. All of them are pinned: pip needn't look for more.
 AIRFLOW := $(HOME)/.cache/dot-airflow
+# An emulator of Azure's Blob Storage.
+AZURITE := $(HOME)/.cache/dot-azurite
+AZURITE_VERSION := 3.35.0
 FLINK_JAR := beam-runners-flink-$(FLINK_VERSION)-job-server
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-engines test-flink airflow prism lint format clean
+.PHONY: help install demo test test-engines test-flink airflow azurite prism lint format clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,7 +33,7 @@ demo: .venv/installed  ## fit a map, transport bundled photographs, draw demo-ou
 	$(BIN)/dot-demo --output demo-output
 
 # Two files of tests at a time: much of what they start uses one core, or waits.
-test: lint prism airflow  ## lint, types and all tests
+test: lint prism airflow azurite  ## lint, types and all tests
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-engines: .venv/installed prism  ## both jobs on every engine that is at hand
@@ -48,6 +52,14 @@ $(AIRFLOW)/installed: deploy/airflow/constraints.txt
 	touch $@
 
 airflow: $(AIRFLOW)/installed  ## make ~/.cache/dot-airflow, an Airflow that its tests run under
+
+$(AZURITE)/$(AZURITE_VERSION):
+	@if command -v $(NPM) > /dev/null; then echo "installing Azurite $(AZURITE_VERSION)" && mkdir -p $(AZURITE) \
+	&& $(NPM) install --silent --no-audit --no-fund --prefix $(AZURITE) azurite@$(AZURITE_VERSION) && touch $@ \
+	|| echo "Azurite can't be had from npm; the tests on it will be skipped"; \
+	else echo "there is no npm, and so no Azurite; the tests on it will be skipped"; fi
+
+azurite: $(AZURITE)/$(AZURITE_VERSION)  ## install Azurite, once; without npm the tests on it are skipped
 
 prism:  ## build Beam's Prism runner, once; without Go the tests on it are skipped
 	@test -x $(PRISM) || ! command -v $(GO) > /dev/null || { \

@@ -11,6 +11,7 @@ assert _VERSION is not None
 
 _GCP = ["gcsfs>=2025.9"]
 _S3 = ["s3fs>=2025.9"]
+_AZURE = ["adlfs>=2024.12"]
 # What submitting to Dataflow and staging to gs:// take of Beam's own extra, which brings forty clients more.
 _DATAFLOW = ["google-cloud-dataflow-client>=0.13,<0.14", "google-cloud-storage>=2.18.2,<4", *_GCP]
 _YAML = ["apache-beam[yaml]==2.77.*"]
@@ -66,13 +67,13 @@ setup(
         "s3": _S3,
         "http": ["fsspec[http]>=2025.9"],
         "yaml": _YAML,
-        "azure": ["adlfs>=2024.12"],
+        "azure": _AZURE,
         "demo": _DEMO,
         "evaluate": _EVALUATE,
         "restorers": _RESTORERS,
         "benchmark": _BENCHMARK,
-        "test": [*_TEST, *_DATAFLOW, *_S3, *_YAML, *_DEMO, *_EVALUATE, *_RESTORERS],
-        "dev": [*_TEST, *_DATAFLOW, *_S3, *_YAML, *_DEMO, *_EVALUATE, *_RESTORERS, *_LINT],
+        "test": [*_TEST, *_DATAFLOW, *_S3, *_AZURE, *_YAML, *_DEMO, *_EVALUATE, *_RESTORERS],
+        "dev": [*_TEST, *_DATAFLOW, *_S3, *_AZURE, *_YAML, *_DEMO, *_EVALUATE, *_RESTORERS, *_LINT],
     },
     entry_points={
         "console_scripts": [

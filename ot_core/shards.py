@@ -282,7 +282,7 @@ def read_shard(url: str) -> Iterator[tuple[str, bytes]]:
     """What `write_shard` was given, in order; one image or row group in memory.
 
     Raises:
-        OSError: as fsspec does.
+        OSError: as `open_file`.
         tarfile.TarError, pyarrow.ArrowException: where the file isn't such a shard, or ends early.
     """
     with open_file(url) as file:

@@ -1,6 +1,6 @@
 """Transports an archive of restored images with a fitted map.
 
-ListImages (-> SkipDone) -> TransportImages (-> PackShards) -> WriteManifest (-> RemoveStaging)
+ListImages (-> SkipDone) -> TransportImages (-> PackShards) -> WriteManifest (-> RemoveUnneeded)
 statistics of latents -> WriteDrift ; failures -> WriteFailures
 """
 
@@ -31,7 +31,7 @@ from transforms import (
     ImageRef,
     ListImages,
     PackShards,
-    RemoveStaging,
+    RemoveUnneeded,
     SkipDone,
     TransportImages,
     WriteDrift,
@@ -267,8 +267,10 @@ def transport_images(
 ) -> tuple[beam.PCollection[ImageRecord], Sequence[beam.PCollection[Failure]]]:
     """From images to the rows of the manifest, which is written too, and failures."""
     layout = args.layout
+    unneeded = []
     if args.resume:
-        images, done = images | "SkipDone" >> SkipDone(layout)
+        images, done, packed_before = images | "SkipDone" >> SkipDone(layout)
+        unneeded.append(packed_before)
     transport = TransportImages(
         map=args.maps,
         output=layout,
@@ -293,11 +295,13 @@ def transport_images(
     if args.resume:
         records = (records, done) | "FlattenRecords" >> beam.Flatten()
     if layout.packed:
-        records, unpacked = records | "PackShards" >> PackShards(layout, args.output_shards)
+        records, unpacked, staged = records | "PackShards" >> PackShards(layout, args.output_shards)
         failures.append(unpacked)
+        unneeded.append(staged)
     manifest = records | "WriteManifest" >> WriteManifest(args.output, args.manifest_shards)
     if layout.packed:
-        _ = manifest | "RemoveStaging" >> RemoveStaging(layout, args.output_shards)
+        unneeded_files = unneeded | "FlattenUnneeded" >> beam.Flatten()
+        _ = unneeded_files | "RemoveUnneeded" >> RemoveUnneeded(layout, manifest)
     return records, failures
 
 

@@ -12,8 +12,10 @@
 - `memory`: the URL of an empty folder of the test in the memory of this process, `memory://...`.
 - `s3`: a running fake of Amazon's S3; the value is the URL of an empty bucket of the session, `s3://bucket-name`, which
   s3fs finds likewise.
+- `az`: a running Azurite, an emulator of Azure's Blob Storage; the value is an empty container of the session,
+  `az://container-name`, which adlfs finds likewise. Skips where `make azurite` hasn't installed it.
 - `store`: the URL of an empty folder of the test, on each kind of store in turn: a local path, `file://`, `memory://`,
-  `gs://` and `s3://`.
+  `gs://`, `s3://` and `az://`.
 
 Tests never reach the network. Hypothesis draws the same examples in every run. A file of tests fails that leaves a
 process running, and nothing that a run starts outlives it: see tests/processes.py.
@@ -29,6 +31,9 @@ os.environ["FSSPEC_GCS_TOKEN"] = "anon"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import collections
+import re
+import shutil
+import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -48,6 +53,9 @@ hypothesis.settings.register_profile(
     "repeatable", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("repeatable")
+#: The one account that Azurite has; its key is in its documentation.
+_AZURITE_ACCOUNT = "devstoreaccount1"
+_AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 #: Processes that fixtures of the session started.
 _of_session: set[int] = set()
 
@@ -171,6 +179,30 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def az(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    pytest.importorskip("adlfs")
+    program = Path.home() / ".cache/dot-azurite/node_modules/.bin/azurite-blob"
+    if not program.exists() or not shutil.which("node"):
+        pytest.skip("no Azurite: `make azurite` installs it, where there is npm")
+    options = ["--blobPort", "0", "--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--disableTelemetry"]
+    folder = tmp_path_factory.mktemp("azurite")
+    with processes.started([program, *options], stdout=subprocess.PIPE, cwd=folder) as server:
+        assert server.stdout is not None
+        said = (re.search(rb"listens on (http://\S+)", line) for line in server.stdout)
+        address = next(found[1].decode() for found in said if found)
+        threading.Thread(target=collections.deque, args=(server.stdout, 0), daemon=True).start()
+        name = "AZURE_STORAGE_CONNECTION_STRING"
+        os.environ[name] = (
+            f"DefaultEndpointsProtocol=http;AccountName={_AZURITE_ACCOUNT};AccountKey={_AZURITE_KEY};"
+            f"BlobEndpoint={address}/{_AZURITE_ACCOUNT};"
+        )
+        container = f"container-{uuid.uuid4().hex[:8]}"
+        fsspec.filesystem("az").mkdir(container)
+        yield f"az://{container}"
+        del os.environ[name]
+
+
 @pytest.fixture
 def memory() -> Iterator[str]:
     folder = f"/test-{uuid.uuid4().hex[:8]}"
@@ -180,7 +212,7 @@ def memory() -> Iterator[str]:
         fs.rm(folder, recursive=True)
 
 
-@pytest.fixture(params=["path", "file", "memory", "gs", "s3"])
+@pytest.fixture(params=["path", "file", "memory", "gs", "s3", "az"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     match request.param:
         case "path":
@@ -190,5 +222,5 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         case "memory":
             return str(request.getfixturevalue("memory"))
         case _:
-            bucket = request.getfixturevalue({"gs": "gcs", "s3": "s3"}[request.param])
+            bucket = request.getfixturevalue({"gs": "gcs"}.get(request.param, request.param))
             return f"{bucket}/{uuid.uuid4().hex[:8]}"

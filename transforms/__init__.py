@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         LatentStatisticsModelHandler,
         TransportModelHandler,
     )
-    from transforms.packing import PackShards, RemoveStaging
+    from transforms.packing import PackShards, RemoveUnneeded
     from transforms.quality import CompareImages, GelbrichDistances, TotalQuality
     from transforms.reading import ReadImages
     from transforms.restoring import DegradeImages, RestoreImages, RestoreModelHandler
@@ -47,7 +47,7 @@ else:
             "PackShards": "packing",
             "ReadImages": "reading",
             "ReadStatistics": "statistics",
-            "RemoveStaging": "packing",
+            "RemoveUnneeded": "packing",
             "RestoreImages": "restoring",
             "RestoreModelHandler": "restoring",
             "SkipDone": "resume",
@@ -82,7 +82,7 @@ __all__ = [
     "PackShards",
     "ReadImages",
     "ReadStatistics",
-    "RemoveStaging",
+    "RemoveUnneeded",
     "RestoreImages",
     "RestoreModelHandler",
     "SkipDone",

@@ -6,6 +6,7 @@ is of another job and counts for nothing.
 
 import hashlib
 import io
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -42,26 +43,35 @@ def _started(output: str) -> float:
 
 
 class Remaining(NamedTuple):
-    """Result of `SkipDone`: the images still to be done, and the manifest's rows of the others."""
+    """Result of `SkipDone`.
+
+    Attributes:
+        images: those still to be done.
+        records: the manifest's rows of the others.
+        unneeded: URLs of staged images that the manifest has in a shard; a job leaves them that is killed at its end.
+    """
 
     images: beam.PCollection[ImageRef]
     records: beam.PCollection[ImageRecord]
+    unneeded: beam.PCollection[str]
 
 
 @beam.typehints.with_input_types(ImageRef)
 class SkipDone(beam.PTransform):
-    """Leaves out the images that an output holds already: ImageRef -> ImageRef, ImageRecord.
+    """Leaves out the images that an output holds already: ImageRef -> `Remaining`.
 
     An image is done if for each alpha
     - its file or shard is there and the manifest has it, made from this version of its source (the counter
       `images_skipped`); or
-    - its file is younger than its source and the manifest, as a killed job leaves it. Its row is then made by reading
-      it (the counters `images_skipped` and `images_recovered`).
+    - its file is younger than its source, and than the manifest where that has another version of it, as a killed job
+      leaves it. Its row is then made by reading it (the counters `images_skipped` and `images_recovered`); where that
+      fails, it is done again.
     The others are counted in `images_new`, or in `images_changed` where the manifest has them, but of another version
     of their source, without their file, or not of all alphas: an image that failed is new each time. Of an image that
     lacks some alphas, these alone are made.
     Rows of images that aren't among these inputs are kept while their files are there. The output is listed once; no
-    request is made for an image that is in the manifest.
+    request is made for an image that is in the manifest. Where the output can't be listed, or a file of the manifest
+    can't be read, the job fails: what isn't seen would count as not done, and its rows be lost.
 
     Args:
         layout: of the output, which was started by `starting.start_job`.
@@ -91,9 +101,10 @@ class SkipDone(beam.PTransform):
         decided = (
             sides
             | "GroupByKey" >> beam.CoGroupByKey()
-            | "Decide" >> beam.ParDo(_DecideDoFn(self._layout.alphas)).with_outputs("records", main="images")
+            | "Decide"
+            >> beam.ParDo(_DecideDoFn(self._layout.alphas)).with_outputs("records", "unneeded", main="images")
         )
-        return Remaining(decided.images, decided.records)
+        return Remaining(decided.images, decided.records, decided.unneeded)
 
 
 def _by_key(ref: ImageRef) -> tuple[str, tuple[Any, ...]]:
@@ -135,6 +146,14 @@ def _list_output(alpha: float, layout: OutputLayout) -> Iterator[tuple[str, _Fil
             yield listed.key, (alpha, layout.written_image(alpha, listed.key), modified)
 
 
+class _Kept(NamedTuple):
+    """A row of the manifest whose image is there, and when the manifest was written."""
+
+    written: float
+    record: ImageRecord
+    packed: bool
+
+
 class _DecideDoFn(beam.DoFn):
     def __init__(self, alphas: tuple[float, ...]) -> None:
         self._alphas = alphas
@@ -142,41 +161,62 @@ class _DecideDoFn(beam.DoFn):
     def process(self, element: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
         _, found = element
         files: dict[float, _File] = {file[0]: file for file in found["files"]}
-        kept: dict[float, ImageRecord] = {}
-        latest, known = 0.0, False
-        for fields, written, packed in found["rows"]:
-            known = True
-            record, latest = ImageRecord(*fields), max(latest, written)
-            if packed:
-                kept[record.alpha] = record
-            elif packed is None and record.alpha in files:
-                kept[record.alpha] = record._replace(output_uri=files[record.alpha][1])
+        rows = [(ImageRecord(*fields), written, packed) for fields, written, packed in found["rows"]]
+        kept = _kept(rows, files)
         refs = [ImageRef(*fields) for fields in found["refs"]]
         if not refs:
-            yield from (beam.pvalue.TaggedOutput("records", record) for record in kept.values())
+            yield from _done(kept.values(), files)
             return
         ref = refs[0]
-        # Some stores tell whole seconds: on a tie it is safer to do the image again.
-        latest = max(latest, ref.modified or 0.0)
-        timed = ref.modified is not None or not latest
-        records: list[ImageRecord] = []
+        # A file that is older than a row of another version may be of that version. Some stores tell whole seconds: on
+        # a tie it is safer to do the image again.
+        others = [written for record, written, _ in rows if not ref.version or record.source_version != ref.version]
+        latest = max([ref.modified or 0.0, *others])
+        timed = ref.modified is not None or not rows
+        done: list[_Kept] = []
         missing: list[float] = []
         recovered = False
         for alpha in self._alphas:
-            if alpha in kept and _same(kept[alpha].source_version, ref.version):
-                records.append(kept[alpha])
-            elif timed and alpha in files and files[alpha][2] > latest:
-                records.append(_record_of(ref, *files[alpha][:2]))
-                recovered = True
-            else:
+            if alpha in kept and _same(kept[alpha].record.source_version, ref.version):
+                done.append(kept[alpha])
+                continue
+            timely = timed and alpha in files and files[alpha][2] > latest
+            record = _record_of(ref, *files[alpha][:2]) if timely else None
+            if record is None:
                 missing.append(alpha)
+            else:
+                done.append(_Kept(files[alpha][2], record, packed=False))
+                recovered = True
         if missing:
-            metrics.count(metrics.IMAGES_CHANGED if known else metrics.IMAGES_NEW)
-            yield ref._replace(alphas=tuple(missing) if records else ())
+            metrics.count(metrics.IMAGES_CHANGED if rows else metrics.IMAGES_NEW)
+            yield ref._replace(alphas=tuple(missing) if done else ())
         else:
             metrics.count(metrics.IMAGES_SKIPPED)
             metrics.count(metrics.IMAGES_RECOVERED, int(recovered))
-        yield from (beam.pvalue.TaggedOutput("records", record) for record in records)
+        yield from _done(done, files)
+
+
+def _kept(rows: Iterable[tuple[ImageRecord, float, bool | None]], files: Mapping[float, _File]) -> dict[float, _Kept]:
+    """The latest row of each alpha whose image is there; a killed job may leave two manifests of other numbers."""
+    kept: dict[float, _Kept] = {}
+    for record, written, packed in rows:
+        if packed is None and record.alpha in files:
+            row = _Kept(written, record._replace(output_uri=files[record.alpha][1]), packed=False)
+        elif packed:
+            row = _Kept(written, record, packed=True)
+        else:
+            continue
+        if record.alpha not in kept or kept[record.alpha].written < written:
+            kept[record.alpha] = row
+    return kept
+
+
+def _done(rows: Iterable[_Kept], files: Mapping[float, _File]) -> Iterator[beam.pvalue.TaggedOutput]:
+    """Rows that stay, and staged files that they make unneeded."""
+    for written, record, packed in rows:
+        yield beam.pvalue.TaggedOutput("records", record)
+        if packed and record.alpha in files and files[record.alpha][2] <= written:
+            yield beam.pvalue.TaggedOutput("unneeded", files[record.alpha][1])
 
 
 def _same(version: str, other: str) -> bool:
@@ -184,10 +224,15 @@ def _same(version: str, other: str) -> bool:
     return version == other or not version or not other
 
 
-def _record_of(ref: ImageRef, alpha: float, url: str) -> ImageRecord:
-    data = storage.read_bytes(url)
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
+def _record_of(ref: ImageRef, alpha: float, url: str) -> ImageRecord | None:
+    """The row of an image that an earlier run wrote; None where it can't be read."""
+    try:
+        data = storage.read_bytes(url)
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+    except Exception as error:  # whatever the store or Pillow raised, doing the image again puts it right
+        logging.getLogger(__name__).warning("%s: done again, for it can't be read (%s)", url, storage.one_line(error))
+        return None
     digest = hashlib.sha256(data).hexdigest()
     size = width, height, len(data)
     return ImageRecord(ref.key, ref.source_uri, url, alpha, *size, digest, 0.0, ref.version, ref.subgroup)

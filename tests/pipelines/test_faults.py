@@ -44,7 +44,11 @@ def test_one_request_in_ten_fails_and_no_image_is_lost_but_the_one_that_always_f
     arguments += ["--direct_running_mode", "multi_threading"]
     undisturbed = _job(*arguments, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
     assert undisturbed.returncode == 0, undisturbed.stderr
-    with faulty_proxy(os.environ["STORAGE_EMULATOR_HOST"], 0.1, seed=0, always_503="poison.png?") as proxy:
+
+    def poisoned(command: str, path: str, body: bytes) -> str | None:
+        return "503" if "poison.png?" in path else None
+
+    with faulty_proxy(os.environ["STORAGE_EMULATOR_HOST"], 0.1, seed=0, override=poisoned) as proxy:
         settings = {"STORAGE_EMULATOR_HOST": proxy.url, "DOT_RETRY_SECONDS": "30"}
         job = _job(*arguments, "--input", f"{root}/in", "--output", f"{root}/out", **settings)
     assert job.returncode == 0, job.stderr

@@ -40,7 +40,7 @@ TAKING: dict[str, tuple[Any, Callable[[], beam.PTransform]]] = {
     "LatentStatistics.PerKey": (REF, lambda: transforms.LatentStatistics.PerKey()),
     "PackShards": (RECORD, lambda: transforms.PackShards(LAYOUT)),
     "ReadImages": (REF, lambda: transforms.ReadImages()),
-    "RemoveStaging": ("manifest", lambda: transforms.RemoveStaging(LAYOUT)),
+    "RemoveUnneeded": ("urls", lambda: transforms.RemoveUnneeded(LAYOUT)),
     "RestoreImages": (LOADED, lambda: transforms.RestoreImages("restorer")),
     "SkipDone": (REF, lambda: transforms.SkipDone(LAYOUT)),
     "TotalQuality": (QUALITY, lambda: transforms.TotalQuality()),
