@@ -1,16 +1,30 @@
-"""How far what a map is used on has moved from what it was fitted on."""
+"""How far what a map is used on has moved from what it was fitted on, and whether that is more than chance."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
-from ot_core.noise import noise_floor
+from ot_core.noise import variance_of_mean
 from ot_core.statistics import Array, GaussianStatistics
 from ot_core.transport_map import RANK_TOLERANCE, TransportMap, gelbrich_distance_squared
+
+#: The relative drift from which on images are unlike those that a map was fitted on, unless told otherwise.
+LIMIT = 0.15
+#: A difference that chance alone gives less often than this is one; of fewer images than these, none is.
+_SIGNIFICANT, _FEWEST = 0.003, 5
+_ROUNDING = 1e-12
+
+
+class Verdict(StrEnum):
+    """Whether a set of images is like those that a map was fitted on."""
+
+    LIKE = "like"
+    UNLIKE = "unlike"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -23,52 +37,111 @@ class Drift:
 
     Attributes:
         patches: how many the set has.
+        images: of how many images they are; 0 where that isn't known.
         distance_squared: from that side, as the map measures distances.
         standard_distance_squared: from that side, in units of its standard deviations.
-        standard_noise_floor: how much of that chance alone would give, or None where the map's random parts aren't
-            known.
+        standard_noise_floor: how much of that is expected by chance, of as many images of the side's own distribution;
+            None where that isn't known: the map tells neither its images nor their random parts, or `images` is 0.
         relative: what is left of it above the noise floor, as a share of the distance between the map's two sides in
             the same units: 0 is no drift, and 1 is as far away as restored images are from natural ones; any is
             infinite where these are alike. Where the floor isn't known, nothing is taken off.
+        by_chance: the noise floor in the same measure; None where it isn't known.
+        p_value: how often as many images of the side's own distribution would differ as much from it, or more; None
+            where that isn't known.
     """
 
     patches: int
+    images: int
     distance_squared: float
     standard_distance_squared: float
     standard_noise_floor: float | None
     relative: float
+    by_chance: float | None
+    p_value: float | None
+
+    def verdict(self, limit: float = LIMIT) -> Verdict:
+        """Whether the drift is larger than the limit.
+
+        It is, or isn't known, where it is found to be; which of the two depends on whether chance explains it. It
+        isn't known either where chance alone is expected to give as much, since then no drift may be luck as well.
+        """
+        if self.by_chance is None or self.p_value is None or self.images < _FEWEST:
+            return Verdict.UNKNOWN
+        if self.relative > limit and self.p_value < _SIGNIFICANT:
+            return Verdict.UNLIKE
+        return Verdict.UNKNOWN if max(self.relative, self.by_chance) > limit else Verdict.LIKE
 
 
-def drift_of(parts: Sequence[GaussianStatistics], transport_map: TransportMap, side: str) -> Drift | None:
-    """Measures drift.
+class DriftMeter:
+    """Measures drift from one side of a map.
+
+    To first order, n images of the distribution of the side's N are at an expected squared distance of v (1/n + 1/N)
+    from it. The map's random halves tell v. Patches of one image are much alike, so images are what counts.
+
+    How far is one question, and whether that is chance another. The distance answers the second badly: a few images of
+    much contrast are far from any others. So it is put to the spectra of the images (`ot_core.patches.spectrum`), of
+    which each component's mean is compared by Student's t-test, and the least of the p-values is taken times their
+    number (Bonferroni).
 
     Args:
-        parts: the set's random parts.
         transport_map: the map.
         side: source or target.
-
-    Returns:
-        The drift, or None of fewer than two patches.
     """
-    if sum(part.count for part in parts) < 2:
+
+    def __init__(self, transport_map: TransportMap, side: str) -> None:
+        sides = {"source": transport_map.source, "target": transport_map.target}
+        self._map, self._fitted, other = transport_map, sides.pop(side), sides.popitem()[1]
+        self._to_standard = _inverse_root(self._fitted.covariance())
+        self._standard = self._transformed(self._fitted)
+        scale = gelbrich_distance_squared(self._transformed(other), self._standard)
+        nothing = RANK_TOLERANCE * len(self._to_standard)  # what rounding makes of no distance, beside a variance of 1
+        self._scale, self._nothing = scale if scale > nothing else 0.0, nothing
+        self._variance = variance_of_mean([self._transformed(part) for part in transport_map.parts_of(side)])
+
+    def _transformed(self, statistics: GaussianStatistics) -> GaussianStatistics:
+        matrix = self._to_standard
+        scatter = matrix @ statistics.scatter @ matrix.T
+        return GaussianStatistics(statistics.count, matrix @ statistics.mean, (scatter + scatter.T) / 2)
+
+    def _relative(self, distance: float) -> float:
+        if self._scale:
+            return max(0.0, distance) / self._scale
+        return math.inf if distance > self._nothing else 0.0
+
+    def _noise_floor(self, found: GaussianStatistics) -> float | None:
+        """What is expected of as many images, in units of the side's standard deviations."""
+        if found.images is None or self._fitted.images is None or math.isnan(self._variance):
+            return None
+        return self._variance * (1 + self._fitted.images.count / found.images.count)
+
+    def drift_of(self, found: GaussianStatistics) -> Drift | None:
+        """The drift of a set of patches; None of fewer than two."""
+        if found.count < 2:
+            return None
+        distance = gelbrich_distance_squared(self._transformed(found), self._standard)
+        floor = self._noise_floor(found)
+        return Drift(
+            patches=found.count,
+            images=found.images.count if found.images else 0,
+            distance_squared=self._map.distance_squared_between(found, self._fitted),
+            standard_distance_squared=distance,
+            standard_noise_floor=floor,
+            relative=self._relative(distance - (floor or 0.0)),
+            by_chance=None if floor is None else self._relative(floor),
+            p_value=_p_value(found.images, self._fitted.images),
+        )
+
+
+def _p_value(a: GaussianStatistics | None, b: GaussianStatistics | None) -> float | None:
+    """Of Student's t-test of each component, times their number; None where there are fewer than three vectors."""
+    if a is None or b is None or a.count + b.count < 3 or a.dimension != b.dimension:
         return None
-    sides = {"source": transport_map.source, "target": transport_map.target}
-    found, fitted, other = GaussianStatistics.total(parts), sides.pop(side), sides.popitem()[1]
-    to_standard = _inverse_root(fitted.covariance())
-    standard = _transformed(fitted, to_standard)
-    distance = gelbrich_distance_squared(_transformed(found, to_standard), standard)
-    scale = gelbrich_distance_squared(_transformed(other, to_standard), standard)
-    known = [_transformed(part, to_standard) for part in transport_map.parts_of(side)]
-    floor = noise_floor(known, [_transformed(part, to_standard) for part in parts])
-    excess = max(0.0, distance - floor) if math.isfinite(floor) else distance
-    nothing = RANK_TOLERANCE * len(to_standard)  # what rounding makes of no distance, beside a variance of 1 each
-    return Drift(
-        patches=found.count,
-        distance_squared=transport_map.distance_squared_between(found, fitted),
-        standard_distance_squared=distance,
-        standard_noise_floor=floor if math.isfinite(floor) else None,
-        relative=excess / scale if scale > nothing else (math.inf if excess > nothing else 0.0),
-    )
+    freedom = a.count + b.count - 2
+    variances = np.maximum((np.diag(a.scatter) + np.diag(b.scatter)) / freedom, _ROUNDING)
+    t_squared = float(np.max((a.mean - b.mean) ** 2 / variances)) / (1 / a.count + 1 / b.count)
+    # The normal deviate of the same probability, to three digits (Wallace, 1959): numpy has no Student's t.
+    deviate = (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(t_squared / freedom))
+    return min(1.0, math.erfc(deviate / math.sqrt(2)) * a.dimension)
 
 
 def _inverse_root(covariance: Array) -> Array:
@@ -77,8 +150,3 @@ def _inverse_root(covariance: Array) -> Array:
     positive = values > RANK_TOLERANCE * max(float(values[-1]), 0.0)
     inverse_root: Array = (vectors[:, positive] / np.sqrt(values[positive])).T
     return inverse_root
-
-
-def _transformed(statistics: GaussianStatistics, matrix: Array) -> GaussianStatistics:
-    scatter = matrix @ statistics.scatter @ matrix.T
-    return GaussianStatistics(statistics.count, matrix @ statistics.mean, (scatter + scatter.T) / 2)

@@ -29,6 +29,7 @@ CREATED_BY = "dot-beam"
 _MAX_BYTES = 2**32
 _PART = re.compile(r"((?:source|target)/.+)\.count")
 _COUNT = ".count"
+_IMAGES = ".images"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,8 @@ class LatentSets:
         vae: the name that the autoencoder was loaded from, or "" if unknown.
         vae_sha256: fingerprint of the autoencoder's weights and config, or "" if unknown.
         origin: how the images of the set "source" were made.
+        run: which run of transport they were gathered in, or "".
+        verdict: on their drift, as `ot_core.drift.Verdict`, or "".
     """
 
     groups: Mapping[str, GaussianStatistics]
@@ -50,6 +53,8 @@ class LatentSets:
     vae: str = ""
     vae_sha256: str = ""
     origin: SourceOrigin = UNKNOWN_ORIGIN
+    run: str = ""
+    verdict: str = ""
 
     @classmethod
     def of_map(cls, transport_map: TransportMap) -> LatentSets:
@@ -94,6 +99,7 @@ def read_map(url: str) -> TransportMap:
 def write_statistics(sets: LatentSets, url: str) -> None:
     """Writes statistics atomically to any fsspec URL."""
     metadata = _metadata(sets.patch_size, sets.latent_channels, sets.vae, sets.vae_sha256, sets.origin)
+    metadata |= {name: value for name, value in (("run", sets.run), ("verdict", sets.verdict)) if value}
     storage.write_bytes(url, _to_safetensors(_tensors(sets.groups), metadata))
 
 
@@ -149,6 +155,10 @@ def _tensors(groups: Mapping[str, GaussianStatistics]) -> dict[str, np.ndarray]:
         tensors[name + _COUNT] = np.array(statistics.count, dtype=np.int64)
         tensors[f"{name}.mean"] = statistics.mean
         tensors[f"{name}.scatter"] = statistics.scatter
+        images = statistics.images
+        if images is not None:
+            tensors[name + _IMAGES] = np.array(images.count, dtype=np.int64)
+            tensors[f"{name}{_IMAGES}_mean"], tensors[f"{name}{_IMAGES}_scatter"] = images.mean, images.scatter
     return tensors
 
 
@@ -216,6 +226,8 @@ class _Checker:
             self.metadata.get("vae", ""),
             self.metadata.get("vae_sha256", ""),
             origin=self._origin(),
+            run=self.metadata.get("run", ""),
+            verdict=self.metadata.get("verdict", ""),
         )
 
     def _origin(self) -> SourceOrigin:
@@ -281,7 +293,20 @@ class _Checker:
         eigenvalues = np.linalg.eigvalsh(scatter)
         if eigenvalues[0] < -1e-9 * max(abs(float(eigenvalues[-1])), 1e-300):
             raise self._refusal(f"tensor {name}.scatter isn't positive semi-definite (eigenvalue {eigenvalues[0]:.3g})")
-        return GaussianStatistics(count, self._tensor(f"{name}.mean", (dimension,)), scatter)
+        return GaussianStatistics(count, self._tensor(f"{name}.mean", (dimension,)), scatter, self._images(name, count))
+
+    def _images(self, name: str, most: int) -> GaussianStatistics | None:
+        """Statistics over the images of a set, which files of earlier versions don't have."""
+        name += _IMAGES
+        if name not in self.tensors:
+            return None
+        count = int(self._tensor(name, (), dtype="int64"))
+        if not 1 <= count <= most:
+            raise self._refusal(f"tensor {name} is {count}, expected 1 to {most}")
+        mean = self.tensors.get(f"{name}_mean")
+        size = mean.size if mean is not None else 1
+        scatter = self._tensor(f"{name}_scatter", (size, size), symmetric=True)
+        return GaussianStatistics(count, self._tensor(f"{name}_mean", (size,)), scatter)
 
     def _tensor(
         self, key: str, shape: tuple[int, ...], *, dtype: str = "float64", symmetric: bool = False

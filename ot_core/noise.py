@@ -48,11 +48,11 @@ def noise_floor(
     Returns:
         v_source / n_source + v_target / n_target, in squared units of the latents; NaN where a side has not two parts.
     """
-    return _variance_of_mean(source, invariant) + _variance_of_mean(target, invariant)
+    return variance_of_mean(source, invariant) + variance_of_mean(target, invariant)
 
 
-def _variance_of_mean(parts: Sequence[GaussianStatistics], invariant: Array | None) -> float:
-    """One side's v / n, averaged over the ways to halve its parts."""
+def variance_of_mean(parts: Sequence[GaussianStatistics], invariant: Array | None = None) -> float:
+    """One side's v / n, as `noise_floor` has it, averaged over the ways to halve its parts; NaN of fewer than two."""
     if len(parts) < 2:
         return float("nan")
     estimates = []

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ot_core.statistics import GaussianStatistics
+from ot_core.statistics import Array, GaussianStatistics
 
 #: How many patch values are held at a time while gathering statistics: 32 MiB of float64.
 _BAND_VALUES = 2**22
-#: Patches along either side of a latent that `spread_patches` takes.
-_SPREAD = 8
+#: Of frequency, in `spectrum`; and the least energy there, as a share of the mean.
+_BANDS, _LEAST_ENERGY = 3, 1e-6
 
 
 def unfold(latent: Tensor, patch_size: int) -> Tensor:
@@ -70,15 +71,15 @@ def latent_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics | N
 
     The products of two rows of a patch are products of two rows of the latent, which all patches above and below share.
     So one product of matrices for each distance between rows does for the whole scatter; only the outer rows of the
-    latent, which not every row of a patch reaches, are accounted for apart. Computed on the CPU in float64, about the
-    mean of each channel, so that no digits are lost.
+    latent, which not every row of a patch reaches, are accounted for apart. Computed on the latent's device in float64,
+    about the mean of each channel, so that no digits are lost.
 
     Args:
         latent: (C, H, W), any float dtype and device.
         patch_size: p.
 
     Returns:
-        Statistics of dimension C p^2, or None where not even one patch fits.
+        Statistics of dimension C p^2, of one image, or None where not even one patch fits.
 
     Raises:
         ValueError: if the latent isn't finite.
@@ -86,7 +87,7 @@ def latent_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics | N
     channels, height, width = latent.shape
     if height < patch_size or width < patch_size:
         return None
-    latent = latent.to("cpu", torch.float64)
+    latent = latent.double()
     centre = latent.mean((1, 2), keepdim=True)
     if not centre.isfinite().all():
         raise ValueError("latent: expected finite values, got NaN or infinity")
@@ -96,36 +97,38 @@ def latent_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics | N
         part = _band_statistics(latent[:, top : top + rows_per_band + patch_size - 1] - centre, patch_size)
         total = part if total is None else total + part
     assert total is not None
-    return replace(total, mean=total.mean + centre.flatten().repeat_interleave(patch_size**2).numpy())
+    mean = total.mean + centre.flatten().repeat_interleave(patch_size**2).cpu().numpy()
+    return replace(total, mean=mean, images=GaussianStatistics.single(spectrum(total, patch_size)))
 
 
-def spread_patches(latents: Tensor, patch_size: int) -> Tensor:
-    """Some patches of each latent, evenly spread over it: what is looked at where all would cost too much.
+def spectrum(statistics: GaussianStatistics, patch_size: int) -> Array:
+    """What tells the work of one restorer from that of another in a single image, whatever the image shows.
 
-    Patches that overlap are much alike, and so are those of one image; so these tell nearly as much as all.
+    Logarithms of the energies of each latent channel in up to three bands of frequency (of a patch's discrete cosine
+    transform: constant, first order, higher), less their mean: contrast, which is content, is taken out.
 
     Args:
-        latents: (B, C, H, W).
+        statistics: of the patches of an image, of dimension C p^2.
         patch_size: p.
 
     Returns:
-        (B, n, C p^2), at most `_SPREAD` patches along either side and none that overlap; n is 0 where none fits.
+        (C min(p, 3),) float64.
     """
-    batch, channels, *sizes = latents.shape
-    if min(sizes) < patch_size:
-        return latents.new_empty(batch, 0, channels * patch_size**2)
-    down, across = (max(patch_size, -(-size // _SPREAD)) for size in sizes)
-    patches = latents.unfold(2, patch_size, down).unfold(3, patch_size, across)
-    return patches.permute(0, 2, 3, 1, 4, 5).reshape(batch, -1, channels * patch_size**2)
-
-
-def patch_statistics(patches: Tensor) -> GaussianStatistics:
-    """Statistics of patches (n, D), computed in float64 on their device and by as many cores as torch has there."""
-    patches = patches.double()
-    mean = patches.mean(0)
-    centred = patches - mean
-    scatter = centred.T @ centred
-    return GaussianStatistics(len(patches), mean.cpu().numpy(), ((scatter + scatter.T) / 2).cpu().numpy())
+    orders = np.arange(patch_size)
+    cosines = np.cos(np.pi / patch_size * np.outer(orders, orders + 0.5))
+    cosines /= np.linalg.norm(cosines, axis=1, keepdims=True)
+    transform = np.kron(cosines, cosines)
+    bands = np.minimum(np.add.outer(orders, orders).ravel(), _BANDS - 1)
+    channels = statistics.dimension // patch_size**2
+    blocks = statistics.scatter.reshape(channels, patch_size**2, channels, patch_size**2)
+    own = blocks[np.arange(channels), :, np.arange(channels)]
+    energies = np.einsum("fx,cxy,fy->cf", transform, own, transform)
+    by_band = np.stack([energies[:, bands == band].mean(1) for band in np.unique(bands)], axis=1).ravel()
+    mean = by_band.mean()
+    if mean <= 0:  # nothing varies
+        return np.zeros_like(by_band)
+    logarithms: Array = np.log(np.maximum(by_band / mean, _LEAST_ENERGY))
+    return logarithms - logarithms.mean()
 
 
 def _band_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics:
@@ -139,7 +142,7 @@ def _band_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics:
         upper, lower = strips[start * columns : stop * columns], strips[(start + distance) * columns :]
         return upper.T @ lower[: len(upper)]
 
-    outer = torch.empty(channels, p, p, channels, p, p, dtype=torch.float64)
+    outer = torch.empty(channels, p, p, channels, p, p, dtype=torch.float64, device=latent.device)
     for distance in range(p):
         reach = p - 1 - distance  # patches' upper rows, by the row of the patch, begin at 0 to `reach`
         if rows > reach:
@@ -160,4 +163,4 @@ def _band_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics:
     count = rows * columns
     root = sums / count**0.5
     scatter = outer.view(len(sums), len(sums)).addr_(root, root, alpha=-1)
-    return GaussianStatistics(count, (sums / count).numpy(), scatter.numpy())
+    return GaussianStatistics(count, (sums / count).cpu().numpy(), scatter.cpu().numpy())

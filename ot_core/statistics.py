@@ -7,8 +7,9 @@ Statistics are held and merged in centred form (count, mean, scatter about the m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,11 +25,15 @@ class GaussianStatistics:
         count: number of vectors, n >= 1.
         mean: (D,) float64, m = (1/n) sum_i x_i.
         scatter: (D, D) float64, sum_i (x_i - m)(x_i - m)^T, symmetric.
+        images: statistics over the images that the vectors are of, of one vector for each
+            (`ot_core.patches.spectrum`): vectors of one image are much alike, so what is chance depends on how images
+            differ, and how many there are. None where that isn't known of all images.
     """
 
     count: int
     mean: Array
     scatter: Array
+    images: GaussianStatistics | None = None
 
     @classmethod
     def of(cls, samples: ArrayLike) -> GaussianStatistics:
@@ -82,7 +87,7 @@ class GaussianStatistics:
         for part in parts:
             if part.count > 1:  # the scatter of a single vector is zero
                 scatter += part.scatter
-        return cls(int(counts.sum()), mean, scatter)
+        return cls(int(counts.sum()), mean, scatter, _images_of(parts))
 
     def __add__(self, other: GaussianStatistics) -> GaussianStatistics:
         """Statistics of the union, by the pairwise update of Chan, Golub and LeVeque (1983).
@@ -101,7 +106,13 @@ class GaussianStatistics:
             count,
             self.mean + weight * delta,
             self.scatter + other.scatter + (self.count * weight) * np.outer(delta, delta),
+            _images_of((self, other)),
         )
+
+    def __reduce__(self) -> tuple[Callable[..., GaussianStatistics], tuple[Any, ...]]:
+        """Pickles half of the scatter, which is symmetric: statistics cross shuffles."""
+        triangle = self.scatter[_lower(self.dimension)] if self.count > 1 else None
+        return _unpickled, (self.count, self.mean, triangle, self.images)
 
     @property
     def dimension(self) -> int:
@@ -117,3 +128,24 @@ class GaussianStatistics:
         if self.count < 2:
             raise ValueError(f"covariance: expected at least 2 vectors, got {self.count}")
         return self.scatter / (self.count - 1)
+
+
+def _images_of(parts: Sequence[GaussianStatistics]) -> GaussianStatistics | None:
+    known = [part.images for part in parts if part.images is not None]
+    return GaussianStatistics.total(known) if len(known) == len(parts) else None
+
+
+def _lower(dimension: int) -> NDArray[np.bool_]:
+    """Where a square matrix has its diagonal and what is below."""
+    return np.tri(dimension, dtype=bool)
+
+
+def _unpickled(
+    count: int, mean: Array, triangle: Array | None, images: GaussianStatistics | None
+) -> GaussianStatistics:
+    if triangle is None:  # of one vector
+        return GaussianStatistics(count, mean, np.broadcast_to(0.0, (mean.size, mean.size)), images)
+    scatter, lower = np.empty((mean.size, mean.size)), _lower(mean.size)
+    scatter[lower] = triangle
+    scatter.T[lower] = triangle
+    return GaussianStatistics(count, mean, scatter, images)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ot_core import TransportMap, UserError, read_map, storage, strict_json
-from ot_core.drift import drift_of
+from ot_core.drift import DriftMeter
 from ot_core.fitting import method_of
 from ot_core.map_file import metadata_of
 from ot_core.statistics import Array
@@ -89,7 +89,7 @@ def diff(a_url: str, b_url: str) -> dict[str, Any]:
             )
     sides = {}
     for side in SIDES:
-        drift = drift_of(b.parts_of(side) or [getattr(b, side)], a, side)
+        drift = DriftMeter(a, side).drift_of(getattr(b, side))
         assert drift is not None  # maps hold two patches of each side or more
         counts = {"patches_a": getattr(a, side).count, "patches_b": drift.patches}
         sides[side] = {**counts, **{k: v for k, v in dataclasses.asdict(drift).items() if k != "patches"}}

@@ -16,6 +16,7 @@ from typing import Any
 import apache_beam as beam
 
 from ot_core import UserError, load_restorer, storage
+from ot_core.drift import LIMIT, Verdict
 from ot_core.fitting import check_restorer, read_maps
 from ot_core.groups import GROUP, find_maps, is_pattern
 from ot_core.images import DEFAULT_COMPRESS_LEVEL, OUTPUT_FORMATS
@@ -153,8 +154,9 @@ def parser() -> options.ArgumentParser:
         "--max_drift",
         type=options.number(float, 0),
         metavar="X",
-        help="exit with 1 if the inputs are further from those that the map was fitted on than X times the distance "
-        "between its two sides, chance left out; everything is written all the same (default: only report it)",
+        help="exit with 1 if the inputs drifted further from those that the map was fitted on than X times the "
+        "distance between its two sides, and further than chance explains; everything is written all the same. Too few "
+        f"images to tell pass, and are judged with those of later runs (default: only report it, of {LIMIT})",
     )
     flags.add_argument(
         "--compile",
@@ -290,7 +292,6 @@ def transport_images(
         restorer=args.restorer,
     )
     records, untransported, statistics = images | "TransportImages" >> options.on_accelerator(transport, args)
-    _ = statistics | "WriteDrift" >> WriteDrift(args.maps, args.output)
     failures = [untransported]
     if args.resume:
         records = (records, done) | "FlattenRecords" >> beam.Flatten()
@@ -299,6 +300,10 @@ def transport_images(
         failures.append(unpacked)
         unneeded.append(staged)
     manifest = records | "WriteManifest" >> WriteManifest(args.output, args.manifest_shards)
+    limit = getattr(args, "max_drift", None)  # a command's flag: Beam YAML has no exit code
+    _ = statistics | "WriteDrift" >> WriteDrift(
+        args.maps, args.output, LIMIT if limit is None else limit, args.resume, after=manifest
+    )
     if layout.packed:
         unneeded_files = unneeded | "FlattenUnneeded" >> beam.Flatten()
         _ = unneeded_files | "RemoveUnneeded" >> RemoveUnneeded(layout, manifest)
@@ -329,33 +334,58 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
     if args.since is not None:
         lines.append(f"  {counters.get(metrics.IMAGES_OLDER, 0)} older images left out")
     if not args.plan:
-        lines += [f"  {line}" for line in _told(*_largest_drift(args))]
+        lines += [f"  {line}" for line in _told(args)]
     return "\n".join(lines)
 
 
-def _largest_drift(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """The group whose inputs drifted furthest, or "" where there are none, and what was found of it."""
+def _drift_by_group(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What drift.json tells of each group of which there were images; "" where there are no groups."""
     url = storage.join(args.output, DRIFT)
     found = json.loads(storage.read_bytes(url)) if storage.details(url) else {}  # some engines end before their work
-    by_group = {"": found, **found.pop("groups", {})}
-
-    def distance(item: tuple[str, dict[str, Any]]) -> float:
-        inputs = item[1].get("inputs")
-        return -1.0 if inputs is None else math.inf if inputs["relative"] is None else inputs["relative"]
-
-    return max(by_group.items(), key=distance)
+    return {group: one for group, one in {"": found, **found.pop("groups", {})}.items() if one.get("inputs")}
 
 
-def _told(group: str, drift: Mapping[str, Any]) -> Iterator[str]:
-    of_group = f" of group {group}, the furthest" if group else ""
-    for name, found in drift.items():
-        if isinstance(found, dict):
-            floor = found["standard_noise_floor"]
-            yield (
-                f"drift of {name}{of_group}: {_share(found['relative'])} (squared distance from "
-                f"its {found['from']} {found['distance_squared']:.3g}; in standard deviations "
-                f"{found['standard_distance_squared']:.3g}, by chance {'unknown' if floor is None else f'{floor:.3g}'})"
-            )
+def _largest_drift(by_group: Mapping[str, dict[str, Any]]) -> str:
+    """The group whose inputs drifted furthest: among those that are unlike the map's, where there are any."""
+
+    def distance(group: str) -> tuple[bool, float]:
+        inputs = by_group[group]["inputs"]
+        relative = math.inf if inputs["relative"] is None else inputs["relative"]
+        return inputs["verdict"] == Verdict.UNLIKE, relative
+
+    return max(by_group, key=distance)
+
+
+def _told(args: argparse.Namespace) -> Iterator[str]:
+    by_group = _drift_by_group(args)
+    if not by_group:
+        return
+    group = _largest_drift(by_group)
+    of_group, told = f" of group {group}, the furthest" if group else "", by_group[group]
+    inputs, results = told["inputs"], told["results"]
+    images = f"{inputs['images']} images"
+    if inputs["images"] > inputs["images_of_this_run"]:
+        images += f", {inputs['images'] - inputs['images_of_this_run']} of them of earlier runs"
+    if inputs["by_chance"] is None:
+        yield (
+            f"drift of inputs{of_group}: can't be judged: {told['map']} doesn't tell how the images differ that it was "
+            "fitted on; fit it again"
+        )
+    elif inputs["verdict"] == Verdict.UNKNOWN:
+        chance = _share(
+            inputs["by_chance"] if inputs["relative"] is None else max(inputs["by_chance"], inputs["relative"])
+        )
+        yield f"drift of inputs{of_group}: can't be judged from {images} (chance alone gives up to {chance})"
+    else:
+        yield (
+            f"drift of inputs{of_group}: {_share(inputs['relative'])}, {inputs['verdict']} what the map was fitted on "
+            f"({images})"
+        )
+    if results:
+        yield f"drift of results{of_group}: {_share(results['relative'])} from its target"
+    unknown = sum(one["inputs"]["verdict"] == Verdict.UNKNOWN for one in by_group.values())
+    if unknown and len(by_group) > 1:
+        yield f"drift can't be judged of {unknown} of {len(by_group)} groups, of too few images"
 
 
 def _share(of_distance: float | None) -> str:
@@ -366,11 +396,12 @@ def _share(of_distance: float | None) -> str:
 
 def objection(args: argparse.Namespace) -> str | None:
     """What --max_drift has against the inputs."""
-    if args.max_drift is None or args.plan:
+    by_group = {} if args.max_drift is None or args.plan else _drift_by_group(args)
+    if not by_group:
         return None
-    group, drift = _largest_drift(args)
-    found = drift.get("inputs")
-    if found is None or (found["relative"] is not None and found["relative"] <= args.max_drift):
+    group = _largest_drift(by_group)
+    found = by_group[group]["inputs"]
+    if found["verdict"] != Verdict.UNLIKE:
         return None
     of_group = f" of group {group}" if group else ""
     return (

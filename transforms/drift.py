@@ -1,20 +1,21 @@
 """What transport notes of the latents that pass through it: whether the map still suits the images."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 import torch
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core import GaussianStatistics, read_map, storage, strict_json
-from ot_core.drift import drift_of
+from ot_core import GaussianStatistics, MapFileError, read_map, storage, strict_json
+from ot_core.drift import LIMIT, Drift, DriftMeter, Verdict
+from ot_core.drift_history import DriftHistory
 from ot_core.layout import DRIFT, statistics_of_group
-from ot_core.map_file import LatentSets, write_statistics
+from ot_core.map_file import LatentSets, read_statistics, write_statistics
 from ot_core.noise import part_of
-from ot_core.patches import patch_statistics
+from ot_core.patches import latent_statistics
 from transforms.elements import GatheredStatistics
 from transforms.maps import by_group
 from transforms.windows import check_windows
@@ -26,28 +27,36 @@ SOURCE, RESULTS = "source", "results"
 _TOLD = {"inputs": (SOURCE, "source"), "results": (RESULTS, "target")}
 
 
-class SampledPatches(NamedTuple):
-    """Some patches of an image's latent, (n, D) each: as it was encoded, and the same ones transported.
+class ImageStatistics(NamedTuple):
+    """Statistics of the patches of an image's latent: as it was encoded, and fully transported.
 
     The group is the one whose map it was transported with, "" where that is for images of any.
     """
 
     key: str
-    before: torch.Tensor
-    after: torch.Tensor
+    before: GaussianStatistics
+    after: GaussianStatistics
     group: str = ""
 
+    @classmethod
+    def of(
+        cls, key: str, before: torch.Tensor, after: torch.Tensor, patch_size: int, group: str = ""
+    ) -> "ImageStatistics | None":
+        """Of two latents (C, H, W); None where no patch fits in, or one isn't finite: such an image doesn't count."""
+        try:
+            found = [latent_statistics(latent, patch_size) for latent in (before, after)]
+        except ValueError:
+            return None
+        return cls(key, found[0], found[1], group) if found[0] and found[1] else None
 
-def gather(sampled: Sequence[SampledPatches], workers: Executor | None = None) -> GatheredStatistics:
-    """Statistics of the patches of a batch, for each kind, part and group; latents that aren't finite don't count."""
-    together: dict[str, list[torch.Tensor]] = {}
-    for key, before, after, group in sampled:
-        if len(before) and bool(before.isfinite().all() and after.isfinite().all()):
-            together.setdefault(part_of(SOURCE, key, group), []).append(before)
-            together.setdefault(part_of(RESULTS, key, group), []).append(after)
-    patches = [torch.cat(several) for several in together.values()]
-    statistics = workers.map(patch_statistics, patches) if workers else map(patch_statistics, patches)
-    return GatheredStatistics(tuple(zip(together, statistics, strict=True)))
+
+def gather(images: Sequence[ImageStatistics]) -> GatheredStatistics:
+    """Statistics of a batch, for each kind, part and group. Nothing is fitted from results, so they are in one part."""
+    together: dict[str, list[GaussianStatistics]] = {}
+    for key, before, after, group in images:
+        together.setdefault(part_of(SOURCE, key, group), []).append(before)
+        together.setdefault(f"{RESULTS}/0/{group}" if group else f"{RESULTS}/0", []).append(after)
+    return GatheredStatistics(tuple((name, GaussianStatistics.total(several)) for name, several in together.items()))
 
 
 @beam.typehints.with_input_types(tuple[str, GaussianStatistics])
@@ -62,52 +71,114 @@ class WriteDrift(beam.PTransform):
     Args:
         map: URL of the map, or of several by subgroup, as in `TransportImages`.
         output: URL of the folder.
+        limit: the drift from which on images are told to be unlike those that the map was fitted on.
+        resume: whether to add to what earlier runs left of images that they were too few of to judge
+            (`ot_core.drift_history`); else these are replaced.
+        after: written before this is: the manifest. A run that is killed before it has written the manifest may do
+            images again, so it leaves no statistics, which would count them twice.
     """
 
-    def __init__(self, map: str | Mapping[str, str], output: str) -> None:
+    def __init__(
+        self,
+        map: str | Mapping[str, str],
+        output: str,
+        limit: float = LIMIT,
+        resume: bool = False,
+        after: beam.PCollection[Any] | None = None,
+    ) -> None:
         super().__init__()
-        self._maps, self._output = {"": map} if isinstance(map, str) else dict(map), output
+        self._maps, self._output, self._limit = {"": map} if isinstance(map, str) else dict(map), output, limit
+        self._resume, self._after, self._run = resume, after, uuid.uuid4().hex
 
     @no_annotations
     def expand(self, statistics: beam.PCollection[tuple[str, GaussianStatistics]]) -> beam.PCollection[str]:
         """A map's statistics meet; written even where there are none."""
         check_windows(self, statistics)
         every_map = statistics.pipeline | "EveryMap" >> beam.Create([(group, None) for group in self._maps])
+        waits = [] if self._after is None else [beam.pvalue.AsIter(self._after)]
+        measure = _MeasureDoFn(self._maps, self._output, self._limit, self._resume, self._run)
         measured = (
             (every_map, statistics | "KeyByGroup" >> beam.Map(by_group))
             | "FlattenGroups" >> beam.Flatten()
             | "GroupByGroup" >> beam.GroupByKey()
-            | "Measure" >> beam.Map(_measure, self._maps, self._output)
+            | "Measure" >> beam.ParDo(measure, *waits)
         )
         return (
             statistics.pipeline
             | "Once" >> beam.Create([None])
-            | "Write" >> beam.Map(_write_drift, self._output, beam.pvalue.AsDict(measured))
+            | "Write" >> beam.Map(_write_drift, self._output, self._limit, beam.pvalue.AsDict(measured))
         )
 
 
-def _measure(
-    element: tuple[str, Iterable[tuple[str, GaussianStatistics] | None]], maps: Mapping[str, str], output: str
-) -> tuple[str, dict[str, Any]]:
+class _MeasureDoFn(beam.DoFn):
     """Writes the statistics of one map's images, and gives what to tell of them."""
-    subgroup, given = element
-    map_url = maps[subgroup]
-    transport_map = read_map(map_url)
-    gathered = dict(item for item in given if item is not None)
-    sets = dataclasses.replace(LatentSets.of_map(transport_map), groups=gathered)
-    write_statistics(sets, statistics_of_group(output, subgroup))
-    found: dict[str, Any] = {"map": map_url, "map_distance_squared": transport_map.distance_squared()}
-    for name, (group, side) in _TOLD.items():
-        drift = drift_of([part for _, part in sorted(sets.named(group).items())], transport_map, side)
-        found[name] = drift and {"from": side, **dataclasses.asdict(drift)}
-    return subgroup, found
+
+    def __init__(self, maps: Mapping[str, str], output: str, limit: float, resume: bool, run: str) -> None:
+        self._maps, self._output, self._limit, self._resume, self._run = maps, output, limit, resume, run
+
+    def process(
+        self, element: tuple[str, Iterable[tuple[str, GaussianStatistics] | None]], *after: Any
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        subgroup, given = element
+        transport_map = read_map(self._maps[subgroup])
+        gathered = dict(item for item in given if item is not None)
+        told: dict[str, Any] = dict.fromkeys(_TOLD)
+        sets, url = LatentSets.of_map(transport_map), statistics_of_group(self._output, subgroup)
+        before = _read_before(url, sets) if self._resume else None
+        if gathered:
+            meters = {side: DriftMeter(transport_map, side) for _, side in _TOLD.values()}
+            history = DriftHistory.going_on(before, gathered, self._run)
+            judged, by_itself = history.recent, Verdict.UNKNOWN
+            recent = _drift(meters["source"], judged, SOURCE)
+            if recent is not None:
+                by_itself = recent.verdict(self._limit)
+            write_statistics(history.in_file(sets, self._run, by_itself), url)
+            if by_itself == Verdict.UNKNOWN:
+                judged = history.with_earlier()
+            for name, (group, side) in _TOLD.items():
+                told[name] = self._told(side, _drift(meters[side], judged, group), _images_of(gathered, group))
+        elif before is None:
+            write_statistics(dataclasses.replace(sets, groups={}), url)
+        distance = transport_map.distance_squared()
+        yield subgroup, {"map": self._maps[subgroup], "map_distance_squared": distance, **told}
+
+    def _told(self, side: str, drift: Drift | None, images: int) -> dict[str, Any] | None:
+        if drift is None:
+            return None
+        known = {"from": side, "verdict": drift.verdict(self._limit), "images_of_this_run": images}
+        return {**known, **dataclasses.asdict(drift)}
 
 
-def _write_drift(_: None, output: str, measured: Mapping[str, dict[str, Any]]) -> str:
+def _read_before(url: str, expected: LatentSets) -> LatentSets | None:
+    """What earlier runs left, unless it is of another autoencoder or patch size, or can't be read."""
+    if storage.details(url) is None:
+        return None
+    try:
+        found = read_statistics(url)
+    except MapFileError:
+        return None
+    like = ("vae_sha256", "patch_size", "latent_channels")
+    return found if all(getattr(found, name) == getattr(expected, name) for name in like) else None
+
+
+def _of(groups: Mapping[str, GaussianStatistics], name: str) -> list[GaussianStatistics]:
+    return [found for part, found in sorted(groups.items()) if part.partition("/")[0] == name]
+
+
+def _images_of(groups: Mapping[str, GaussianStatistics], name: str) -> int:
+    return sum(found.images.count for found in _of(groups, name) if found.images is not None)
+
+
+def _drift(meter: DriftMeter, groups: Mapping[str, GaussianStatistics], name: str) -> Drift | None:
+    parts = _of(groups, name)
+    return meter.drift_of(GaussianStatistics.total(parts)) if parts else None
+
+
+def _write_drift(_: None, output: str, limit: float, measured: Mapping[str, dict[str, Any]]) -> str:
     groups = dict(sorted(measured.items()))
     found = groups.pop("", {})
     if groups:
         found = {**found, "groups": groups}
     url = storage.join(output, DRIFT)
-    storage.write_bytes(url, strict_json.dumps(found, indent=1).encode())
+    storage.write_bytes(url, strict_json.dumps({"limit": limit, **found}, indent=1).encode())
     return url

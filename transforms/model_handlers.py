@@ -28,10 +28,9 @@ from ot_core.autoencoder import default_device, default_tile_pixels
 from ot_core.engine import over_images, workers_of
 from ot_core.features import FeatureExtractor, LatentFeatures
 from ot_core.fitting import autoencoder_of_map, read_maps
-from ot_core.patches import spread_patches
 from ot_core.transporting import INTERPOLATIONS, transport_pixels
 from transforms import metrics
-from transforms.drift import SampledPatches, gather
+from transforms.drift import ImageStatistics, gather
 from transforms.elements import (
     Failure,
     GatheredStatistics,
@@ -49,7 +48,7 @@ class _Transported(NamedTuple):
     """The results of one image, and what statistics are gathered of."""
 
     pixels: _Pixels
-    sampled: SampledPatches | None
+    statistics: ImageStatistics | None
 
 
 class ImageModelHandler(ModelHandler[Any, Any, Any]):
@@ -346,7 +345,7 @@ class TransportModelHandler(ImageModelHandler):
             outcomes = list(self._outcomes(images, model))
         share = (time.perf_counter() - start) / max(len(images), 1)
         results: list[TransportPrediction] = []
-        sampled: list[SampledPatches] = []
+        statistics: list[ImageStatistics] = []
         for loaded, result in outcomes:
             inference: TransportedImage | Failure | GatheredStatistics
             if isinstance(result, Exception):
@@ -354,12 +353,11 @@ class TransportModelHandler(ImageModelHandler):
             else:
                 metrics.count(metrics.IMAGES_TRANSPORTED)
                 inference = TransportedImage(loaded, result.pixels, loaded.seconds + share)
-                if result.sampled is not None:
-                    sampled.append(result.sampled)
+                if result.statistics is not None:
+                    statistics.append(result.statistics)
             results.append(TransportPrediction(loaded.ref, inference, model.autoencoder.fingerprint))
-        if sampled:
-            with metrics.timed("gather_statistics"):
-                inference = gather(sampled, model.workers)
+        if statistics:
+            inference = gather(statistics)
             results.append(TransportPrediction(None, inference, model.autoencoder.fingerprint))
         return results
 
@@ -393,14 +391,15 @@ class TransportModelHandler(ImageModelHandler):
             else tuple(result for alpha, result in zip(alphas, found, strict=True) if alpha in each)
             for found, each in zip(done.results, wanted, strict=True)
         ]
-        sampled: Sequence[SampledPatches | None] = [None] * len(images)
+        statistics: Sequence[ImageStatistics | None] = [None] * len(images)
         if self._statistics:
-            both = (spread_patches(z, model.patch_size) for z in (done.before, done.after))
-            sampled = [
-                None if ref.alphas else SampledPatches(ref.key, before, after, model.group_of(ref))
-                for ref, before, after in zip(refs, *both, strict=True)
+            statistics = [
+                None
+                if ref.alphas
+                else ImageStatistics.of(ref.key, before, after, model.patch_size, model.group_of(ref))
+                for ref, before, after in zip(refs, done.before, done.after, strict=True)
             ]
         return [
-            result if isinstance(result, ImageError) else _Transported(result, patches)
-            for result, patches in zip(results, sampled, strict=True)
+            result if isinstance(result, ImageError) else _Transported(result, of_image)
+            for result, of_image in zip(results, statistics, strict=True)
         ]

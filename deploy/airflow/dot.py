@@ -112,13 +112,20 @@ def check(report: str, max_failure_fraction: float, latest: str) -> dict[str, in
 
 @task(trigger_rule="none_failed")
 def check_drift(drift: str, max_drift: float) -> None:
-    """Fails where the images that this map was last used for are further than that from those it was fitted on."""
+    """Fails where the images that this map was last used for drifted further than that, and further than by chance.
+
+    Of too few images to tell it can't be judged: they pass, and are judged with those of the next nights.
+    """
     found = _read(drift)["inputs"] if ObjectStoragePath(drift).exists() else None
     print(f"{drift}: {found}")
-    if found and (found["relative"] is None or found["relative"] > max_drift):
+    if not found or found["verdict"] == "unknown":
+        return
+    relative, chance = found["relative"], found["p_value"]
+    if found["verdict"] == "unlike" and (relative is None or relative > max_drift):
         raise AirflowFailException(
-            f"the images drifted by {found['relative'] or 'infinitely many'} times the map's distance, over max_drift "
-            f"{max_drift}: fit a map of them, or raise max_drift if the results are good all the same"
+            f"the images drifted by {relative or 'infinitely many'} times the map's distance, over max_drift "
+            f"{max_drift} (by chance with a probability of {chance:.2g}): fit a map of them, or raise max_drift if the "
+            "results are good all the same"
         )
 
 

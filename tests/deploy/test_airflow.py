@@ -185,8 +185,12 @@ def failed(n, before):
     return said(dot.check, file("report.json", images=counts, failures={"damaged": n}), 0.1, latest)
 
 found = {"few": failed(10, 0), "many": failed(11, 0), "as before": failed(11, 1)}
-for name, relative in {"near": 0.1, "far": 0.3, "infinite": None}.items():
-    found[name] = said(dot.check_drift, file("drift.json", inputs={"relative": relative}), 0.2)
+for name, verdict, relative in [
+    ("near", "unlike", 0.19), ("like", "like", 0.1), ("few", "unknown", 9.0), ("far", "unlike", 0.3),
+    ("infinite", "unlike", None),
+]:
+    inputs = {"verdict": verdict, "relative": relative, "p_value": 0.001}
+    found[f"drift {name}"] = said(dot.check_drift, file("drift.json", inputs=inputs), 0.2)
 found["none"] = said(dot.check_drift, file("drift.json", inputs=None), 0.2)
 found["no drift yet"] = said(dot.check_drift, os.path.join(FOLDER, "no.json"), 0.2)
 found["noise"] = said(dot.check_map, os.path.join(FOLDER, "map.safetensors"), 0.0)
@@ -206,9 +210,11 @@ def test_the_checks_fail_for_new_failures_drift_and_noise(airflow, tmp_path, pho
     assert found["many"].startswith(
         "11 of 100 images failed ({'damaged': 11}), 0 when last published: over max_failure_"
     )
-    assert found["near"] is found["none"] is found["no drift yet"] is None
-    assert found["far"].startswith("the images drifted by 0.3 times the map's distance, over max_drift 0.2: fit a map")
-    assert found["infinite"].startswith("the images drifted by infinitely many times the map's distance")
+    assert [found[f"drift {name}"] for name in ("near", "like", "few")] == [None] * 3
+    assert found["none"] is found["no drift yet"] is None
+    far = "the images drifted by 0.3 times the map's distance, over max_drift 0.2 (by chance with a probability of "
+    assert found["drift far"].startswith(far + "0.001): fit a map")
+    assert found["drift infinite"].startswith("the images drifted by infinitely many times the map's distance")
     assert re.search(r"map.safetensors is noise by \d\.\d\d, over max_noise 0.0: fit on more images", found["noise"])
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.fft
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,3 +109,35 @@ class TestStatistics:
     @pytest.mark.parametrize("shape", [(4, 2, 9), (4, 9, 2), (4, 1, 1)])
     def test_latent_smaller_than_a_patch_has_none(self, shape):
         assert latent_statistics(latent(*shape), 3) is None
+
+
+class TestSpectrum:
+    """What is compared of single images: energies by channel and band, less contrast."""
+
+    @pytest.mark.parametrize(("p", "bands"), [(1, 1), (3, 3), (5, 3)])
+    def test_is_of_every_image_that_statistics_are_of(self, p, bands):
+        images = [latent_statistics(latent(2, 12, 11, seed=seed), p) for seed in range(3)]
+        assert all(one.images.mean.shape == (2 * bands,) for one in images)
+        total = GaussianStatistics.total(images)
+        assert total.images.count == 3
+        np.testing.assert_allclose(total.images.mean, np.mean([one.images.mean for one in images], axis=0))
+
+    def test_is_the_same_at_any_contrast_and_mean(self):
+        z = latent(2, 12, 11)
+        one, other = (latent_statistics(x, 3).images.mean for x in (z, 7 * z + 3))
+        np.testing.assert_allclose(one, other, atol=1e-9)
+        assert one.sum() == pytest.approx(0, abs=1e-9)
+
+    def test_is_the_logarithm_of_what_the_cosine_transform_of_the_patches_varies_by(self):
+        z = latent(2, 12, 11)
+        coefficients = scipy.fft.dctn(unfold(z[None], 3)[0].numpy().reshape(2, 3, 3, -1), axes=(1, 2), norm="ortho")
+        energies = coefficients.var(-1)
+        orders = np.minimum(np.add.outer(range(3), range(3)), 2)
+        expected = np.log([[energies[c][orders == band].mean() for band in range(3)] for c in range(2)]).ravel()
+        np.testing.assert_allclose(latent_statistics(z, 3).images.mean, expected - expected.mean(), atol=1e-9)
+
+    def test_what_does_not_vary_has_a_finite_one(self):
+        assert not latent_statistics(torch.ones(2, 9, 9), 3).images.mean.any()
+        z = torch.ones(2, 9, 9)
+        z[1] = latent(9, 9)
+        assert np.isfinite(latent_statistics(z, 3).images.mean).all()

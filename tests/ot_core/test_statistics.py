@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import operator
+import pickle
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
@@ -153,3 +155,39 @@ class TestDigits:
         mean = GaussianStatistics.of(centred + self.shift).mean
         exact = (centred.astype(np.longdouble).mean(axis=0) + self.shift).astype(np.float64)
         np.testing.assert_allclose(mean, exact, rtol=2.0**-52)
+
+
+def _of_images(*values: float) -> GaussianStatistics:
+    """Of as many images of two vectors each, and of one number for each."""
+    of = [replace(GaussianStatistics.of([[v, 1], [2 * v, v]]), images=GaussianStatistics.single([v])) for v in values]
+    return GaussianStatistics.total(of)
+
+
+def test_statistics_over_the_images_add_with_those_of_their_vectors():
+    for total in (_of_images(1, 2, 4, 9), _of_images(1, 2) + _of_images(4, 9), _of_images(9) + _of_images(4, 2, 1)):
+        assert total.count == 8
+        assert total.images.count == 4
+        assert total.images.mean == pytest.approx([4])
+        assert total.images.scatter == pytest.approx(np.array([[9 + 4 + 0 + 25]]))
+
+
+def test_images_are_unknown_of_a_sum_with_any_of_unknown_images():
+    unknown = GaussianStatistics.of([[1.0, 2.0]])
+    assert (unknown + _of_images(1)).images is (_of_images(1) + unknown).images is None
+    assert GaussianStatistics.total([_of_images(1), unknown, _of_images(2)]).images is None
+
+
+def test_half_of_the_scatter_is_pickled_and_it_comes_back_exactly():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((50, 200)) @ rng.standard_normal((200, 200))
+    whole = replace(GaussianStatistics.of(vectors), images=_of_images(1, 2).images)
+    pickled = pickle.dumps(whole)
+    assert len(pickled) < 0.52 * whole.scatter.nbytes
+    back = pickle.loads(pickled)
+    assert (back.count, back.images.count) == (50, 2)
+    np.testing.assert_array_equal(back.mean, whole.mean)
+    np.testing.assert_array_equal(back.scatter, whole.scatter)
+    np.testing.assert_array_equal(back.images.scatter, whole.images.scatter)
+    single = GaussianStatistics.single(np.arange(1000.0))
+    assert len(pickle.dumps(single)) < 9000
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(single)).scatter, single.scatter)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,14 @@ def _assert_same(ours: GaussianStatistics, theirs: GaussianStatistics) -> None:
     assert ours.count == theirs.count
     np.testing.assert_array_equal(ours.mean, theirs.mean)
     np.testing.assert_array_equal(ours.scatter, theirs.scatter)
+    assert (ours.images is None) == (theirs.images is None)
+    if ours.images is not None:
+        _assert_same(ours.images, theirs.images)
+
+
+def _with_images(statistics: GaussianStatistics, count: int = 5) -> GaussianStatistics:
+    images = GaussianStatistics.of(np.random.default_rng(count).standard_normal((count, 6)))
+    return replace(statistics, images=images)
 
 
 def test_statistics_come_back_exactly_on_every_store(store: str):
@@ -39,6 +48,51 @@ def test_statistics_come_back_exactly_on_every_store(store: str):
         _assert_same(read.groups[name], statistics)
     assert list(read.named("inputs")) == ["inputs/0", "inputs/1", "inputs/2", "inputs/3"]
     assert read.named("nothing") == {}
+
+
+def test_statistics_over_images_come_back_and_are_unknown_of_files_without(tmp_path: Path):
+    groups = {name: _with_images(part, 3 + i) for i, (name, part) in enumerate(_parts("source").items())}
+    url = str(tmp_path / "drift.safetensors")
+    write_statistics(LatentSets(groups, 3, 2, run="r1", verdict="like"), url)
+    read = read_statistics(url)
+    assert (read.run, read.verdict) == ("r1", "like")
+    for name, statistics in groups.items():
+        _assert_same(read.groups[name], statistics)
+    without = {key: tensor for key, tensor in load(Path(url).read_bytes()).items() if "images" not in key}
+    Path(url).write_bytes(save(without, {"format_version": "1", "patch_size": "3", "latent_channels": "2"}))
+    assert [one.images for one in read_statistics(url).groups.values()] == [None] * 4
+    assert read_statistics(url).run == ""
+
+
+def test_the_images_of_a_map_come_back(tmp_path: Path):
+    made = _map()
+    known = replace(made, source=_with_images(made.source), parts={k: _with_images(v) for k, v in made.parts.items()})
+    write_map(known, str(tmp_path / "map.safetensors"))
+    read = read_map(str(tmp_path / "map.safetensors"))
+    _assert_same(read.source, known.source)
+    assert read.target.images is None
+    assert read.parts.keys() == known.parts.keys()
+    _assert_same(read.parts["target/2"], known.parts["target/2"])
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("source/1.images", np.array(0), "tensor source/1.images is 0, expected 1 to 31"),
+        ("source/1.images", np.array(32), "tensor source/1.images is 32, expected 1 to 31"),
+        ("source/1.images_mean", np.full(6, np.inf), "tensor source/1.images_mean holds NaN or infinity"),
+        ("source/1.images_mean", np.zeros((6, 1)), "tensor source/1.images_mean is float64"),
+        ("source/1.images_scatter", np.eye(5), "tensor source/1.images_scatter is float64"),
+    ],
+)
+def test_images_that_make_no_sense_are_refused_by_name(name, tensor, message, tmp_path: Path):
+    url = tmp_path / "drift.safetensors"
+    groups = {part: _with_images(statistics) for part, statistics in _parts("source").items()}
+    write_statistics(LatentSets(groups, 3, 2), str(url))
+    metadata = {"format_version": "1", "patch_size": "3", "latent_channels": "2"}
+    url.write_bytes(save({**load(url.read_bytes()), name: tensor}, metadata))
+    with pytest.raises(MapFileError, match=message):
+        read_statistics(str(url))
 
 
 def test_no_statistics_are_statistics_too(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Groups: one pass fits a map for each, and one job transports each image with the map of its group."""
 
+import argparse
 import contextlib
 import csv
 import io
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from ot_core import read_map
+from ot_core.groups import find_maps
 from pipelines import fit, transport
 
 GROUPS = [f"g{index:02d}" for index in range(20)]
@@ -146,15 +148,24 @@ def test_drift_is_told_for_each_map_and_the_furthest_group_is_named(archive, map
     for image in range(2):  # another camera
         shutil.copy(archive / f"natural/g15/{image}.png", tmp_path / f"in/g03/{image}.png")
     flags = ["--map", maps, "--group_by", "folder:1", "--precision", "float32"]
-    assert _transport(tmp_path, tmp_path / "out", *flags, "--max_drift", "0.5", given="in") == 1
-    printed = capsys.readouterr()
-    assert "drift of inputs of group g03, the furthest: " in printed.out
-    (error,) = [line for line in printed.err.splitlines() if "error" in line]
-    statistics, map_url = tmp_path / "out/drift/g03.safetensors", maps.replace("{group}", "g03")
-    assert "the inputs of group g03 drifted by" in error
+    assert _transport(tmp_path, tmp_path / "out", *flags, "--max_drift", "0.5", given="in") == 0
+    printed = capsys.readouterr().out
+    assert "drift of inputs of group g03, the furthest: can't be judged from 2 images" in printed
+    drift = json.loads((tmp_path / "out/drift.json").read_text())
+    judged = [one["inputs"] for one in drift["groups"].values() if one["inputs"]]
+    assert f"drift can't be judged of {len(judged)} of {len(judged)} groups, of too few images" in printed
+    # With as many images as a judgement takes, the group that is unlike its map is named, however far others are.
+    drift["groups"]["g03"]["inputs"] |= {"verdict": "unlike", "relative": 0.9}
+    drift["groups"]["g02"]["inputs"]["relative"] = 7.0
+    (tmp_path / "judged").mkdir()
+    (tmp_path / "judged/drift.json").write_text(json.dumps(drift))
+    args = argparse.Namespace(output=str(tmp_path / "judged"), max_drift=0.5, plan=False, maps=find_maps(maps))
+    error = transport.objection(args)
+    statistics, map_url = tmp_path / "judged/drift/g03.safetensors", maps.replace("{group}", "g03")
+    assert error.startswith("the inputs of group g03 drifted by 0.900 of the map's distance, over --max_drift 0.5")
     assert f"dot-fit --source {statistics} --target {map_url}" in error
     drift = json.loads((tmp_path / "out/drift.json").read_text())
-    assert sorted(drift) == ["groups"]
+    assert sorted(drift) == ["groups", "limit"]
     assert sorted(drift["groups"]) == GROUPS
     assert drift["groups"]["g12"]["inputs"] is None
     alone = ["--map", map_url, "--precision", "float32"]
@@ -162,9 +173,11 @@ def test_drift_is_told_for_each_map_and_the_furthest_group_is_named(archive, map
     expected = json.loads((tmp_path / "alone/drift.json").read_text())
     for side in ("inputs", "results"):
         found = drift["groups"]["g03"][side]
-        assert found.pop("from") == expected[side].pop("from")
+        for name in ("from", "verdict"):
+            assert found.pop(name) == expected[side].pop(name)
         assert found == pytest.approx(expected[side], rel=1e-3)  # sums in float32
     new = str(tmp_path / "new.safetensors")
+    statistics = tmp_path / "out/drift/g03.safetensors"
     assert fit.main(["--source", str(statistics), "--target", map_url, "--map", new, "--method", "pixels"]) == 0
 
 

@@ -1,18 +1,26 @@
 """Statistics of some patches of latents, gathered beside the images."""
 
 import dataclasses
+import functools
+import json
+import operator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import apache_beam as beam
 import numpy as np
 import pytest
 import torch
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.testing.test_pipeline import TestPipeline
 
-from ot_core import DecodedImage, GaussianStatistics, LatentTransport, TransportMap, unfold
+from ot_core import DecodedImage, GaussianStatistics, LatentTransport, TransportMap, write_map
 from ot_core.autoencoder import Autoencoder
+from ot_core.layout import OutputLayout
+from ot_core.map_file import read_statistics
 from ot_core.noise import PARTS, part_of
-from ot_core.patches import spread_patches
-from transforms import TransportModelHandler
-from transforms.drift import SampledPatches, gather
+from transforms import TransportImages, TransportModelHandler, WriteDrift, WriteManifest
+from transforms.drift import ImageStatistics, gather
 from transforms.elements import Failure, GatheredStatistics, ImageBatch, ImageRef, LoadedImage
 from transforms.model_handlers import TransportModel
 
@@ -21,58 +29,65 @@ def _latents(n: int, side: int = 40) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).standard_normal((n, 4, side, side), np.float32))
 
 
-@pytest.mark.parametrize(
-    ("patch_size", "side", "stride"), [(1, 8, 1), (1, 9, 2), (3, 17, 3), (3, 24, 3), (3, 25, 4), (5, 400, 50)]
-)
-def test_patches_are_spread_over_the_latent_and_do_not_overlap(patch_size, side, stride):
-    latents = _latents(2, side)
-    every = unfold(latents, patch_size)[:, :, ::stride, ::stride]
-    found = spread_patches(latents, patch_size)
-    torch.testing.assert_close(found, every.permute(0, 2, 3, 1).flatten(1, 2), rtol=0, atol=0)
-    assert found.shape[1] <= 8**2
-    assert found.untyped_storage().nbytes() <= found.numel() * 4  # no view, which would keep the latents in memory
-
-
-def test_no_patch_fits_into_a_latent_that_is_too_small():
-    assert spread_patches(_latents(2, 2), 3).shape == (2, 0, 36)
-
-
 def test_parts_are_random_and_the_same_everywhere():
     found = [part_of("source", f"folder/{i}") for i in range(400)]
     assert {found.count(f"source/{part}") > 60 for part in range(PARTS)} == {True}
     assert part_of("source", "folder/0") == "source/3"
 
 
-def _sampled(latents: torch.Tensor) -> list[SampledPatches]:
-    patches = spread_patches(latents, 3)
-    return [SampledPatches(f"{i}", before, before + 1) for i, before in enumerate(patches)]
+def _of_images(latents: torch.Tensor) -> list[ImageStatistics]:
+    return [ImageStatistics.of(f"{i}", latent, latent + 1, 3) for i, latent in enumerate(latents)]
 
 
 def test_gathering_keeps_kinds_and_parts_apart_and_takes_latents_of_any_size():
     latents = _latents(8, 30)
-    sampled = _sampled(latents) + _sampled(latents[:, :, :10, :12])
-    found = dict(gather(sampled).groups)
-    for kind, shift in (("source", 0), ("results", 1)):
-        for part in range(PARTS):
-            expected = [s.before.numpy() + shift for s in sampled if part_of(kind, s.key) == f"{kind}/{part}"]
-            if expected:
-                by_hand = GaussianStatistics.of(np.concatenate(expected))
-                one = found.pop(f"{kind}/{part}")
-                assert one.count == by_hand.count
-                np.testing.assert_allclose(one.mean, by_hand.mean, atol=1e-6)
-                np.testing.assert_allclose(one.scatter, by_hand.scatter, atol=1e-4)
-    assert found == {}
-    of_groups = gather([one._replace(group=f"group {one.key}") for one in sampled]).groups
+    images = _of_images(latents) + _of_images(latents[:, :, :10, :12])
+    found = dict(gather(images).groups)
+    expected = {"results/0": [one.after for one in images]}
+    for one in images:
+        expected.setdefault(part_of("source", one.key), []).append(one.before)
+    assert found.keys() == expected.keys()
+    for name, several in expected.items():
+        by_hand = functools.reduce(operator.add, several)
+        assert found[name].count == by_hand.count
+        assert found[name].images.count == len(several)
+        np.testing.assert_allclose(found[name].mean, by_hand.mean, atol=1e-9)
+        np.testing.assert_allclose(found[name].scatter, by_hand.scatter, atol=1e-6)
+    of_groups = gather([one._replace(group=f"group {one.key}") for one in images]).groups
     assert {name for name, _ in of_groups} == {
-        f"{part_of(kind, key)}/group {key}" for kind in ("source", "results") for key in map(str, range(8))
+        name for i in range(8) for name in (f"{part_of('source', str(i))}/group {i}", f"results/0/group {i}")
     }
 
 
 def test_latents_that_are_not_finite_or_too_small_do_not_count():
     latents = _latents(3, 9)
     latents[1, 2, 3, 4] = torch.nan
-    assert sum(statistics.count for _, statistics in gather(_sampled(latents)).groups) == 2 * 2 * 9
-    assert gather(_sampled(_latents(2, 2))).groups == ()
+    assert [one is None for one in _of_images(latents)] == [False, True, False]
+    infinite = torch.full((4, 9, 9), torch.inf)
+    assert ImageStatistics.of("k", _latents(1, 9)[0], infinite, 3) is None
+    assert _of_images(_latents(2, 2)) == [None, None]
+    assert gather([]).groups == ()
+
+
+def test_statistics_leave_the_main_stage_merged_and_by_one_way(tmp_path):
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    images = pipeline | beam.Create([ImageRef("k", "u")])
+    outcome = images | TransportImages(map="m", output=OutputLayout.of(str(tmp_path), [0.0]), statistics=True)
+    _ = outcome.statistics | WriteDrift("m", str(tmp_path), after=outcome.records | WriteManifest(str(tmp_path)))
+    _, stages = FnApiRunner().create_stages(pipeline.to_runner_api())
+    names = [[transform.unique_name for transform in stage.transforms] for stage in stages]
+    (main,) = (of_stage for of_stage in names if any("/WriteImages/" in name for name in of_stage))
+    ways = [name for name in main if "Statistics" in name]
+    assert [name.partition("MergeStatistics/")[2] for name in ways] == ["Precombine", "Group/Write"]
+
+
+def test_what_leaves_the_main_stage_is_half_a_matrix_for_each_part_whatever_the_images():
+    dimension, coder = 9 * 4, beam.coders.registry.get_coder(tuple[str, GaussianStatistics])
+    for n in (2, 30):
+        encoded = [coder.encode(group) for group in gather(_of_images(_latents(n, 20))).groups]
+        assert len(encoded) <= PARTS + 1
+        for one in encoded:
+            assert len(one) < 8 * (dimension * (dimension + 1) / 2 + dimension + 12 * 13 / 2 + 12) + 1000
 
 
 class _Mean(torch.nn.Module):
@@ -117,6 +132,7 @@ def test_threads_gather_what_one_image_after_the_other_gives(model):
         assert statistics.count == expected[group].count
         np.testing.assert_allclose(statistics.mean, expected[group].mean, atol=1e-6)
         np.testing.assert_allclose(statistics.scatter, expected[group].scatter, rtol=1e-4, atol=1e-3)
+        assert statistics.images.count == expected[group].images.count > 0
 
 
 def test_images_that_fail_do_not_count_and_a_batch_of_failures_gives_no_statistics(model):
@@ -132,3 +148,33 @@ def test_images_that_fail_do_not_count_and_a_batch_of_failures_gives_no_statisti
 
 def test_nothing_is_gathered_unless_asked_for(model):
     assert len(TransportModelHandler("m").run_inference(_batch(3), model)) == 3
+
+
+def _write_drift(folder: Path, keys: range, **options: object) -> dict:
+    """Statistics of some images, written for a map that they may be the source of; gives what is told of the inputs."""
+    sides = {
+        side: gather(_of_images(_latents(12, 20) * scale)).groups for side, scale in (("source", 1), ("target", 2))
+    }
+    parts = {
+        name.replace("source", side): s for side, groups in sides.items() for name, s in groups if "source" in name
+    }
+    totals = [GaussianStatistics.total([s for name, s in parts.items() if side in name]) for side in sides]
+    write_map(TransportMap.fit(*totals, patch_size=3, parts=parts), str(folder / "m.safetensors"))
+    with TestPipeline() as pipeline:
+        groups = gather(_of_images(_latents(40, 20)[keys.start : keys.stop])).groups
+        _ = pipeline | beam.Create(groups) | WriteDrift(str(folder / "m.safetensors"), str(folder), **options)
+    return json.loads((folder / "drift.json").read_text())["inputs"]
+
+
+def test_runs_are_added_where_they_go_on_with_an_output_and_replaced_where_they_do_not(tmp_path):
+    for keys, resume, images in [(range(12, 15), True, 3), (range(15, 17), True, 5), (range(17, 18), False, 1)]:
+        told = _write_drift(tmp_path, keys, resume=resume, limit=0.0)
+        assert (told["images"], told["images_of_this_run"], told["verdict"]) == (images, len(keys), "unknown")
+        kept = read_statistics(str(tmp_path / "drift.safetensors")).named("source")
+        assert sum(found.images.count for found in kept.values()) == images
+
+
+@pytest.mark.parametrize("damage", [b"", b"text"])
+def test_statistics_of_earlier_runs_that_cannot_be_read_end_nothing(tmp_path, damage):
+    (tmp_path / "drift.safetensors").write_bytes(damage)
+    assert _write_drift(tmp_path, range(12, 15), resume=True)["images"] == 3
