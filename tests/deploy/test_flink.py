@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import re
+import shlex
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ CLUSTER = yaml.safe_load((FOLDER / "cluster.yaml").read_text())
 JOB = yaml.safe_load((FOLDER / "job.yaml").read_text())
 POD = JOB["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 (SUBMIT,) = POD["containers"]
+NEEDED = ["--input=in", "--map=map.safetensors", "--output=out"]
 
 
 def _object(**properties: object) -> dict:
@@ -37,6 +39,14 @@ def _object(**properties: object) -> dict:
 
 _TEXT = {"type": "string"}
 _RESOURCE = _object(cpu={"type": "number"}, memory={"type": "string", "pattern": r"^\d+[mg]$"})
+#: The options of Flink 1.20 that cluster.yaml sets; Flink ignores a name that it doesn't know.
+_FLINK_OPTIONS = _object(
+    **{
+        "taskmanager.numberOfTaskSlots": {"type": "string", "pattern": r"^\d+$"},
+        "restart-strategy.type": {"enum": ["exponential-delay", "failure-rate", "fixed-delay"]},
+        "restart-strategy.exponential-delay.attempts-before-reset-backoff": {"type": "string", "pattern": r"^\d+$"},
+    }
+)
 #: The part of the operator's schema that cluster.yaml uses, written after its published form.
 FLINK_DEPLOYMENT = _object(
     apiVersion={"const": "flink.apache.org/v1beta1"},
@@ -46,7 +56,7 @@ FLINK_DEPLOYMENT = _object(
         image=_TEXT,
         flinkVersion={"type": "string", "pattern": r"^v\d+_\d+$"},
         serviceAccount=_TEXT,
-        flinkConfiguration={"type": "object", "additionalProperties": _TEXT},
+        flinkConfiguration=_FLINK_OPTIONS,
         jobManager=_object(resource=_RESOURCE),
         taskManager=_object(resource=_RESOURCE, podTemplate={"type": "object"}),
     ),
@@ -70,7 +80,15 @@ def test_manifests_are_what_kubernetes_takes():
     jsonschema.validate(CLUSTER, FLINK_DEPLOYMENT)
 
 
-@pytest.mark.parametrize("path", [("spec", "taskmanager"), ("spec", "taskManager", "resource", "gpu"), ("spac",)])
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("spec", "taskmanager"),
+        ("spec", "taskManager", "resource", "gpu"),
+        ("spec", "flinkConfiguration", "restart-strategy.kind"),
+        ("spac",),
+    ],
+)
 def test_a_misspelt_field_of_the_cluster_is_noticed(path):
     wrong = json.loads(json.dumps(CLUSTER))
     inner = wrong
@@ -105,6 +123,27 @@ def test_the_two_files_and_the_image_agree():
     entry_points = re.findall(r'"(dot-\w+)=', (ROOT / "setup.py").read_text())
     assert SUBMIT["command"][0] in entry_points
     assert 'ENTRYPOINT ["/opt/apache/beam/boot"]' in (ROOT / "deploy/dataflow/Dockerfile").read_text()
+
+
+def test_a_lost_worker_or_task_manager_does_not_end_the_job():
+    """One lost task manager was four failures, and both cost less than the attempts that there are."""
+    settings = CLUSTER["spec"]["flinkConfiguration"]
+    assert settings["restart-strategy.type"] == "exponential-delay"
+    assert int(settings["restart-strategy.exponential-delay.attempts-before-reset-backoff"]) >= 2 * 4
+
+
+def test_every_task_manager_has_a_worker_pool_of_its_own():
+    _, beam_options = options.parse(transport.parser(), SUBMIT["args"])
+    host, _, _ = beam_options.get_all_options()["environment_config"].partition(":")
+    assert host == "localhost", "a pool in the pod of the task manager that asks for workers"
+
+
+def test_the_readme_tells_flink_how_many_slots_to_use():
+    (row,) = [line for line in (ROOT / "README.md").read_text().splitlines() if "--runner FlinkRunner" in line]
+    (flags,) = re.findall(r"`(--runner FlinkRunner[^`]*)`", row)
+    given = options.parse(transport.parser(), [*shlex.split(flags.replace("SLOTS", "3")), *NEEDED])[1].get_all_options()
+    assert given["parallelism"] == 3
+    assert {argument.partition("=")[0] for argument in SUBMIT["args"]} >= set(re.findall(r"--\w+", flags))
 
 
 def test_the_commands_of_the_page_name_files_and_jobs_that_exist():
