@@ -7,6 +7,7 @@
 - `tiny_vae`: a folder in diffusers' format that holds a tiny AutoencoderKL of random weights (always the same): 4
   latent channels, downsampling factor 4, no attention. Read it, don't write to it.
 - `vae`: the same folder as a string, as `--vae` takes it.
+- `forked`: runs jobs in processes of their own that start at once, and can be killed at a given moment.
 - `gcs`: a running fake Google Cloud Storage server; the value is the URL of an empty bucket of the session,
   `gs://bucket-name`. fsspec (through gcsfs) finds the server by itself, in child processes too.
 - `memory`: the URL of an empty folder of the test in the memory of this process, `memory://...`.
@@ -46,6 +47,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests import processes
+from tests.forked_jobs import ForkedJobs, forked_jobs
 
 Photo = Callable[..., NDArray[np.uint8]]
 
@@ -146,6 +148,12 @@ def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def vae(tiny_vae: Path) -> str:
     return str(tiny_vae)
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedJobs]:
+    with forked_jobs(tmp_path_factory.mktemp("forked")) as jobs:
+        yield jobs
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "reset before":
             self._reset()
             return
-        connection = http.client.HTTPConnection(self.server.upstream, timeout=60)
+        connection = http.client.HTTPConnection(self.server.upstream)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("connection", "host")}
         connection.request(self.command, self.path, body, headers)
         answer = connection.getresponse()

@@ -29,7 +29,8 @@ def mark() -> None:
     bare = {name: value for name, value in os.environ.items() if name != MARK}
     os.environ[MARK] = uuid.uuid4().hex
     command = [sys.executable, "-S", __file__, str(os.getpid()), os.environ[MARK]]
-    subprocess.Popen(command, env=bare, start_new_session=True)
+    nowhere = subprocess.DEVNULL  # whoever reads what pytest prints needn't wait for it
+    subprocess.Popen(command, env=bare, start_new_session=True, stdin=nowhere, stdout=nowhere, stderr=nowhere)
 
 
 def alive() -> dict[int, str]:
@@ -57,7 +58,7 @@ def left(expected: Collection[int], grace: float = 60) -> dict[int, str]:
 
 
 @contextmanager
-def started(command: Sequence[str | Path], **kwargs: Any) -> Iterator[subprocess.Popen[bytes]]:
+def started(command: Sequence[str | Path], **kwargs: Any) -> Iterator[subprocess.Popen[Any]]:
     """A process, in a group of its own with all that it starts, which is killed at the end."""
     process = subprocess.Popen(command, start_new_session=True, **kwargs)
     try:
@@ -66,6 +67,28 @@ def started(command: Sequence[str | Path], **kwargs: Any) -> Iterator[subprocess
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+class Killer:
+    """Has one of the processes that are given its environment die while it writes files to a local folder.
+
+    Args:
+        folder: an empty one, of the killer's own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._order = folder / "kill"
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parent / "killer"), os.environ.get("PYTHONPATH")]))
+        self.environment = {"DOT_TEST_KILL": str(self._order), "PYTHONPATH": path}
+
+    def kill_at(self, count: int, folder: Path) -> None:
+        """By SIGKILL, at the first file that gets its final name below `folder` when there are so many."""
+        self._order.write_text(f"{count} {folder.resolve()}")
+
+    @property
+    def has_killed(self) -> bool:
+        """Since it was last told to."""
+        return not self._order.exists()
 
 
 def _marked(value: str) -> set[int]:

@@ -42,16 +42,9 @@ class Engine:
 
     Attributes:
         flags: what a job's command line needs to run there.
-        pool: process of the pool that starts its workers, where it has one.
     """
 
     flags: tuple[str, ...]
-    pool: int | None = None
-
-    def workers(self) -> list[int]:
-        """Processes of the pool's workers."""
-        lists = Path(f"/proc/{self.pool}/task").glob("*/children")
-        return [int(child) for children in lists for child in children.read_text().split()]
 
 
 def prism() -> str:
@@ -79,8 +72,8 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _server(command: Sequence[str], port: int, log: Path) -> Iterator[int]:
-    """A process that listens, in a group of its own with all that it starts; gives its number."""
+def _server(command: Sequence[str], port: int, log: Path) -> Iterator[None]:
+    """A process that listens."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # a pool starts `python`
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PATH": path, "PYTHONPATH": python_path}
@@ -89,7 +82,7 @@ def _server(command: Sequence[str], port: int, log: Path) -> Iterator[int]:
             if process.poll() is not None:
                 raise RuntimeError(f"{command} doesn't listen on port {port}: {log.read_text()[-2000:]}")
             time.sleep(0.05)
-        yield process.pid
+        yield
 
 
 def _listens(port: int) -> bool:
@@ -112,8 +105,8 @@ def _processes(stack: ExitStack, logs: Path) -> Engine:
 def _with_pool(stack: ExitStack, logs: Path, flags: Sequence[str]) -> Engine:
     port = _free_port()
     command = _module("worker.worker_pool_main", f"--service_port={port}")
-    pool = stack.enter_context(_server(command, port, logs / "pool.log"))
-    return Engine((*flags, "--environment_type=EXTERNAL", f"--environment_config=localhost:{port}"), pool)
+    stack.enter_context(_server(command, port, logs / "pool.log"))
+    return Engine((*flags, "--environment_type=EXTERNAL", f"--environment_config=localhost:{port}"))
 
 
 def _portable(stack: ExitStack, logs: Path) -> Engine:

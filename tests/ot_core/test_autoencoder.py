@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,21 +114,17 @@ class TestLoading:
         assert loaded.fingerprint == vae.fingerprint
 
     @pytest.mark.parametrize("subfolder", ["", "vae"])
-    def test_a_hub_id_loads_from_the_hubs_cache(self, tiny_vae: Path, tmp_path: Path, subfolder: str, vae: Autoencoder):
+    def test_a_hub_id_loads_from_the_hubs_cache(
+        self, tiny_vae: Path, tmp_path: Path, subfolder: str, vae: Autoencoder, monkeypatch: pytest.MonkeyPatch
+    ):
         """The layout that the hub's own client leaves behind, as on a worker image with weights baked in."""
-        repository = tmp_path / "models--owner--name"
+        repository = tmp_path / "models--owner--cached"
         (repository / "refs").mkdir(parents=True)
         (repository / "refs" / "main").write_text("0123456789abcdef")
         shutil.copytree(tiny_vae, repository / "snapshots" / "0123456789abcdef" / subfolder)
-        code = "import sys; from ot_core import load_autoencoder; print(load_autoencoder(sys.argv[1]).fingerprint)"
-        done = subprocess.run(
-            [sys.executable, "-c", code, f"owner/name/{subfolder}".rstrip("/")],
-            env={**os.environ, "HF_HUB_CACHE": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.stdout.strip() == vae.fingerprint, done.stderr
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # read from the environment once
+        found = load_autoencoder(f"owner/cached/{subfolder}".rstrip("/"), "cpu")
+        assert found.fingerprint == vae.fingerprint
 
     def test_code_of_the_users_own(self, factories: str, pixels: Tensor):
         vae = load_autoencoder(f"{factories}:Mean", "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import resource
 import struct
@@ -139,6 +140,7 @@ def _png_with(extra: bytes, size: tuple[int, int] = (8, 8)) -> bytes:
     return data[:8] + header + extra + data[33:]
 
 
+@functools.cache
 def _zeros() -> bytes:
     """300 MB, compressed."""
     compressor = zlib.compressobj(9)

@@ -164,7 +164,7 @@ PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 def test_a_signal_ends_a_command_in_one_line_whatever_it_is_doing(number, how):
     with _run(BUSY, wait_for="ready", **PIPES) as process:
         os.kill(process.pid, number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     assert (out, err) == ("", f"dot-test: {how}\n")
     assert process.returncode == 128 + number
 
@@ -181,12 +181,10 @@ def test_an_interrupted_command_ends_what_it_started_and_these_print_nothing():
         assert "child" in lines
         child = int((lines - {"child"}).pop())
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate()
     assert err == "dot-test: interrupted; advice\n"
     assert process.returncode == 130
-    deadline = time.monotonic() + 60  # it is killed, but somebody has to notice
-    while _is_alive(child):
-        assert time.monotonic() < deadline
+    while _is_alive(child):  # it is killed, but somebody has to notice
         time.sleep(0.01)
 
 
@@ -208,7 +206,7 @@ def test_signals_to_a_forked_child_do_not_end_the_command():
     return 0
 """
     with _run(work, **PIPES) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     assert (out, err, process.returncode) == ("-15\n", "", 0)
 
 
@@ -220,7 +218,7 @@ def test_what_was_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with _run(work, **PIPES) as process:
-            process.communicate(timeout=60)
+            process.communicate()
     finally:
         signal.signal(signal.SIGHUP, before)
     assert process.returncode == 0
@@ -236,7 +234,7 @@ SAYS = """
 @pytest.mark.parametrize("close", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full"])
 def test_streams_that_are_closed_or_full_change_no_exit_code(close):
     with _run(SAYS, close=close, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        assert process.wait(60) == 0
+        assert process.wait() == 0
 
 
 def test_a_reader_that_is_gone_changes_no_exit_code():
@@ -244,7 +242,7 @@ def test_a_reader_that_is_gone_changes_no_exit_code():
     os.close(reader)
     with _run(SAYS, stdout=writer, stderr=subprocess.PIPE) as process:
         os.close(writer)
-        assert process.communicate(timeout=60)[1] == "dot-test: error: y\n"
+        assert process.communicate()[1] == "dot-test: error: y\n"
     assert process.returncode == 0
 
 
@@ -257,7 +255,7 @@ def test_a_file_never_takes_the_number_of_a_closed_stream(tmp_path):
     return 0
 """
     with _run(work, close=">&- 2>&-") as process:
-        assert process.wait(60) == 0
+        assert process.wait() == 0
     assert path.read_text() == ""
 
 

@@ -1,23 +1,15 @@
 """A store that fails now and then costs time, and nothing else."""
 
 import os
-import subprocess
-import sys
 import uuid
 
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
 from ot_core import storage
 from tests.faults import faulty_proxy
-
-
-def _job(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 def _hashes(output: str) -> dict[str, str]:
@@ -26,8 +18,7 @@ def _hashes(output: str) -> dict[str, str]:
     return dict(zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True))
 
 
-@pytest.mark.timeout(400)
-def test_one_request_in_ten_fails_and_no_image_is_lost_but_the_one_that_always_fails(gcs, tmp_path, photo, vae):
+def test_one_request_in_ten_fails_and_no_image_is_lost_but_the_one_that_always_fails(gcs, tmp_path, photo, vae, forked):
     root = f"{gcs}/{uuid.uuid4().hex[:8]}"
     tile = photo(40, 1000)
     for index in range(500):
@@ -39,10 +30,10 @@ def test_one_request_in_ten_fails_and_no_image_is_lost_but_the_one_that_always_f
     storage.write_bytes(f"{root}/in/poison.png", (tmp_path / "in/0/0.png").read_bytes())
     map_url = str(tmp_path / "map.safetensors")
     sides = ["--target", str(tmp_path / "in/1"), "--source", str(tmp_path / "in/2")]
-    assert _job("pipelines.fit", *sides, "--map", map_url, "--vae", vae, "--patch_size", "1").returncode == 0
-    arguments = ["pipelines.transport", "--map", map_url, "--direct_num_workers", "8"]
+    assert forked.run("fit", *sides, "--map", map_url, "--vae", vae, "--patch_size", "1").returncode == 0
+    arguments = ["transport", "--map", map_url, "--direct_num_workers", "8"]
     arguments += ["--direct_running_mode", "multi_threading"]
-    undisturbed = _job(*arguments, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
+    undisturbed = forked.run(*arguments, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
     assert undisturbed.returncode == 0, undisturbed.stderr
 
     def poisoned(command: str, path: str, body: bytes) -> str | None:
@@ -50,7 +41,7 @@ def test_one_request_in_ten_fails_and_no_image_is_lost_but_the_one_that_always_f
 
     with faulty_proxy(os.environ["STORAGE_EMULATOR_HOST"], 0.1, seed=0, override=poisoned) as proxy:
         settings = {"STORAGE_EMULATOR_HOST": proxy.url, "DOT_RETRY_SECONDS": "30"}
-        job = _job(*arguments, "--input", f"{root}/in", "--output", f"{root}/out", **settings)
+        job = forked.run(*arguments, "--input", f"{root}/in", "--output", f"{root}/out", **settings)
     assert job.returncode == 0, job.stderr
     faults = sum(proxy.counts.values()) - proxy.counts["none"]
     assert faults > 100

@@ -6,8 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -195,8 +193,7 @@ def test_a_shard_that_is_damaged_or_gone_costs_its_images_once(kind, archive, ma
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.timeout(300)
-def test_killed_while_making_and_while_packing_it_ends_like_an_undisturbed_run(kind, map_url, photo, tmp_path):
+def test_killed_while_making_and_while_packing_it_ends_like_an_undisturbed_run(kind, map_url, photo, tmp_path, forked):
     n = 60
     for index in range(n):
         storage.write_bytes(str(tmp_path / f"in/{index}.png"), _png(photo(100, 120, seed=index)))
@@ -204,25 +201,21 @@ def test_killed_while_making_and_while_packing_it_ends_like_an_undisturbed_run(k
     assert _run(str(tmp_path / "in"), str(tmp_path / "whole"), map_url, *options) == 0
     expected = _files(tmp_path / "whole/images")
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "pipelines.transport", "--input", str(tmp_path / "in"), "--map", map_url]
+    command = ["transport", "--input", str(tmp_path / "in"), "--map", map_url]
     command += ["--output", str(output), *options, "--resume"]
     rng = random.Random(5)
     made = 0
     moments = [(".staging", rng.randrange(1, n - 10)) for _ in range(2)] + [("images", rng.randrange(1, 8))]
     for folder, count in sorted(moments):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         # Counting up from what an earlier run left.
-        target = max(count, made + 1) if folder == ".staging" else count
-        while process.poll() is None and _count(output / folder) < target:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        forked.killer.kill_at(max(count, made + 1) if folder == ".staging" else count, output / folder)
+        assert forked.run(*command).returncode == -signal.SIGKILL
         made = max(made, _count(output / ".staging"))
         for path in (output / "images").glob("shard-*"):
             assert path.read_bytes() == expected[path.name]
     assert made == n
     assert 0 < _count(output / "images") < 12
-    final = subprocess.run(command, capture_output=True, text=True)
+    final = forked.run(*command)
     assert final.returncode == 0, final.stderr
     assert "0 images transported" in final.stdout
     assert f"{n} images were there already, {n} of them not yet in the manifest" in final.stdout
