@@ -73,7 +73,7 @@ def test_compiled_computes_the_same_whatever_the_size():
     module = Small()
     eager, compiled = (Autoencoder(module, "small", compiled=compiled) for compiled in (False, True))
     assert hasattr(compiled._encode, "_torchdynamo_orig_callable")
-    for height, width in ((32, 32), (16, 24), (20, 18)):
+    for height, width in ((32, 32), (20, 18)):
         x = torch.rand(1, 3, height, width)
         latents = eager.encode(x)
         torch.testing.assert_close(compiled.encode(x), latents, rtol=1e-4, atol=1e-5)
