@@ -79,8 +79,8 @@ def images(jobs, map_url) -> dict[str, bytes]:
 
 
 def written(output: Path) -> dict[str, bytes]:
-    """The images of an output, by name."""
-    return {path.name: path.read_bytes() for path in (output / "images").iterdir()}
+    """The images of an output that have their final names, by name."""
+    return {path.name: path.read_bytes() for path in (output / "images").iterdir() if path.name[0] != "."}
 
 
 def manifest(output: Path) -> list[dict[str, object]]:
