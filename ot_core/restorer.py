@@ -140,7 +140,7 @@ class NetworkRestorer(Restorer):
         return (max(height, width),) * 2 if network.square else (height, width)
 
     @torch.inference_mode()
-    def _restored(self, images: Sequence[Pixels], max_pixels: int) -> Sequence[NDArray[np.float32]]:
+    def _restored(self, images: Sequence[Pixels], max_pixels: int) -> Sequence[NDArray[np.generic]]:
         network = self._network
         padded = self._padded(*images[0].shape[:2])
         whole = network.fixed_size or padded
@@ -170,7 +170,8 @@ class NetworkRestorer(Restorer):
         each = self._network.call(batch.flatten(0, 1)[:, None])
         return each.view(len(batch), 3, *each.shape[-2:])
 
-    def _in_tiles(self, pixels: Pixels, max_pixels: int) -> NDArray[np.float32]:
+    def _in_tiles(self, pixels: Pixels, max_pixels: int) -> NDArray[np.uint8]:
+        """Rounded strip by strip, since four bytes for each value of an enlarged image may be a gigabyte."""
         network, scale = self._network, self.scale
         fixed, unit = network.fixed_size, self._unit
         padded = (_up(pixels.shape[0], unit), _up(pixels.shape[1], unit))
@@ -185,12 +186,15 @@ class NetworkRestorer(Restorer):
         longest = min(fixed) if fixed else max(math.isqrt(max_pixels), 4 * OVERLAP)
         overlap = min(OVERLAP, longest // 4)
         height, width = (scale * side for side in pixels.shape[:2])
-        result = np.empty((height, width, 3), np.float32)
+        result = np.empty((height, width, 3), np.uint8)
         size = (scale * padded[0], scale * padded[1])
         spans = scale * (longest // unit * unit), scale * _up(overlap, unit)
         for rows, strip in blended_tiles(*size, *spans, restore, unit=scale * unit):
             place = result[rows]
-            place[:] = strip[0, :, : len(place), :width].permute(1, 2, 0).numpy()
+            found = strip[0, :, : len(place), :width].permute(1, 2, 0).numpy()
+            if not np.isfinite(found).all():
+                raise ImageError(Cause.NOT_FINITE, "the restorer gave NaN or infinity")
+            place[:] = eight_bits(found)
         return result
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ot_core import Cause, ImageError, UserError, load_restorer
+from ot_core import Cause, ImageError, UserError, load_restorer, storage
 from ot_core.restorer import OVERLAP
 
 spandrel = pytest.importorskip("spandrel", reason="the extra `restorers` is not installed")
@@ -183,6 +183,16 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(suffix, tmp_path):
     with pytest.raises(UserError, match="can't be read"):
         load_restorer(str(path))
     assert not (tmp_path / "victim").exists()
+
+
+def test_weights_are_read_from_any_store(store, photo, tmp_path):
+    local = _weights("Compact", tmp_path / "weights.safetensors")
+    url = storage.join(store, "weights [1].safetensors")
+    storage.upload(local, url)
+    found, expected = load_restorer(url), load_restorer(local)
+    assert found.fingerprint == expected.fingerprint
+    image = photo(20, 20)
+    np.testing.assert_array_equal(found([image])[0], expected([image])[0])
 
 
 def test_what_is_no_restorer_is_told_in_one_line(tmp_path):
