@@ -157,7 +157,8 @@ def _by_function(function: Callable[[Pixels], Any], pixels: Pixels, name: str) -
     try:
         result = function(pixels.copy())  # somebody's own code may write to what it is given
     except Exception as error:  # and raise anything
-        raise ImageError(Cause.DEGRADATION_ERROR, f"{name}: {type(error).__name__}: {error}"[:300]) from error
+        reason = " ".join(str(error).split())[:300]
+        raise ImageError(Cause.DEGRADATION_ERROR, f"{name}: {type(error).__name__}: {reason}") from error
     if not isinstance(result, np.ndarray) or result.dtype != np.uint8 or result.shape != pixels.shape:
         found = f"{result.dtype} {result.shape}" if isinstance(result, np.ndarray) else type(result).__name__
         raise ImageError(Cause.DEGRADATION_ERROR, f"{name} gave {found}; expected uint8 {pixels.shape}")

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ot_core.autoencoder import Pixels, default_device, unit_pixels
+from ot_core.device import is_out_of_memory, raise_if_lost
 from ot_core.errors import Cause, ImageError, UserError
 from ot_core.images import DecodedImage, eight_bits
 from ot_core.restorer_files import Network, load_network
@@ -86,9 +87,22 @@ class Restorer(ABC):
 
         Returns:
             For each (scale H, scale W, 3) uint8, or a NOT_FINITE or RESTORER_ERROR.
+
+        Raises:
+            ImageError: RESTORER_ERROR, if the restorer raises something for one of them.
+            Exception: as it is, if memory runs out: less at once might work.
+            DeviceLostError: if the device does nothing for any image any more.
         """
         results: list[NDArray[np.uint8] | ImageError] = []
-        for pixels, result in zip(images, self._restored(images, max_pixels), strict=True):
+        try:
+            restored = self._restored(images, max_pixels)
+        except Exception as error:  # networks and users' code raise anything
+            raise_if_lost(error)
+            if isinstance(error, ImageError) or is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise ImageError(Cause.RESTORER_ERROR, f"{type(error).__name__}: {reason}".rstrip(": ")) from error
+        for pixels, result in zip(images, restored, strict=True):
             height, width = (self.scale * side for side in pixels.shape[:2])
             if result.shape != (height, width, 3):
                 message = f"the restorer gave {_size(result)} pixels; expected {width}x{height}"

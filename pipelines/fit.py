@@ -113,7 +113,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def _check_degradation(args: argparse.Namespace) -> None:
-    """Refuses what doesn't go with --degrade. Sets the restorer that brings a reduction back where none is given."""
+    """Refuses inputs that don't go with --degrade."""
     if not args.degrade:
         return
     for flag in ("source", "paired", "common_target"):
@@ -121,6 +121,16 @@ def _check_degradation(args: argparse.Namespace) -> None:
             raise UserError(f"--degrade: makes the source from --target, in pairs; leave --{flag} out")
     if "target" not in images_of(args):
         raise UserError("--degrade: expected natural images in --target")
+
+
+def _check_scales(args: argparse.Namespace) -> None:
+    """Sets the restorer that brings a reduction back where none is given.
+
+    Raises:
+        UserError: if the restorer, or what --degrade says, can't be used, or they don't go together.
+    """
+    if not args.degrade:
+        return
     scale = Degradation(args.degrade).scale
     if scale > 1 and not args.restorer:
         args.restorer = f"bicubic:{scale}"
@@ -147,6 +157,7 @@ def check_output(args: argparse.Namespace) -> None:
         raise UserError(f"--map {args.map}: expected a name ending in {_EXTENSION}")
     if args.common_target and not is_pattern(args.map):
         raise UserError(f"--common_target: expected groups, with {GROUP} in --map")
+    _check_scales(args)
     storage.check_writable(storage.parent(args.map.partition(GROUP)[0] + "x"))
     statistics = statistics_of(args)
     for side, url in statistics:

@@ -57,6 +57,9 @@ class ImageModelHandler(ModelHandler[Any, Any, Any]):
     `BatchByPixels` makes the batches of our own transforms. A handler that somebody gives to RunInference without it
     lets Beam batch, as Beam's own handlers do, and takes (H, W, 3) uint8 arrays as well as `LoadedImage`.
 
+    A handler loads its model in `load` and gives what inference gives in `infer`. Where Beam shares models among the
+    processes of a machine (`large_model`, `model_copies`), the processes reach it by a proxy, see `SharedModel`.
+
     Args:
         batched: whether the elements are batches already.
         **kwargs: of Beam's ModelHandler: min_batch_size, max_batch_size, model_copies, env_vars and so on.
@@ -69,8 +72,31 @@ class ImageModelHandler(ModelHandler[Any, Any, Any]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Lets every handler end the worker whose device is lost."""
         super().__init_subclass__(**kwargs)
-        for name in {"load_model", "run_inference"} & set(vars(cls)):
+        for name in {"load", "infer"} & set(vars(cls)):
             setattr(cls, name, ends_with_device()(vars(cls)[name]))
+
+    def load(self) -> Any:
+        """Loads the model."""
+        raise NotImplementedError
+
+    def infer(self, batch: Sequence[Any], model: Any) -> list[Any]:
+        """What inference gives for a batch; see the class of the handler."""
+        raise NotImplementedError
+
+    def load_model(self) -> Any:
+        """As Beam calls it, once per process, or for each copy that processes share."""
+        model = self.load()
+        return SharedModel(self, model) if self.share_model_across_processes() else model
+
+    def run_inference(
+        self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
+    ) -> list[Any]:
+        """As Beam calls it."""
+        if not self.share_model_across_processes():
+            return self.infer(batch, model)
+        results, reported = model.infer(batch)
+        metrics.replay(reported)
+        return list(results)
 
     def should_skip_batching(self) -> bool:
         """Whether `BatchByPixels` has batched already."""
@@ -91,6 +117,23 @@ class ImageModelHandler(ModelHandler[Any, Any, Any]):
             LoadedImage(ImageRef("", ""), DecodedImage(image), 0.0) if isinstance(image, np.ndarray) else image
             for image in batch
         ]
+
+
+class SharedModel:
+    """A model that several processes use. Their proxies call methods, and can't reach anything else of it.
+
+    Args:
+        handler: the model's.
+        model: what its `load` gave.
+    """
+
+    def __init__(self, handler: ImageModelHandler, model: Any) -> None:
+        self._handler, self._model = handler, model
+
+    def infer(self, batch: Sequence[Any]) -> tuple[list[Any], metrics.Captured]:
+        """The results of a batch, and its metrics, which the process that asks reports to Beam."""
+        with metrics.captured() as reported:
+            return self._handler.infer(batch, self._model), reported
 
 
 class FeatureModels(dict[str, Any]):
@@ -118,15 +161,15 @@ class FeatureStatisticsModelHandler(ImageModelHandler):
         super().__init__(**kwargs)
         self._extractors = dict(extractors)
 
-    def load_model(self) -> Any:
+    def load(self) -> Any:
         """Loads the model of each extractor, once per process."""
         with metrics.timed("load_model"):
             models = FeatureModels({name: extractor.load() for name, extractor in self._extractors.items()})
             models.workers = workers_of(default_device())
             return models
 
-    def run_inference(
-        self, batch: Sequence[LoadedImage], model: FeatureModels, inference_args: dict[str, Any] | None = None
+    def infer(
+        self, batch: Sequence[LoadedImage], model: FeatureModels
     ) -> list[tuple[Any, GaussianStatistics] | Failure]:
         """See the class."""
         failures: list[Failure] = []
@@ -189,11 +232,11 @@ class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):
     ) -> None:
         super().__init__({"latent": LatentFeatures(vae, patch_size, device, precision)}, **kwargs)
 
-    def run_inference(
-        self, batch: Sequence[LoadedImage], model: FeatureModels, inference_args: dict[str, Any] | None = None
+    def infer(
+        self, batch: Sequence[LoadedImage], model: FeatureModels
     ) -> list[tuple[str, GaussianStatistics] | Failure]:
         """See the class."""
-        outcomes = super().run_inference(batch, model)
+        outcomes = super().infer(batch, model)
         return [o if isinstance(o, Failure) else (o[0][1], o[1]) for o in outcomes]
 
 
@@ -306,7 +349,7 @@ class TransportModelHandler(ImageModelHandler):
         """Lets `model_metadata_pcoll` name the map, so that one pipeline can fit and transport."""
         self.maps = {"": model_path} if model_path else self.maps
 
-    def load_model(self) -> "TransportModel | LateTransportModel":
+    def load(self) -> "TransportModel | LateTransportModel":
         """Loads the maps and the autoencoder, once per process; without a map's URL nothing yet."""
         if not self.maps:
             return LateTransportModel(self._late_model)
@@ -327,11 +370,8 @@ class TransportModelHandler(ImageModelHandler):
         )
         return self._model([("", transport_map, autoencoder)])
 
-    def run_inference(
-        self,
-        batch: Sequence[LoadedImage],
-        model: TransportModel | LateTransportModel,
-        inference_args: dict[str, Any] | None = None,
+    def infer(
+        self, batch: Sequence[LoadedImage], model: TransportModel | LateTransportModel
     ) -> list[TransportPrediction]:
         """See the class."""
         if isinstance(model, LateTransportModel):

@@ -56,14 +56,12 @@ class RestoreModelHandler(ImageModelHandler):
         self._max_tile_pixels = max_tile_pixels or TILE_PIXELS
         self._device, self._precision = device or default_device(), precision
 
-    def load_model(self) -> Restorer:
+    def load(self) -> Restorer:
         """Loads the restorer, once per process."""
         with metrics.timed("load_restorer"):
             return load_restorer(self._restorer, self._device, self._precision)
 
-    def run_inference(
-        self, batch: Sequence[LoadedImage], model: Restorer, inference_args: dict[str, Any] | None = None
-    ) -> list[RestorePrediction]:
+    def infer(self, batch: Sequence[LoadedImage], model: Restorer) -> list[RestorePrediction]:
         """See the class."""
         start = time.perf_counter()
         images = self.loaded(batch)

@@ -137,6 +137,42 @@ def test_transport_writes_the_images_and_rows_of_its_command(archive, tmp_path, 
     assert drift[0]["patches"] == drift[1]["patches"] > 0
 
 
+def test_degrading_restoring_and_keeping_what_was_restored_go_as_in_the_commands(archive, tmp_path):
+    degrade, restorer = "bicubic:2,jpeg:30-60", "bicubic:2"
+    target, maps = (
+        str(archive / "natural"),
+        {name: str(tmp_path / f"{name}.safetensors") for name in ("command", "yaml")},
+    )
+    flags = ["--degrade", degrade, "--restorer", restorer, "--vae", "pixels"]
+    assert fit.main(["--target", target, "--map", maps["command"], *flags]) == 0
+    _run("fit", target=target, map=maps["yaml"], degrade=degrade, restorer=restorer, vae="pixels")
+    found, expected = read_map(maps["yaml"]), read_map(maps["command"])
+    np.testing.assert_allclose(found.matrix, expected.matrix, rtol=1e-12, atol=1e-12)
+    assert (found.origin, found.invariant) == (expected.origin, expected.invariant)
+    given = ["--input", str(archive / "more"), "--map", maps["command"], "--restorer", restorer, "--keep_restored"]
+    assert transport.main([*given, "--output", str(tmp_path / "command")]) == 0
+    variables = {"map": maps["command"], "restorer": restorer, "keep_restored": True}
+    _run("transport", input=str(archive / "more"), output=str(tmp_path / "yaml"), **variables)
+    assert len(_images(tmp_path / "yaml")) == 2
+    assert _images(tmp_path / "yaml") == _images(tmp_path / "command")
+    assert (tmp_path / "yaml/job.json").read_text() == (tmp_path / "command/job.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"degrade": "jpeg:1000"}, "degradation jpeg:1000: .*expected a whole number from 1 to 100, or a range A-B"),
+        ({"degrade": "bicubic:2", "restorer": "bicubic:3"}, "degrade bicubic:2: needs a restorer of scale 2; .* has 3"),
+        ({"degrade": "jpeg:9", "restorer": "nothing.onnx"}, r"restorer nothing\.onnx: no such file"),
+    ],
+)
+def test_what_cannot_degrade_or_restore_is_told_before_work_starts(archive, tmp_path, variables, message):
+    with pytest.raises(ValueError, match="FitTransportMap") as error:
+        _run("fit", target=str(archive / "natural"), map=str(tmp_path / "m.safetensors"), vae="pixels", **variables)
+    assert re.fullmatch(rf'Error .* "FitTransportMap" at line \d+: {message}', str(error.value))
+    assert not list(tmp_path.iterdir())
+
+
 def test_evaluate_writes_the_report_of_its_command(archive, vae, tmp_path):
     candidates = {"restored": str(archive / "restored"), "copy": str(archive / "natural")}
     command = ["--reference", str(archive / "natural"), "--report", str(tmp_path / "command"), "--vae", vae]
@@ -201,7 +237,7 @@ MISTAKES = [
     (
         "TransportImages",
         {**MAP_AND_OUTPUT, "help": True},
-        "help: unknown parameter; expected one of accelerator, alpha,",
+        "help: unknown parameter; expected one of accelerator, allow_other_restorer, alpha,",
     ),
     ("TransportImages", {**MAP_AND_OUTPUT, "quality": 101}, "quality: 101: expected a number from 1 to 100"),
     ("TransportImages", {**MAP_AND_OUTPUT, "quality": 9.5}, "quality: invalid int value: '9.5'"),

@@ -134,7 +134,9 @@ def test_an_image_that_the_restorer_cannot_restore_is_one_failure(archive, map_u
     arguments = ["--restorer", "tests.pipelines.restorers:refuses_grey", "--allow_other_restorer"]
     assert _transport(archive / "degraded", map_url, tmp_path / "out", *arguments) == 0
     rows = pq.read_table(tmp_path / "out/failures-00000-of-00001.parquet").to_pylist()
-    assert [(row["key"], row["stage"]) for row in rows] == [("11", "restore"), ("7", "restore")]
+    assert [row["key"] for row in rows] == ["11", "7"]
+    assert {(row["stage"], row["error_type"]) for row in rows} == {("restore", "restorer_error")}
+    assert {row["message"] for row in rows} == {"ValueError: too dull"}
     assert len(_files(tmp_path / "out/images")) == 4
 
 

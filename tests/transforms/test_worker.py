@@ -107,7 +107,7 @@ def handlers() -> list[type[ImageModelHandler]]:
 def test_every_handler_ends_with_its_device():
     assert {TransportModelHandler, FeatureStatisticsModelHandler, RestoreModelHandler} <= set(handlers())
     for handler in handlers():
-        for name in ("load_model", "run_inference"):
+        for name in ("load", "infer"):
             assert hasattr(getattr(handler, name), "__wrapped__"), (handler, name)
 
 
