@@ -33,7 +33,7 @@ from ot_core.ranges import Ranges, all_of
 from ot_core.retry import at_store, http_status
 
 #: Stores whose single PUT appears under its final name whole or not at all.
-_ATOMIC_STORES = {"gs", "gcs", "s3", "s3a", "az", "abfs", "abfss", "adl", "oss", "memory"}
+_ATOMIC_STORES = {"gs", "gcs", "s3", "s3a", "az", "abfs", "abfss", "oss", "memory"}
 #: File systems allow 255 bytes for a name and stores 1024 for a path; the rest is for the folder and the extension.
 _LONGEST_PART, _LONGEST_KEY = 240, 800
 #: What s3fs and adlfs cut off a path, and read as an older version of the file that the rest names.
@@ -47,7 +47,7 @@ _TIMES = ("mtime", "LastModified", "updated", "last_modified", "Last-Modified", 
 _EXTRAS = {
     **dict.fromkeys(("gs", "gcs"), "gcp"),
     **dict.fromkeys(("s3", "s3a"), "s3"),
-    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "azure"),
     **dict.fromkeys(("http", "https"), "http"),
 }
 #: Bytes that an open file reads ahead, those that a file may hold before it counts against a budget, and the most that

@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "hang up after":
             self.close_connection = True
         else:
-            dropped = {"connection", "transfer-encoding", "content-length"}
+            dropped = {"connection", "transfer-encoding", *(() if self.command == "HEAD" else ("content-length",))}
             kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in dropped]
             self._answer(answer.status, kept, content, truncate=fault == "truncate")
 
@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response_only(status)
         for name, value in headers:
             self.send_header(name, value)
-        if status != 204:
+        if status != 204 and not any(name.lower() == "content-length" for name, _ in headers):
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
