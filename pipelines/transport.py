@@ -41,6 +41,7 @@ from transforms import (
     metrics,
 )
 from transforms.records import counted
+from transforms.resume import ReplaceOutdated
 from transforms.starting import plan_start, start_job
 
 
@@ -271,7 +272,7 @@ def transport_images(
     layout = args.layout
     unneeded = []
     if args.resume:
-        images, done, packed_before = images | "SkipDone" >> SkipDone(layout)
+        images, done, outdated, packed_before = images | "SkipDone" >> SkipDone(layout)
         unneeded.append(packed_before)
     transport = TransportImages(
         map=args.maps,
@@ -294,6 +295,7 @@ def transport_images(
     records, untransported, statistics = images | "TransportImages" >> options.on_accelerator(transport, args)
     failures = [untransported]
     if args.resume:
+        records = records | "ReplaceOutdated" >> ReplaceOutdated(outdated)
         records = (records, done) | "FlattenRecords" >> beam.Flatten()
     if layout.packed:
         records, unpacked, staged = records | "PackShards" >> PackShards(layout, args.output_shards)

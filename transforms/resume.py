@@ -48,11 +48,13 @@ class Remaining(NamedTuple):
     Attributes:
         images: those still to be done.
         records: the manifest's rows of the others.
+        outdated: the manifest's rows of those still to be done whose files are there, made from another version.
         unneeded: URLs of staged images that the manifest has in a shard; a job leaves them that is killed at its end.
     """
 
     images: beam.PCollection[ImageRef]
     records: beam.PCollection[ImageRecord]
+    outdated: beam.PCollection[ImageRecord]
     unneeded: beam.PCollection[str]
 
 
@@ -69,9 +71,10 @@ class SkipDone(beam.PTransform):
     The others are counted in `images_new`, or in `images_changed` where the manifest has them, but of another version
     of their source, without their file, or not of all alphas: an image that failed is new each time. Of an image that
     lacks some alphas, these alone are made.
-    Rows of images that aren't among these inputs are kept while their files are there. The output is listed once; no
-    request is made for an image that is in the manifest. Where the output can't be listed, or a file of the manifest
-    can't be read, the job fails: what isn't seen would count as not done, and its rows be lost.
+    Rows of images that aren't among these inputs, or that can't be made anew (`ReplaceOutdated`), are kept while their
+    files are there. The output is listed once; no request is made for an image that is in the manifest. Where the
+    output can't be listed, or a file of the manifest can't be read, the job fails: what isn't seen would count as not
+    done, and its rows be lost.
 
     Args:
         layout: of the output, which was started by `starting.start_job`.
@@ -102,9 +105,47 @@ class SkipDone(beam.PTransform):
             sides
             | "GroupByKey" >> beam.CoGroupByKey()
             | "Decide"
-            >> beam.ParDo(_DecideDoFn(self._layout.alphas)).with_outputs("records", "unneeded", main="images")
+            >> beam.ParDo(_DecideDoFn(self._layout.alphas)).with_outputs(
+                "records", "outdated", "unneeded", main="images"
+            )
         )
-        return Remaining(decided.images, decided.records, decided.unneeded)
+        return Remaining(decided.images, decided.records, decided.outdated, decided.unneeded)
+
+
+@beam.typehints.with_input_types(ImageRecord)
+@beam.typehints.with_output_types(ImageRecord)
+class ReplaceOutdated(beam.PTransform):
+    """Adds the outdated rows that weren't made anew: ImageRecord -> ImageRecord.
+
+    The result of a former version of an image is kept until there is a newer one: making that may fail.
+
+    Args:
+        outdated: as `SkipDone` gives them.
+    """
+
+    def __init__(self, outdated: beam.PCollection[ImageRecord]) -> None:
+        super().__init__()
+        self._outdated = outdated
+
+    @no_annotations
+    def expand(self, records: beam.PCollection[ImageRecord]) -> beam.PCollection[ImageRecord]:
+        """Rows meet by key and alpha."""
+        check_windows(self, records)
+        sides = {
+            "made": records | "KeyMade" >> beam.Map(_by_key_and_alpha),
+            "outdated": self._outdated | "KeyOutdated" >> beam.Map(_by_key_and_alpha),
+        }
+        return sides | "GroupByKeyAndAlpha" >> beam.CoGroupByKey() | "Replace" >> beam.FlatMap(_latest)
+
+
+def _by_key_and_alpha(record: ImageRecord) -> tuple[tuple[str, float], tuple[Any, ...]]:
+    return (record.key, record.alpha), tuple(record)
+
+
+def _latest(element: tuple[tuple[str, float], Mapping[str, Iterable[tuple[Any, ...]]]]) -> Iterator[ImageRecord]:
+    _, found = element
+    for row in list(found["made"]) or found["outdated"]:
+        yield ImageRecord(*row)
 
 
 def _by_key(ref: ImageRef) -> tuple[str, tuple[Any, ...]]:
@@ -189,6 +230,9 @@ class _DecideDoFn(beam.DoFn):
                 recovered = True
         if missing:
             metrics.count(metrics.IMAGES_CHANGED if rows else metrics.IMAGES_NEW)
+            for alpha in missing:
+                if alpha in kept:
+                    yield beam.pvalue.TaggedOutput("outdated", kept[alpha].record)
             yield ref._replace(alphas=tuple(missing) if done else ())
         else:
             metrics.count(metrics.IMAGES_SKIPPED)

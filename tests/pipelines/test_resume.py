@@ -1,5 +1,6 @@
 """Running transport again: after it ended, after its inputs changed, and after it was killed."""
 
+import hashlib
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from ot_core import storage
+from ot_core.shards import read_shard
 from pipelines import fit, transport
 
 
@@ -100,6 +102,37 @@ def test_what_is_new_changed_or_gone_is_done_and_the_rest_is_not(archive, map_ur
     assert [key for key in first if first[key]["sha256"] != second[key]["sha256"]] == [("deep/0", 0.0)]
     assert second["deep/0", 0.0]["source_version"] != first["deep/0", 0.0]["source_version"]
     assert all(second["deep/2", 0.0][name] == first["deep/2", 0.0][name] for name in first["deep/2", 0.0])
+
+
+@pytest.mark.parametrize("kind", ["files", "webdataset", "parquet"])
+def test_a_result_and_its_row_stay_until_a_changed_image_is_made_anew(tmp_path, map_url, photo, kind):
+    root, packed = str(tmp_path), ["--output_format", kind, "--output_shards", "1"]
+    for index in range(3):
+        _put(f"{root}/in/{index}.png", photo(24, 32, seed=index))
+    assert _run(root, map_url, *packed) == 0
+    first = _rows(root)
+    time.sleep(0.05)
+    (tmp_path / "in/0.png").write_bytes(b"broken")
+    _put(f"{root}/in/new.png", photo(24, 32, seed=7))  # the shard is written anew for it
+    assert _run(root, map_url, *packed, "--resume") == 0
+    second = _rows(root)
+    assert second.keys() == {*first, ("new", 0.0)}
+    assert {key: second[key] for key in first} == first
+    assert {row["sha256"] for row in second.values()} == _digests(tmp_path / "out/images")
+    time.sleep(0.05)
+    _put(f"{root}/in/0.png", photo(24, 32, seed=8))
+    assert _run(root, map_url, *packed, "--resume") == 0
+    third = _rows(root)
+    assert [key for key in second if third[key]["sha256"] != second[key]["sha256"]] == [("0", 0.0)]
+    assert {row["sha256"] for row in third.values()} == _digests(tmp_path / "out/images")
+
+
+def _digests(folder: Path) -> set[str]:
+    """Of the images in a folder or in its shards."""
+    images = []
+    for path in folder.rglob("*.*"):
+        images += [path.read_bytes()] if path.suffix == ".png" else [data for _, data in read_shard(str(path))]
+    return {hashlib.sha256(data).hexdigest() for data in images}
 
 
 def test_files_that_are_not_in_the_manifest_are_recovered(archive, map_url, capsys):

@@ -39,7 +39,7 @@ def _decide(alphas, refs, rows=(), files=()):
     for output in _DecideDoFn(tuple(alphas)).process(("key", found)):
         if isinstance(output, ImageRef):
             todo.append(output.key)
-        else:
+        elif output.tag != "outdated":
             (records if output.tag == "records" else unneeded).append(output.value)
     return todo, records, unneeded
 
