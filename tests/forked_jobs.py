@@ -1,6 +1,6 @@
 """Jobs in processes of their own that start at once: forks of a process that has imported everything.
 
-As a program, that process: reads a request a line, forks, and answers with the exit code of the fork.
+As a program, that process: reads a request a line, forks, and answers with the number and the exit code of the fork.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,7 @@ class ForkedJobs:
 
     def __init__(self, process: subprocess.Popen[str], folder: Path, killer: Killer) -> None:
         self._process, self._folder, self.killer = process, folder, killer
+        self._pid, self._started = 0, threading.Event()
 
     def run(self, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """What a command gives and prints.
@@ -38,8 +41,16 @@ class ForkedJobs:
         """
         outputs = [str(self._folder / name) for name in ("stdout", "stderr")]
         print(json.dumps([name, arguments, environment, outputs]), file=self._process.stdin, flush=True)
+        self._pid = int(self._process.stdout.readline())
+        self._started.set()
         code = int(self._process.stdout.readline())
+        self._started.clear()
         return subprocess.CompletedProcess([name, *arguments], code, *(Path(path).read_text() for path in outputs))
+
+    def kill(self) -> None:
+        """Kills the run that is under way in another thread."""
+        self._started.wait()
+        os.kill(self._pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -58,6 +69,8 @@ def forked_jobs(folder: Path) -> Iterator[ForkedJobs]:
 
 def _serve() -> None:
     modules = {name: importlib.import_module(f"pipelines.{name}") for name in ("fit", "transport", "evaluate")}
+    for name in ("gcsfs", "s3fs"):  # which fsspec imports when they are first asked for
+        importlib.import_module(name)
     for line in sys.stdin:
         name, arguments, environment, outputs = json.loads(line)
         child = os.fork()
@@ -66,6 +79,7 @@ def _serve() -> None:
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
             os.environ.update(environment)
             sys.exit(modules[name].main(arguments))
+        print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 

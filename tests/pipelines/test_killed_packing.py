@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import signal
-import threading
 import time
 import uuid
 from pathlib import Path
@@ -18,7 +17,7 @@ from ot_core import listing, shards, storage
 from ot_core.layout import STAGING, OutputLayout
 from pipelines import fit, transport
 from tests.faults import faulty_store
-from tests.forked import Jobs, jobs
+from tests.forked_jobs import ForkedJobs
 
 #: What a request writes or removes, how many of that kind are let through before, and whether the store does the one at
 #: which the job is killed.
@@ -50,12 +49,6 @@ def map_url(tmp_path_factory) -> str:
     return url
 
 
-@pytest.fixture(scope="module")
-def forked():
-    with jobs() as running:
-        yield running
-
-
 def _finished(layout: OutputLayout) -> set[tuple[str, str]]:
     """Names and digests of the images that the manifest has in a shard, and of those that are staged."""
     found = {
@@ -78,10 +71,9 @@ def _rows(layout: OutputLayout) -> dict[str, str]:
     return rows
 
 
-def _run_killed(forked: Jobs, command: list[str], output: str, moment: tuple[str, str, int, bool], log: str) -> int:
+def _run_killed(forked: ForkedJobs, command: list[str], output: str, moment: tuple[str, str, int, bool]) -> int:
     method, part, passed, done = moment
-    seen, started = [], threading.Event()
-    pid = 0
+    seen = []
 
     def kill(command: str, path: str, body: bytes) -> str | None:
         if command != method or part not in path:
@@ -89,15 +81,14 @@ def _run_killed(forked: Jobs, command: list[str], output: str, moment: tuple[str
         seen.append(path)
         if len(seen) <= passed:
             return None
-        started.wait()
         if len(seen) == passed + 1:
-            os.kill(pid, signal.SIGKILL)
-        return "reset after" if done and len(seen) == passed + 1 else "reset before"
+            forked.kill()
+            return "reset after" if done else "reset before"
+        return "reset before"
 
-    with faulty_store(output, override=kill) as proxy:
-        pid = forked.start(command, {"AWS_ENDPOINT_URL": proxy.url}, log)
-        started.set()
-        return forked.wait()
+    with faulty_store(output, override=kill):
+        settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        return forked.run("transport", *command, **settings).returncode
 
 
 def test_killed_at_ten_moments_of_packing_and_resuming_nothing_finished_is_lost(s3, map_url, forked, tmp_path):
@@ -119,12 +110,12 @@ def test_killed_at_ten_moments_of_packing_and_resuming_nothing_finished_is_lost(
         expected = _finished(OutputLayout.of(str(fresh), [0.0], kind=kind))
         seen &= expected  # those whose source was changed are no longer asked for
         for moment in moments:
-            assert _run_killed(forked, command, layout.root, moment, str(tmp_path / "log")) == -signal.SIGKILL, moment
+            assert _run_killed(forked, command, layout.root, moment) == -signal.SIGKILL, moment
             killed += 1
             finished = _finished(layout)
             assert seen <= finished, moment
             seen |= finished & expected
-        assert _run_killed(forked, command, layout.root, ("NONE", "", 0, False), str(tmp_path / "log")) == 0
+        assert _run_killed(forked, command, layout.root, ("NONE", "", 0, False)) == 0
         assert _finished(layout) == expected
         for shard in OutputLayout.of(str(fresh), [0.0], kind=kind).find_shards(0.0):
             assert storage.read_bytes(f"{layout.folder(0.0)}/{shard.name}") == Path(shard.url).read_bytes()
