@@ -125,6 +125,7 @@ def _entries_of(fs: Any, folder: str) -> list[Entry]:
     if isinstance(fs, LocalFileSystem):
         with os.scandir(folder) as found:
             return sorted(map(_local_entry, found))
+    storage.check_literal(fs, folder)
     fs.invalidate_cache(folder)
     inside, entries = _inside(folder), []
     for info in fs.ls(folder, detail=True):

@@ -107,6 +107,7 @@ def filesystem(url: str) -> tuple[Any, str]:
                 )
             # A name may hold "#1" or "?generation=1", which gcsfs would take for an older version of another file.
             fs, _ = at_store(url_to_fs)(f"{protocol}://{path.partition('/')[0]}")
+            check_literal(fs, path)
             return fs, fs._strip_protocol(url)
         return at_store(url_to_fs)(url)
     except BadUrlError:
@@ -119,6 +120,17 @@ def filesystem(url: str) -> tuple[Any, str]:
         extra = _EXTRAS.get(protocol)
         hint = f"pip install 'dot-beam[{extra}]'" if extra else one_line(error.__cause__)
         raise BadUrlError(f"{protocol}:// needs a package that isn't installed: {hint}") from None
+
+
+def check_literal(fs: Any, path: str) -> None:
+    """Checks that the store's library takes a path for itself: adlfs cuts off "?" and "#" at the end, and swaps parts.
+
+    Raises:
+        BadUrlError: if it takes it for another.
+    """
+    inside = path.partition("/")[2].strip("/")
+    if ("?" in inside or "#" in inside) and not fs._strip_protocol(path).rstrip("/").endswith("/" + inside):
+        raise BadUrlError(f"{path}: expected no ? or # at the end, nor both, in a path on this store")
 
 
 def _is_http(protocol: str) -> bool:

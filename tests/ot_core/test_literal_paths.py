@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import posixpath
 import random
+import uuid
 from pathlib import Path
 
 import fsspec
 import pytest
 from fsspec.core import url_to_fs
 
-from ot_core import ImageError, storage
+from ot_core import ImageError, folders, storage
 from ot_core.errors import BadUrlError
 
 #: What names are made of: of everything that some library reads as more than a character.
@@ -175,13 +176,28 @@ def test_whatever_is_done_to_one_output_leaves_its_neighbours(
     assert before == {}
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/a?versionId=1/b.png", "az://container/a.png?versionid=1"])
-def test_what_libraries_cut_off_a_path_is_refused(url: str):
+OTHERS = ["s3://bucket/a?versionId=1/b.png", "az://container/a.png?versionid=1"]
+OTHERS += [f"az://container/{path}" for path in ("out?", "out#", "out?#", "a?/b#", "a?x#y", "a;b?")]
+
+
+@pytest.mark.parametrize("url", OTHERS)
+def test_what_libraries_cut_off_a_path_is_refused(url: str, az: str):
     for use in (storage.read_bytes, storage.open_file, storage.children, storage.remove, storage.exists):
         with pytest.raises(BadUrlError, match="expected no"):
             use(url)
     with pytest.raises(BadUrlError, match="expected no"):
         storage.write_bytes(url, b"x")
+
+
+def test_a_folder_that_azures_library_takes_for_another_is_told_and_the_rest_listed(az: str):
+    root = f"{az}/{uuid.uuid4().hex[:8]}"
+    for path in ("sub/a.png", "sub?/b.png", "e?f/c.png", "e#f/d.png"):
+        storage.write_bytes(f"{root}/{path}", b"x")
+    found = list(folders.below(*storage.filesystem(root)))
+    assert {posixpath.basename(entry.path) for entry in found if not entry.is_folder} == {"a.png", "c.png", "d.png"}
+    (failed,) = (entry for entry in found if entry.error)
+    assert failed.path.endswith("/sub?")
+    assert "expected no ? or # at the end" in str(failed.error)
 
 
 def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path):

@@ -18,7 +18,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ot_core import Cause, ImageError, UserError, storage
-from ot_core.errors import NotAFileError
+from ot_core.errors import BadUrlError, NotAFileError
 
 
 def put(*urls: str, data: bytes = b"x") -> None:
@@ -134,9 +134,13 @@ class TestFolders:
         assert not storage.is_folder(f"{store}/out[1]/a")
         assert not storage.is_folder(f"{store}/none")
 
-    @pytest.mark.parametrize("folder", ["out[12]", "out*", "out?", "[!x]ut1"])
+    @pytest.mark.parametrize("folder", ["out[12]", "out*", "out?", "out?t", "[!x]ut1"])
     def test_removing_a_folder_leaves_those_that_its_name_would_match_as_a_pattern(self, store: str, folder: str):
         put(f"{store}/out1/a", f"{store}/{folder}/a", f"{store}/{folder}/sub/b[1]", f"{store}/{folder}x/a")
+        if store.startswith("az") and folder.endswith("?"):  # which Azure's library cuts off
+            with pytest.raises(BadUrlError):
+                storage.remove_folder(f"{store}/{folder}")
+            return
         storage.remove_folder(f"{store}/{folder}")
         assert list(storage.children(store)) == sorted(["out1", f"{folder}x"])
 
