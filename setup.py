@@ -81,6 +81,7 @@ setup(
             "dot-transport=pipelines.transport:main",
             "dot-evaluate=pipelines.evaluate:main",
             "dot-map=pipelines.maps:main",
+            "dot-trial=pipelines.trial:main",
             "dot-demo=pipelines.demo:main",
         ]
     },

@@ -24,23 +24,51 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks.restorers import RESTORERS, restored_folder, shared_data
-from ot_core import GaussianStatistics, gelbrich_distance_squared
+from ot_core import GaussianStatistics, gelbrich_distance_squared, latent_statistics, load_autoencoder
 from ot_core.fitting import METHODS
+from ot_core.quality import mean_squared_error, psnr_of
 from pipelines import fit, transport
-from pipelines.demo import latents_of, load, psnr
 
 ALPHAS = (0.75, 0.5, 0.25, 0.0)
 #: What dot-fit does for unpaired images, and with --paired.
 DEFAULT_METHODS = {"unpaired": "matched", "paired": "pixels"}
 JUDGE = "benchmarks.flux2_tiny:autoencoder"
+Pixels = NDArray[np.uint8]
 
 
 def sample(folder: Path, n: int, seed: int) -> list[Path]:
     """N photographs of a folder, the same in every run."""
     photos = sorted(folder.glob("*.jpg"))
     return [photos[i] for i in np.random.default_rng(seed).permutation(len(photos))[:n]]
+
+
+def latents_of(paths: Iterable[Path], vae: str | None = None) -> GaussianStatistics:
+    """Statistics of single latent pixels of images, in the default autoencoder or another."""
+    autoencoder = load_autoencoder(vae)
+    total: GaussianStatistics | None = None
+    for path in paths:
+        pixels = torch.from_numpy(load(path).transpose(2, 0, 1) / np.float32(255))[None]
+        statistics = latent_statistics(autoencoder.encode(autoencoder.pad(pixels))[0], patch_size=1)
+        assert statistics is not None
+        total = statistics if total is None else total + statistics
+    assert total is not None
+    return total
+
+
+def psnr(a: Pixels, b: Pixels) -> float:
+    """Peak signal-to-noise ratio in dB."""
+    return psnr_of(mean_squared_error(a, b))
+
+
+def load(path: Path) -> Pixels:
+    """An image as (H, W, 3) uint8."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 @functools.cache

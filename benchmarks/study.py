@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.judge import JUDGE, sample
+from benchmarks.judge import JUDGE, load, psnr, sample
 from benchmarks.restorers import RESTORERS, restored_folder, shared_data
 from benchmarks.study_tables import curves, render
 from ot_core import (
@@ -43,7 +43,6 @@ from ot_core import (
     latent_statistics,
     load_autoencoder,
 )
-from pipelines.demo import load, psnr
 
 ALPHAS = (-0.25, 0.0, 0.25, 0.5, 0.75, 1.25)
 POOL = 100

@@ -65,6 +65,13 @@ def baseline_of(candidates: Sequence[Candidate]) -> Candidate | None:
     return by_preference[0] if by_preference else None
 
 
+def autoencoders_of(candidates: Sequence[Candidate]) -> set[str]:
+    """Fingerprints of the autoencoders that made the candidates, as far as their outputs' `job.json` tells."""
+    urls = [candidate.url for candidate in candidates if candidate.alpha is not None]
+    jobs = (next(filter(None, (read_job(root) for root, _ in roots_of(url))), None) for url in urls)
+    return {str(job["vae_sha256"]) for job in jobs if job and job.get("vae_sha256")}
+
+
 def _expand(name: str, url: str) -> Iterator[Candidate]:
     if names.is_web(url) or not _exists(url):  # a pattern, say
         yield Candidate(name, url, None, name)

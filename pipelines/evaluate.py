@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import apache_beam as beam
 
-from ot_core import UserError, load_restorer, storage, strict_json
+from ot_core import UserError, load_autoencoder, load_restorer, storage, strict_json
 from ot_core.features import FeatureExtractor, InceptionFeatures, LatentFeatures, PixelFeatures
 from ot_core.layout import FAILURES, QUALITY, numbered, read_job
 from ot_core.quality import QualityTotals, load_lpips
 from pipelines import options
 from pipelines.apart import check_apart
-from pipelines.candidates import Candidate, baseline_of, parse_candidates
+from pipelines.candidates import Candidate, autoencoders_of, baseline_of, parse_candidates
 from pipelines.launch import check_inputs, launch
 from pipelines.report import picture, render, shown_candidates
 from pipelines.summary import Counters
@@ -104,6 +104,10 @@ def check(args: argparse.Namespace) -> None:
     storage.check_writable(args.report)
     for extractor in _extractors(args).values():
         extractor.load()
+    made_by = autoencoders_of(args.candidates)
+    args.flatters = None
+    if made_by and "latent" in args.features:
+        args.flatters = load_autoencoder(args.vae, precision=options.precision_of(args)).fingerprint in made_by
     if args.lpips_weights:
         load_lpips(args.lpips_weights)
 
@@ -149,6 +153,7 @@ def evaluate_images(
             max_pixels=args.max_pixels,
             max_bytes=args.max_bytes,
             restorer=args.restorer,
+            flatters=args.flatters,
             totals=beam.pvalue.AsDict(totals),
             distances=beam.pvalue.AsDict(distances),
             most=beam.pvalue.AsSingleton(changes | "MostChanged" >> beam.combiners.Top.Largest(_SHOWN)),
@@ -188,6 +193,7 @@ def _write_report(
     max_pixels: int,
     max_bytes: int,
     restorer: str | None,
+    flatters: bool | None,
     totals: Mapping[str, QualityTotals],
     distances: Mapping[tuple[str, str], float],
     most: Sequence[Change],
@@ -198,7 +204,7 @@ def _write_report(
     results = [_result(c, totals.get(c.name, QualityTotals()), features, distances) for c in candidates]
     restored = baseline_of(candidates)
     baseline = restored.name if restored else None
-    verdict = judge(results, baseline)
+    verdict = judge(results, baseline, flatters)
     names = shown_candidates(results, baseline, verdict.best)
     others = [change for change in least if change not in most]
     restore = {baseline: load_restorer(restorer)} if restorer and baseline else {}

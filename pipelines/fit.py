@@ -50,8 +50,8 @@ def parser() -> options.ArgumentParser:
     flags.add_argument(
         "--degrade",
         metavar="SPEC",
-        help="make the source from --target: degrade each natural image, and restore it; so all are pairs. noise:25, "
-        "jpeg:10, blur:1.6, bicubic:4, chains by commas, ranges such as jpeg:10-40, or package.module:function",
+        help="make the source from --target: degrade each natural image, and restore it; so all are pairs. "
+        + options.DEGRADATIONS,
     )
     options.add_restorer(flags, "--source, or what --degrade makes")
     flags.add_argument("--map", required=True, metavar="URL", help="the .safetensors file to write")
@@ -123,20 +123,19 @@ def _check_degradation(args: argparse.Namespace) -> None:
         raise UserError("--degrade: expected natural images in --target")
 
 
-def _check_scales(args: argparse.Namespace) -> None:
-    """Sets the restorer that brings a reduction back where none is given.
+def restorer_for(degrade: str, restorer: str | None) -> str | None:
+    """The restorer of what is degraded: the given one, or where none is given one that brings a reduction back.
 
     Raises:
-        UserError: if the restorer, or what --degrade says, can't be used, or they don't go together.
+        UserError: if the restorer, or what degrade says, can't be used, or they don't go together.
     """
-    if not args.degrade:
-        return
-    scale = Degradation(args.degrade).scale
-    if scale > 1 and not args.restorer:
-        args.restorer = f"bicubic:{scale}"
-    found = load_restorer(args.restorer).scale if args.restorer else 1
+    scale = Degradation(degrade).scale
+    if scale > 1 and not restorer:
+        restorer = f"bicubic:{scale}"
+    found = load_restorer(restorer).scale if restorer else 1
     if found != scale:
-        raise UserError(f"--degrade {args.degrade}: needs a restorer of scale {scale}; {args.restorer} has {found}")
+        raise UserError(f"--degrade {degrade}: needs a restorer of scale {scale}; {restorer} has {found}")
+    return restorer
 
 
 def origin_of(args: argparse.Namespace) -> SourceOrigin:
@@ -157,7 +156,8 @@ def check_output(args: argparse.Namespace) -> None:
         raise UserError(f"--map {args.map}: expected a name ending in {_EXTENSION}")
     if args.common_target and not is_pattern(args.map):
         raise UserError(f"--common_target: expected groups, with {GROUP} in --map")
-    _check_scales(args)
+    if args.degrade:
+        args.restorer = restorer_for(args.degrade, args.restorer)
     storage.check_writable(storage.parent(args.map.partition(GROUP)[0] + "x"))
     statistics = statistics_of(args)
     for side, url in statistics:

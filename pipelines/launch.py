@@ -58,32 +58,63 @@ def launch(
 
     def work() -> int:
         args, options = parse(parser, argv)
-        pipeline = _pipeline(options)
-        if args.summary:
-            _check_summary(args.summary, options)
-        check(args)
-        build(pipeline, args)
-        start = time.perf_counter()
-        with _running(parser.prog, argv, args, options):
-            result = pipeline.run()
-            template = options.view_as(GoogleCloudOptions).template_location
-            if template:  # a Flex Template's launcher starts the job from this file once we are gone
-                say(f"job graph {template}")
-                return 0
-            result.wait_until_finish()
-            found = measured(result)
-        return _tell(parser.prog, args, found, time.perf_counter() - start, report, objection)
+        hint = "; with --resume the same command does only what is missing" if hasattr(args, "resume") else ""
+        ran = run_job(parser.prog, argv, args, options, check, build, hint)
+        return 0 if ran is None else _tell(parser.prog, args, *ran, report, objection)
 
     return command(parser.prog, argv, work)
 
 
+def run_job(
+    title: str,
+    argv: Sequence[str] | None,
+    args: argparse.Namespace,
+    options: PipelineOptions,
+    check: Callable[[argparse.Namespace], None],
+    build: Callable[[beam.Pipeline, argparse.Namespace], None],
+    hint: str = "",
+) -> tuple[Measured, float] | None:
+    """Checks, builds and runs one job of a command.
+
+    Args:
+        title: what its progress is shown under.
+        argv: the command line, as in `launch`.
+        args: the job's flags.
+        options: Beam's.
+        check: as in `launch`.
+        build: likewise.
+        hint: how to go on where the job is ended.
+
+    Returns:
+        What it measured and the seconds that it ran; None where its graph is all that was asked for.
+
+    Raises:
+        UserError: if something is wrong before any work starts.
+        JobError: if the job fails.
+    """
+    pipeline = _pipeline(options)
+    if args.summary:
+        _check_summary(args.summary, options)
+    check(args)
+    build(pipeline, args)
+    start = time.perf_counter()
+    with _running(title, argv, args, options, hint):
+        result = pipeline.run()
+        template = options.view_as(GoogleCloudOptions).template_location
+        if template:  # a Flex Template's launcher starts the job from this file once we are gone
+            say(f"job graph {template}")
+            return None
+        result.wait_until_finish()
+        found = measured(result)
+    return found, time.perf_counter() - start
+
+
 @contextmanager
 def _running(
-    prog: str, argv: Sequence[str] | None, args: argparse.Namespace, options: PipelineOptions
+    title: str, argv: Sequence[str] | None, args: argparse.Namespace, options: PipelineOptions, hint: str
 ) -> Iterator[None]:
     """Shows progress, and tells in one line what an engine gives up on, as most do when they lose a worker."""
     runner = options.view_as(StandardOptions).runner
-    hint = "; with --resume the same command does only what is missing" if hasattr(args, "resume") else ""
     local = runner == LOCAL_RUNNER
     processes = local and options.view_as(DirectOptions).direct_running_mode == "multi_processing"
     here = local or "prism" in runner.lower()
@@ -94,7 +125,7 @@ def _running(
             if processes and argv is None:
                 stack.enter_context(workers_kept_quiet())
             if local and not processes:
-                stack.enter_context(_progress(prog, getattr(args, "max_images", None)))
+                stack.enter_context(_progress(title, getattr(args, "max_images", None)))
             yield
     except UserError as error:
         raise JobError(str(error)) from None
@@ -133,7 +164,7 @@ def _tell(
         wrong = f"the results can't be judged ({told(error)})"
     if wrong:
         complain(prog, wrong)
-    too_few = _too_few(found.counters, args.max_failure_fraction, getattr(args, "plan", False))
+    too_few = failed_too_many(found.counters, args.max_failure_fraction, getattr(args, "plan", False))
     if too_few:
         complain(prog, too_few)
     return int(bool(wrong or too_few))
@@ -162,7 +193,7 @@ def check_inputs(*flags: tuple[str, Sequence[str]], group_by: str | None = None)
                 raise UserError(f"--group_by {group_by}: none of the first images of {flag} {spec} has a group")
 
 
-def _too_few(counters: Counters, max_failure_fraction: float, plan: bool) -> str | None:
+def failed_too_many(counters: Counters, max_failure_fraction: float, plan: bool = False) -> str | None:
     """What is wrong with how many images were done, if anything; a plan does none."""
     failed = counters.get(metrics.FAILURES, 0)
     done = sum(counters.get(name, 0) for name in DONE) - failed
@@ -201,10 +232,10 @@ def _pipeline(options: PipelineOptions) -> beam.Pipeline:
 
 
 @contextmanager
-def _progress(prog: str, max_images: int | None) -> Iterator[None]:
+def _progress(title: str, max_images: int | None) -> Iterator[None]:
     """A bar where the pipeline runs in this process: on a terminal a live one, else a line now and then."""
     done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(prog, metrics.tally(), max_images, done), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(title, metrics.tally(), max_images, done), daemon=True)
     watcher.start()
     try:
         yield
@@ -213,10 +244,10 @@ def _progress(prog: str, max_images: int | None) -> Iterator[None]:
         watcher.join()
 
 
-def _watch(prog: str, before: Counters, max_images: int | None, done: threading.Event) -> None:
+def _watch(title: str, before: Counters, max_images: int | None, done: threading.Event) -> None:
     with suppress(OSError, ValueError, AttributeError):  # stderr may be closed, or its reader gone
         interval = 0.2 if sys.stderr.isatty() else 10.0
-        with tqdm(desc=prog, unit=" images", mininterval=interval, file=sys.stderr) as bar:
+        with tqdm(desc=title, unit=" images", mininterval=interval, file=sys.stderr) as bar:
             while not done.wait(interval):
                 _update(bar, before, max_images)
             _update(bar, before, max_images)

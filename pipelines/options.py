@@ -26,6 +26,10 @@ _INPUT_HELP = (
     "local or at any fsspec URL; once or several times"
 )
 
+DEGRADATIONS = (
+    "noise:25, jpeg:10, blur:1.6, bicubic:4, chains by commas, ranges such as jpeg:10-40, or package.module:function"
+)
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """Refuses in one line, through UserError; accepts no abbreviations, and no empty text (`filled`)."""
@@ -84,6 +88,16 @@ def add_input(parser: ArgumentParser, flag: str, what: str, required: bool = Tru
 
 def add_common(parser: ArgumentParser, precision: str = "float32") -> None:
     """Flags that every job has; precision is the default."""
+    add_model(parser, precision)
+    parser.add_argument(
+        "--summary",
+        metavar="URL",
+        help="JSON file to write as well, of how many images came to what (default: none)",
+    )
+
+
+def add_model(parser: ArgumentParser, precision: str = "float32") -> None:
+    """Flags of the autoencoder, and of which images are too much; precision is the default."""
     parser.add_argument(
         "--vae",
         metavar="SPEC",
@@ -122,15 +136,10 @@ def add_common(parser: ArgumentParser, precision: str = "float32") -> None:
         help="exit with 1 if a larger share of the images failed; everything is written all the same "
         "(default %(default)s)",
     )
-    parser.add_argument(
-        "--summary",
-        metavar="URL",
-        help="JSON file to write as well, of how many images came to what (default: none)",
-    )
 
 
-def add_restorer(parser: ArgumentParser, what: str) -> None:
-    """The flags of jobs that restore images themselves."""
+def add_restorer(parser: ArgumentParser, what: str, others: bool = True) -> None:
+    """The flags of jobs that restore images themselves; others: that may have been fitted for another restorer."""
     parser.add_argument(
         "--restorer",
         metavar="SPEC",
@@ -138,11 +147,12 @@ def add_restorer(parser: ArgumentParser, what: str) -> None:
         "ONNX model (.onnx), local, at any fsspec URL or on the hub (owner/name/file); package.module:factory; or "
         "bicubic:SCALE (default: they are restored already)",
     )
-    parser.add_argument(
-        "--allow_other_restorer",
-        action="store_true",
-        help="take statistics and maps of another restorer than --restorer (default: refuse)",
-    )
+    if others:
+        parser.add_argument(
+            "--allow_other_restorer",
+            action="store_true",
+            help="take statistics and maps of another restorer than --restorer (default: refuse)",
+        )
 
 
 def add_group_by(parser: ArgumentParser) -> None:

@@ -63,12 +63,17 @@ class Verdict(NamedTuple):
     feature: str | None = None
 
 
-def judge(results: Sequence[Result], baseline_name: str | None) -> Verdict:
+def judge(results: Sequence[Result], baseline_name: str | None, flatters: bool | None = None) -> Verdict:
     """Says whether the enhanced candidates are better than the baseline, and which is best.
 
     The best is the nearest to the reference's distribution among those that lose no PSNR; where there is none, among
     those that lose at most 1 dB; else the nearest of all. A candidate that another measure finds farther away is only
     taken where that is true of all.
+
+    Args:
+        results: of all candidates.
+        baseline_name: the restored.
+        flatters: whether the autoencoder whose latents are compared is one that made candidates; None if unknown.
     """
     baseline = next((result for result in results if result.name == baseline_name), None)
     if baseline is None:
@@ -105,7 +110,7 @@ def judge(results: Sequence[Result], baseline_name: str | None) -> Verdict:
             f"Keep the restored images: at no alpha are the enhanced ones nearer to natural images "
             f"(the best, {_at(nearest)}, is {_nearer(gain(nearest))})."
         )
-        notes = [*_second_opinions(baseline, nearest, feature), *_cautions(nearest, feature)]
+        notes = [*_second_opinions(baseline, nearest, feature), *_cautions(nearest, feature, flatters)]
         return Verdict("avoid", (first, *notes), None, feature)
     clear = [result for result in measured if gain(result) >= _CLEAR_GAIN]
     # Where the measures contradict each other about some alphas, the others are the safer advice.
@@ -126,7 +131,7 @@ def judge(results: Sequence[Result], baseline_name: str | None) -> Verdict:
         but = "".join(f"; by {MEASURES[other]}, though, it is farther" for other in _farther_by(nearest, baseline))
         price = _and_psnr(nearest, baseline)
         more.append(f"Nearest of all is {_at(nearest, preposition='')}: {_nearer(gain(nearest))}{price}{but}.")
-    notes = [*_second_opinions(baseline, best, feature), *more, *_cautions(best, feature)]
+    notes = [*_second_opinions(baseline, best, feature), *more, *_cautions(best, feature, flatters)]
     return Verdict(kind, (first, *notes), best.name, feature)
 
 
@@ -141,12 +146,16 @@ def _second_opinions(baseline: Result, best: Result, feature: str) -> list[str]:
     return notes
 
 
-def _cautions(best: Result, feature: str) -> list[str]:
+def _cautions(best: Result, feature: str, flatters: bool | None) -> list[str]:
     notes = []
-    if feature == "latent":
+    if feature == "latent" and flatters is not False:
+        whose = (
+            "the autoencoder that made the enhanced images, which flatters them"
+            if flatters
+            else "an autoencoder. If it is the one that made the enhanced images, it flatters them"
+        )
         notes.append(
-            "The distance is that between latents of an autoencoder. If it is the one that made the "
-            "enhanced images, it flatters them: another --vae, or --features inception, is independent."
+            f"The distance is that between latents of {whose}: another --vae, or --features inception, is independent."
         )
     if 0 < best.count < _FEW_IMAGES:
         notes.append(f"Only {best.count} images were compared: small differences may be chance.")

@@ -55,3 +55,21 @@ def fails():
 
 def cuts():
     return lambda pixels: pixels[:-1]
+
+
+def only_square():
+    def restore(pixels: Pixels) -> Pixels:
+        if pixels.shape[0] != pixels.shape[1]:
+            raise ValueError("not square")
+        return pixels
+
+    return restore
+
+
+def only_large():
+    def restore(pixels: Pixels) -> Pixels:
+        if max(pixels.shape) < 64:
+            raise ValueError("too small for me")
+        return pixels
+
+    return restore

@@ -61,3 +61,13 @@ def test_restored_images_that_are_perfect_or_much_nearer_are_kept():
 def test_few_images_are_told():
     few = Result("e", "u", 0.5, "e", 5, 30.0, 30.0, 0.9, None, {"latent": 5.0})
     assert any("Only 5 images" in sentence for sentence in judge([RESTORED, few], "restored").sentences)
+
+
+def test_an_autoencoder_that_judges_its_own_results_is_told():
+    enhanced = _result("e", 0.5, 30, 5)
+    own, other, unknown = (
+        " ".join(judge([RESTORED, enhanced], "restored", flatters).sentences) for flatters in (True, False, None)
+    )
+    assert "the autoencoder that made the enhanced images, which flatters them" in own
+    assert "autoencoder" not in other
+    assert "If it is the one that made the enhanced images" in unknown

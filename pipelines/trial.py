@@ -1,0 +1,269 @@
+"""Would it help? Tries everything on a few photographs of the user's own, of which half are fitted on.
+
+ListImages -> ReadImages -> central crops -> DegradeImages -> WriteImages, below work/
+half of them -> dot-fit -> map.safetensors ; the others -> dot-transport -> dot-evaluate -> report.html
+and before-after.png
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from types import ModuleType
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from ot_core import UserError, listing, load_autoencoder, storage
+from ot_core.layout import FAILURES, IMAGES, QUALITY, OutputLayout
+from pipelines import evaluate, fit, options, transport
+from pipelines.apart import check_apart
+from pipelines.command import JobError, command, complain, say
+from pipelines.launch import check_inputs, failed_too_many, run_job
+from pipelines.sheet import draw_sheet
+from pipelines.summary import Counters
+from transforms import DegradeImages, ListImages, LoadedImage, ReadImages, WriteFailures, WriteImages, metrics
+
+#: Half-way, fully, and as restored, which is the alpha that the others are compared with.
+ALPHAS = (0.0, 0.5, 1.0)
+#: Two to fit on, and two to try it on.
+_FEWEST = 4
+TRIAL, WORK, MAP, SHEET = "trial.json", "work", "map.safetensors", "before-after.png"
+_OF_MAP, _OF_PHOTOGRAPHS = "map.failures", "photographs.failures"
+#: Names of what a trial writes.
+_WRITTEN = re.compile(
+    rf"{WORK}|({TRIAL}|{MAP}|{SHEET}|report.html|totals.json)".replace(".", r"\.")
+    + rf"|({QUALITY}|{FAILURES}|{_OF_MAP}|{_OF_PHOTOGRAPHS})-\d+-of-\d+\.parquet"
+)
+_NATURAL, _DEGRADED, _ENHANCED = "natural", "degraded", "enhanced"
+#: Flags that all steps share.
+_SHARED = ("vae", "precision", "max_pixels", "max_bytes", "max_batch_pixels", "max_failure_fraction")
+
+
+def parser() -> options.ArgumentParser:
+    """The command's flags."""
+    flags = options.ArgumentParser(
+        "dot-trial", "Would it help? Degrades, restores, fits, transports and judges on a few natural photographs."
+    )
+    options.add_input(flags, "--natural", "natural photographs")
+    flags.add_argument(
+        "--degrade",
+        required=True,
+        metavar="SPEC",
+        help=f"what the archive to be restored suffers from: {options.DEGRADATIONS}",
+    )
+    options.add_restorer(flags, "what --degrade makes", others=False)
+    flags.add_argument("--report", required=True, metavar="URL", help="folder to write report, map and sheet to")
+    flags.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the trial that --report holds, and nothing else in it; without this, it is refused",
+    )
+    flags.add_argument(
+        "--max_images",
+        type=options.number(int, _FEWEST),
+        default=30,
+        metavar="N",
+        help="take at most N photographs, the same ones in every run; half of them to fit on (default %(default)s)",
+    )
+    flags.add_argument(
+        "--crop",
+        type=options.number(int, 32),
+        default=512,
+        metavar="N",
+        help="take at most the N x N pixels in the middle of each (default %(default)s)",
+    )
+    options.add_model(flags)
+    return flags
+
+
+def check(args: argparse.Namespace) -> None:
+    """What is wrong before any work starts. Sets the restorer where none is given and one is needed."""
+    below = [
+        storage.join(args.report, name) for name in (SHEET, f"{WORK}/0.png", f"{WORK}/0/0.png", f"{WORK}/0/0/0.png")
+    ]
+    inputs = [("--natural", spec) for spec in args.natural]
+    check_apart(inputs, f"--report {args.report}", [storage.join(args.report, WORK)], below)
+    args.restorer = fit.restorer_for(args.degrade, args.restorer)
+    load_autoencoder(args.vae, precision=options.precision_of(args))
+    check_inputs(("--natural", args.natural))
+    listed = (image for spec in args.natural for image in listing.list_images(spec) if not image.problem)
+    _check_enough(len(list(itertools.islice(listed, _FEWEST))))
+    _start(args)
+
+
+def _check_enough(found: int) -> None:
+    if found < _FEWEST:
+        raise UserError(f"--natural: {found} photographs could be used; expected {_FEWEST} or more, better 30")
+
+
+def _start(args: argparse.Namespace) -> None:
+    """Notes in the report whose it is, and removes what an earlier trial left there."""
+    marker = storage.join(args.report, TRIAL)
+    try:
+        taken = sorted(filter(_WRITTEN.fullmatch, storage.children(args.report)))
+    except OSError as error:
+        raise UserError(f"--report {args.report}: can't be listed ({storage.one_line(error)})") from None
+    if taken and not _is_trial(marker):
+        raise UserError(f"--report {args.report}: its {taken[0]} isn't of a trial; use another --report")
+    if taken and not args.overwrite:
+        raise UserError(f"--report {args.report}: holds a trial; use another one, or --overwrite to replace it")
+    storage.check_writable(args.report)
+    settings = {name: getattr(args, name) for name in ("natural", "degrade", "restorer", "vae", "max_images", "crop")}
+    storage.write_bytes(marker, json.dumps(settings, indent=1).encode())
+    storage.remove_folder(storage.join(args.report, WORK))
+    for name in taken:
+        if name not in (TRIAL, WORK):
+            storage.remove(storage.join(args.report, name))
+
+
+def _is_trial(marker: str) -> bool:
+    try:
+        found = json.loads(storage.read_bytes(marker, max_bytes=2**20))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(found, dict) and {"natural", "degrade", "crop"} <= found.keys()
+
+
+def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
+    """The photographs, and degraded ones, as files below work/."""
+    limits = {"max_pixels": args.max_pixels, "max_bytes": args.max_bytes}
+    refs, unlisted = pipeline | "ListImages" >> ListImages(args.natural, args.max_images, **limits)
+    images, unread = refs | "ReadImages" >> ReadImages(**limits)
+    cropped = images | "Crop" >> beam.Map(_cropped, args.crop).with_output_types(LoadedImage)
+    both, undegraded = cropped | "DegradeImages" >> DegradeImages(args.degrade, _NATURAL, _DEGRADED)
+    failures = [unlisted, unread, undegraded]
+    for side in (_NATURAL, _DEGRADED):
+        of_side = both | f"Is_{side}" >> beam.Filter(_is_of, side).with_output_types(LoadedImage)
+        _, unwritten = of_side | f"Write_{side}" >> WriteImages(storage.join(args.report, WORK, side))
+        failures.append(unwritten)
+    all_failures = failures | "FlattenFailures" >> beam.Flatten()
+    _ = all_failures | "WriteFailures" >> WriteFailures(args.report, name=_OF_PHOTOGRAPHS)
+
+
+def _cropped(loaded: LoadedImage, side: int) -> LoadedImage:
+    """The middle of an image, as the natural side."""
+    image = loaded.image
+    part = tuple(slice(max(0, (length - side) // 2), max(0, (length - side) // 2) + side) for length in loaded.size)
+    alpha = None if image.alpha is None else image.alpha[part]
+    ref = loaded.ref._replace(group=_NATURAL)
+    return loaded._replace(ref=ref, image=replace(image, pixels=np.ascontiguousarray(image.pixels[part]), alpha=alpha))
+
+
+def _is_of(loaded: LoadedImage, side: str) -> bool:
+    return loaded.ref.group == side
+
+
+class _Steps:
+    """Runs one job after the other.
+
+    Attributes:
+        code: exit code so far.
+        failures: how many images of each step could not be used.
+    """
+
+    def __init__(self, prog: str, argv: Sequence[str] | None, args: argparse.Namespace, beams: PipelineOptions) -> None:
+        self._prog, self._argv, self._args, self._beams = prog, argv, args, beams
+        self.code, self.failures = 0, dict[str, int]()
+
+    def run(self, job: ModuleType, title: str, flags: argparse.Namespace) -> Counters:
+        """Runs a job and complains where too many images fail in it."""
+        ran = run_job(f"{self._prog}: {title}", self._argv, flags, self._beams, job.check, job.build)
+        if ran is None:
+            raise UserError("--template_location: a trial is several jobs; expected none")
+        counters = ran[0].counters
+        self.failures[title] = counters.get(metrics.FAILURES, 0)
+        problem = failed_too_many(counters, self._args.max_failure_fraction)
+        if problem:
+            complain(self._prog, f"{title}: {problem}")
+            self.code = 1
+        return counters
+
+    def run_command(self, job: ModuleType, title: str, *arguments: str) -> str:
+        """Runs a job as its command does; gives what it reports."""
+        flags = job.parser().parse_args(list(arguments))
+        for name in _SHARED:
+            setattr(flags, name, getattr(self._args, name))
+        if job is evaluate:
+            flags.vae = None  # the judge is the default autoencoder, whichever transports
+        counters = self.run(job, title, flags)
+        try:
+            told: str = job.report(flags, counters)
+        except UserError as error:  # it came to nothing
+            raise JobError(f"{title}: {error}") from None
+        return told
+
+
+def run(prog: str, argv: Sequence[str] | None) -> int:
+    """The trial from end to end."""
+    args, beams = options.parse(parser(), argv)
+    start, steps, here = time.perf_counter(), _Steps(prog, argv, args, beams), sys.modules[__name__]
+    args.summary = None
+    steps.run(here, "degrade", args)
+    fitted, tried = _halves(args.report)
+    restored = ["--restorer", args.restorer] if args.restorer else []
+    work, map_url = storage.join(args.report, WORK), storage.join(args.report, MAP)
+    natural, output = _list(work, _NATURAL, "fitted", fitted), storage.join(work, _ENHANCED)
+    steps.run_command(fit, "fit", "--target", natural, "--degrade", args.degrade, *restored, "--map", map_url)
+    degraded, alphas = _list(work, _DEGRADED, "tried", tried), map(str, ALPHAS)
+    inputs = ["--input", degraded, *restored]
+    steps.run_command(transport, "transport", *inputs, "--map", map_url, "--output", output, "--alpha", *alphas)
+    originals = _list(work, _NATURAL, "tried", tried)
+    candidates = ["--candidate", f"{_ENHANCED}={output}"]
+    told = steps.run_command(evaluate, "evaluate", "--reference", originals, *candidates, "--report", args.report)
+    sheet = _sheet(args, work)
+    say(told)
+    say("  alpha 1.00 is what the restorer made" if args.restorer else "  alpha 1.00 is what --degrade made")
+    say(f"fitted on {len(fitted)} photographs, tried on {len(tried)} others")
+    for step, failed in steps.failures.items():
+        if failed:
+            say(f"  {failed} failures in the step {step}, see the failures-*.parquet below {args.report}")
+    say(f"map {map_url}\nlook at {sheet}\n{time.perf_counter() - start:.0f} s")
+    return steps.code
+
+
+def _halves(report: str) -> tuple[list[str], list[str]]:
+    """Keys of the photographs to fit on and of those to try it on, by their hash: the same in every run."""
+    folder = storage.join(report, WORK, _NATURAL, IMAGES)
+    keys = sorted((image.key for image in listing.list_folder(folder)), key=_hash)
+    _check_enough(len(keys))
+    return keys[::2], keys[1::2]
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _list(work: str, side: str, name: str, keys: Sequence[str]) -> str:
+    """Writes a list of images, as the jobs take it; gives its URL."""
+    url = storage.join(work, side, f"{name}.jsonl")
+    rows = (json.dumps({"uri": f"{IMAGES}/{key}.png", "key": key}) for key in keys)
+    storage.write_bytes(url, "\n".join(rows).encode())
+    return url
+
+
+def _sheet(args: argparse.Namespace, work: str) -> str:
+    """Draws the sheet; gives its URL."""
+    url, layout = storage.join(args.report, SHEET), OutputLayout.of(storage.join(work, _ENHANCED), ALPHAS)
+    folders = {"degraded": storage.join(work, _DEGRADED, IMAGES)}
+    folders |= {"restored": layout.folder(1.0)} if args.restorer else {}
+    folders |= {"transported, alpha 0.5": layout.folder(0.5), "transported, alpha 0": layout.folder(0.0)}
+    draw_sheet(
+        {**folders, "original": storage.join(work, _NATURAL, IMAGES)}, args.report, f"{_ENHANCED} alpha=0.00", url
+    )
+    return url
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the trial; returns its exit code."""
+    return command("dot-trial", argv, lambda: run("dot-trial", argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
