@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ot_core import Cause
-from pipelines import evaluate, fit, maps, transport
+from pipelines import evaluate, fit, maps, transport, trial
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -14,6 +14,7 @@ PARSERS = {
     "dot-fit": fit.parser(),
     "dot-transport": transport.parser(),
     "dot-evaluate": evaluate.parser(),
+    "dot-trial": trial.parser(),
     "dot-map": maps.parser(),
 }
 
