@@ -3,7 +3,11 @@
 import re
 from pathlib import Path
 
+import apache_beam as beam
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from ot_core import Cause
 from pipelines import evaluate, fit, maps, transport, trial
@@ -53,8 +57,39 @@ def test_every_link_to_a_file_leads_somewhere():
             assert (ROOT / target).exists(), target
 
 
-def test_the_python_snippets_import_what_exists():
-    for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        imports = [line for line in snippet.splitlines() if line.startswith("from ")]
-        assert imports
-        exec("\n".join(imports), {})
+def _snippet(beginning: str) -> str:
+    (found,) = [text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if text.startswith(beginning)]
+    return found
+
+
+def test_the_python_snippets_are_those_that_are_run_here():
+    assert README.count("```python") == 2
+
+
+def test_the_pipeline_of_public_parts_writes_what_the_job_writes(tmp_path, monkeypatch, photo):
+    for name in ("natural", "degraded"):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            Image.fromarray(photo(48, 64, seed=index)).save(tmp_path / name / f"{index}.png")
+    monkeypatch.chdir(tmp_path)
+    restorer = ["--restorer", "bicubic:1"]
+    flags = ["--degrade", "jpeg:10", "--vae", "pixels", "--map", "m.safetensors"]
+    assert fit.main(["--target", "natural", *flags, *restorer]) == 0
+    assert transport.main(["--input", "degraded", "--map", "m.safetensors", "--output", "job", *restorer]) == 0
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        exec(_snippet("from transforms").replace("swinir.safetensors", "bicubic:1"), {"pipeline": pipeline})
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "job/images").iterdir()}
+    assert len(expected) == 3 == len(pq.read_table("job/manifest-00000-of-00001.parquet"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "enhanced/images").iterdir()} == expected
+
+
+def test_the_lines_without_beam_transport_an_image(tmp_path, monkeypatch, photo):
+    monkeypatch.chdir(tmp_path)
+    originals = [Image.fromarray(photo(64, 96, seed=index)) for index in range(3)]
+    restored = [image.reduce(2).resize(image.size) for image in originals]
+    snippet, names = _snippet("from ot_core"), {"originals": originals, "restored": restored, "image": restored[0]}
+    assert len(snippet.partition("\n\n")[2].splitlines()) == 3
+    exec(snippet, names)
+    result = names["natural_looking"]
+    assert (result.size, result.mode) == (restored[0].size, "RGB")
+    assert (np.asarray(result) != np.asarray(restored[0])).any()

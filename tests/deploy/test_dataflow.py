@@ -302,13 +302,21 @@ def test_what_the_dockerfile_does_with_python_works_on_what_it_copies(tmp_path):
     assert (site / "pipelines/transport.py").is_file(), "the image's own copy was not installed"
 
 
+@pytest.mark.parametrize(("restorer", "loads"), [("bicubic:2", True), ("/opt/dot/models/nothing.onnx", False)])
+def test_the_image_is_not_built_with_a_restorer_that_cannot_be_loaded(restorer, loads):
+    (line,) = [line for line in _dockerfile() if line[:3] == ["RUN", "python", "-c"] and "load_restorer" in line[3]]
+    assert line[4:] == ["${RESTORER}"]
+    tried = subprocess.run([sys.executable, "-c", line[3], restorer], capture_output=True, cwd=ROOT, timeout=120)
+    assert (tried.returncode == 0) is loads
+
+
 def test_build_makes_both_images_and_templates_of_one_commit(tmp_path):
     """With stand-ins for docker and gcloud that write down how they were called."""
     log = tmp_path / "log"
     for name in ("docker", "gcloud"):
         (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {log}\n')
         (tmp_path / name).chmod(0o755)
-    words = _command("deploy/dataflow/build")
+    words = [*_command("deploy/dataflow/build"), "", "/opt/dot/models/swinir.safetensors"]
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     subprocess.run([ROOT / words[0], *words[1:]], check=True, env=environment, cwd=tmp_path)
     lines = log.read_text().splitlines()
@@ -317,6 +325,7 @@ def test_build_makes_both_images_and_templates_of_one_commit(tmp_path):
         (image,) = re.findall(rf"{re.escape(words[1])}/{job}:\w{{7,}}", push)
         assert f"--tag {image} ." in build
         assert f"--build-arg JOB={job} " in build
+        assert "--build-arg RESTORER=/opt/dot/models/swinir.safetensors " in build
         assert f"{words[2]}/{job}.json --image {image} --sdk-language PYTHON" in template
         assert (ROOT / template.split("--metadata-file ")[1]).is_file()
         assert (ROOT / build.split("--file ")[1].split()[0]).is_file()
