@@ -1,5 +1,6 @@
 """One command tells from a user's own photographs whether this would help."""
 
+import io
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ot_core import read_map
+from ot_core import read_map, storage
 from pipelines import transport, trial
 from pipelines.sheet import shown
 
@@ -197,3 +198,14 @@ def test_a_map_that_cannot_be_fitted_ends_the_trial(photos, tmp_path, capsys):
     restorer = ["--restorer", "tests.pipelines.restorers:only_large"]
     assert _trial(photos, tmp_path / "r", "--degrade", "jpeg:10", *restorer, "--crop", "48") == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("dot-trial: error: fit: no map was written")
+
+
+def test_photographs_and_report_may_be_at_a_store(memory, photo):
+    for index in range(4):
+        encoded = io.BytesIO()
+        Image.fromarray(photo(48, 40, seed=index)).save(encoded, "PNG")
+        storage.write_bytes(f"{memory}/photos/{index}.png", encoded.getvalue())
+    for again in ([], ["--overwrite"]):
+        assert _trial(f"{memory}/photos/*.png", f"{memory}/report", "--degrade", "jpeg:20", *again) == 0
+    there = storage.children(f"{memory}/report").keys()
+    assert {"report.html", "totals.json", "map.safetensors", "before-after.png", "trial.json", "work"} <= there
