@@ -37,8 +37,9 @@ SHARD: Final = "shard"
 DRIFT: Final = "drift.json"
 STATISTICS: Final = "drift.safetensors"
 DRIFT_OF_GROUPS: Final = "drift"
-#: Of job.json: when the output was started, where that isn't when job.json was written; and whose results are being
-#: removed to make place.
+#: Of job.json: the folder of each alpha's images; when the output was started, where that isn't when job.json was
+#: written; and whose results are being removed.
+FOLDERS: Final = "folders"
 STARTED: Final = "started"
 REPLACES: Final = "replaces"
 #: How results are kept: a file for each, or in shards.
@@ -136,7 +137,7 @@ class OutputLayout(NamedTuple):
         try:
             alphas = [float(alpha) for alpha in job["alpha"]]
             layout = cls.of(root, alphas, job.get("format", "png"), job.get("output_format", FILES))
-            folders = [str(folder) for folder in job.get("folders", layout.folders.values())]
+            folders = [str(folder) for folder in job.get(FOLDERS, layout.folders.values())]
             if len(set(folders)) != len(alphas) or not all(map(_FOLDER.fullmatch, folders)):
                 raise ValueError(f"folders {folders}")
         except (KeyError, TypeError, ValueError, UserError) as error:

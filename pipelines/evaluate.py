@@ -8,12 +8,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import apache_beam as beam
 
 from ot_core import UserError, load_autoencoder, load_restorer, storage, strict_json
 from ot_core.features import FeatureExtractor, InceptionFeatures, LatentFeatures, PixelFeatures
-from ot_core.layout import FAILURES, QUALITY, numbered, read_job
+from ot_core.layout import FAILURES, QUALITY, find_numbered, numbered, read_job
 from ot_core.quality import QualityTotals, load_lpips
 from pipelines import options
 from pipelines.apart import check_apart
@@ -36,6 +37,7 @@ from transforms import (
 )
 from transforms.elements import Change
 from transforms.quality import REFERENCE
+from transforms.records import schema_of
 
 #: Images shown of the most changed, and of the least.
 _SHOWN = 3
@@ -95,6 +97,8 @@ def check(args: argparse.Namespace) -> None:
     check_apart(inputs, f"--report {args.report}", [], examples)
     if read_job(args.report) is not None:
         raise UserError(f"--report {args.report}: is an output of dot-transport, whose failures it would replace")
+    for name, row_type in ((QUALITY, ImageQuality), (FAILURES, Failure)):
+        _check_replaced(args.report, name, row_type)
     args.candidates = parse_candidates(args.candidate)
     if args.restorer:
         if all(candidate.alpha is not None for candidate in args.candidates):
@@ -110,6 +114,17 @@ def check(args: argparse.Namespace) -> None:
         args.flatters = load_autoencoder(args.vae, precision=options.precision_of(args)).fingerprint in made_by
     if args.lpips_weights:
         load_lpips(args.lpips_weights)
+
+
+def _check_replaced(report_url: str, name: str, row_type: Any) -> None:
+    """Refuses a folder whose files of that name aren't of a report: data sets have such names, too."""
+    for file in find_numbered(report_url, name):
+        try:
+            storage.check_columns(file.url, schema_of(row_type))
+        except UserError:
+            raise UserError(
+                f"--report {report_url}: its {file.name} isn't of a report, which would replace it; use another folder"
+            ) from None
 
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:

@@ -159,6 +159,7 @@ def check_output(args: argparse.Namespace) -> None:
     if args.degrade:
         args.restorer = restorer_for(args.degrade, args.restorer)
     storage.check_writable(storage.parent(args.map.partition(GROUP)[0] + "x"))
+    _check_replaced(args.map)
     statistics = statistics_of(args)
     for side, url in statistics:
         if side in _grouped(args):
@@ -174,6 +175,17 @@ def check_output(args: argparse.Namespace) -> None:
             raise UserError(f"--method {args.method}: {args.add_to} was fitted with {method}; leave --method out")
         args.method = method
     args.method = args.method or ("pixels" if getattr(args, "paired", False) or args.degrade else "matched")
+
+
+def _check_replaced(map_url: str) -> None:
+    """Refuses to write a map over anything but an earlier one: weights and statistics have that extension, too."""
+    if is_pattern(map_url) or storage.details(map_url) is None:
+        return
+    try:
+        if storage.read_bytes(map_url, end=1):
+            read_map(map_url)
+    except (OSError, UserError):
+        raise UserError(f"--map {map_url}: is a file already, and not a map; give it another name") from None
 
 
 def _grouped(args: argparse.Namespace) -> tuple[str, ...]:

@@ -25,15 +25,17 @@ from apache_beam.options.pipeline_options import (
 from tqdm import tqdm
 
 from ot_core import Cause, UserError, listing, storage
+from ot_core.errors import TooManyBytesError
 from ot_core.groups import Grouping
 from ot_core.names import Ignored, told_ignored
 from pipelines.command import JobError, command, complain, on_ending, say, told, workers_kept_quiet
 from pipelines.options import LOCAL_RUNNER, ArgumentParser, parse
-from pipelines.summary import DONE, Counters, Measured, as_json, measured, summary
+from pipelines.summary import DONE, Counters, Measured, as_json, is_summary, measured, summary
 from transforms import metrics
 
 #: Images of an input of which one at least must be named by it and have a group.
 _SEEN = 1000
+_LARGEST_SUMMARY = 2**20
 _EXPECTED = "expected a folder, glob, image or list of images"
 
 
@@ -147,6 +149,7 @@ def _tell(
     """Tells what a job did that came to its end, and gives its exit code: what can't be told doesn't change it."""
     if args.summary:
         try:
+            _check_replaced(args.summary)  # the job itself may have written there
             storage.write_bytes(args.summary, as_json(prog, found, seconds))
         except Exception as error:  # each store has its own errors
             complain(prog, f"--summary {args.summary}: not written ({told(error)})", "warning")
@@ -205,6 +208,9 @@ def failed_too_many(counters: Counters, max_failure_fraction: float, plan: bool 
             f"{failed} of {listed} images failed, over --max_failure_fraction {max_failure_fraction}; the failures' "
             "files say which and why"
         )
+    unequal = counters.get(f"{metrics.FAILURES}_{Cause.SIZE_MISMATCH}", 0)
+    if unequal and not counters.get(metrics.IMAGES_COMPARED):
+        return f"none of {unequal} pairs could be compared: candidate and reference differ in size in all of them"
     if failed and not done and not plan:
         return f"none of {listed} images could be used: {failed} failed, and the failures' files say which and why"
     return None
@@ -214,6 +220,27 @@ def _check_summary(url: str, options: PipelineOptions) -> None:
     if options.view_as(GoogleCloudOptions).template_location:
         raise UserError("--summary: a template's launcher is gone before the job ends; Dataflow shows its counters")
     storage.check_writable(storage.parent(url))
+    try:
+        _check_replaced(url)
+    except (OSError, UserError) as error:
+        raise UserError(f"--summary {url}: {storage.one_line(error)}") from None
+
+
+def _check_replaced(summary_url: str) -> None:
+    """Refuses to write a summary over anything but an earlier one.
+
+    Raises:
+        UserError: if there is something else.
+        OSError: if it can't be read.
+    """
+    try:
+        there = storage.read_bytes(summary_url, max_bytes=_LARGEST_SUMMARY)
+    except FileNotFoundError:
+        return
+    except TooManyBytesError:
+        there = b"too large"
+    if there and not is_summary(there):
+        raise UserError("is a file already, and not a summary; give it another name")
 
 
 def _pipeline(options: PipelineOptions) -> beam.Pipeline:

@@ -116,6 +116,15 @@ def as_json(job: str, found: Measured, seconds: float) -> bytes:
     return json.dumps(told, indent=1).encode()
 
 
+def is_summary(data: bytes) -> bool:
+    """Whether a file holds what `as_json` makes."""
+    try:
+        told = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(told, dict) and {"job", "ended", "images", "failures"} <= told.keys()
+
+
 def _parts(counters: Counters, whole: str) -> dict[str, int]:
     """What a counter is made up of: failures by their cause, ignored files by their extension."""
     prefix = whole + "_"

@@ -42,7 +42,7 @@ from transforms import (
 )
 from transforms.records import counted
 from transforms.resume import ReplaceOutdated
-from transforms.starting import plan_start, start_job
+from transforms.starting import images_left, plan_start, start_job
 
 
 def parser() -> options.ArgumentParser:
@@ -197,11 +197,12 @@ def check(args: argparse.Namespace) -> None:
 def check_output(args: argparse.Namespace) -> None:
     """What is wrong of all but the inputs. Where nothing is, notes in the output what its images are made with.
 
-    Sets the layout, and how many files of an earlier job were removed.
+    Sets the layout, and how many files of an earlier job were removed and how many images beside them are left.
     """
     start = plan_start(_wanted(args), _settings(args), args.resume, args.overwrite)
     storage.check_writable(args.output)
     args.layout, args.removed = start.layout, start_job(start)
+    args.left = images_left(start)
 
 
 def _wanted(args: argparse.Namespace) -> OutputLayout:
@@ -330,6 +331,8 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
             lines.append(f"  {counters.get(metrics.SHARDS_WRITTEN, 0)} shards written")
         if args.removed:
             lines.append(f"  {args.removed} files of an earlier job removed")
+        if args.left:
+            lines.append(f"  {args.left} images left where its results were: no manifest named them")
     if args.resume:
         skipped, recovered = counters.get(metrics.IMAGES_SKIPPED, 0), counters.get(metrics.IMAGES_RECOVERED, 0)
         lines.append(f"  {skipped} images were there already, {recovered} of them not yet in the manifest")

@@ -1,7 +1,8 @@
 """Going on where an earlier run stopped: what the output already holds isn't done again.
 
-Everything that was written since the output's job was started (`transforms.starting`) belongs to it; whatever is older
-is of another job and counts for nothing.
+A manifest is of the job that `job.json` tells of (`transforms.starting` removes those of others), and so is what it
+names, however old: a copied output may have lost its files' times. Of the files that no manifest names, those belong to
+the job that were written since it was started.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from apache_beam.typehints.decorators import no_annotations
 from PIL import Image
 
 from ot_core import listing, storage
-from ot_core.layout import NumberedFile, OutputLayout, read_job, started
+from ot_core.layout import FOLDERS, STARTED, OutputLayout, read_job, started
 from transforms import metrics
 from transforms.elements import ImageRecord, ImageRef
 from transforms.packing import member_of
@@ -29,17 +30,11 @@ _Shard = tuple[float, str]
 
 def _manifests(layout: OutputLayout) -> dict[str, float]:
     """URLs of the manifest of this job, and when they were written."""
-    return _of_this_job(layout, layout.find_manifests())
-
-
-def _of_this_job(layout: OutputLayout, files: Iterable[NumberedFile]) -> dict[str, float]:
-    since = _started(layout.root)
-    times = {file.url: file.details.modified or 0.0 for file in files}
+    job = read_job(layout.root)
+    # Earlier versions, which didn't tell of folders, left manifests of other jobs there.
+    since = 0.0 if job and FOLDERS in job and STARTED not in job else started(layout.root, job)
+    times = {file.url: file.details.modified or 0.0 for file in layout.find_manifests()}
     return {url: modified for url, modified in times.items() if modified >= since}
-
-
-def _started(output: str) -> float:
-    return started(output, read_job(output))
 
 
 class Remaining(NamedTuple):
@@ -156,8 +151,8 @@ def _manifests_with_shards(layout: OutputLayout) -> Iterator[tuple[str, float, d
     """URL and time of each manifest, and the URL of each shard that is there."""
     present: dict[_Shard, str] = {}
     for alpha in layout.alphas:
-        for url in _of_this_job(layout, layout.find_shards(alpha)):
-            present[alpha, url.rpartition("/")[2]] = url
+        for shard in layout.find_shards(alpha):
+            present[alpha, shard.name] = shard.url
     for url, written in _manifests(layout).items():
         yield url, written, present
 
@@ -180,11 +175,13 @@ def _read_manifest(manifest: tuple[str, float, Mapping[_Shard, str]]) -> Iterato
 
 
 def _list_output(alpha: float, layout: OutputLayout) -> Iterator[tuple[str, _File]]:
-    since = _started(layout.root)
+    """Images that are there, and when they were written; 0 for one that counts only where a manifest names it."""
+    since = started(layout.root, read_job(layout.root))
     for listed in listing.list_folder(layout.written_folder(alpha)):
-        modified = listed.details.modified
-        if listed.uri.endswith(layout.extension) and modified is not None and modified >= since:
-            yield listed.key, (alpha, layout.written_image(alpha, listed.key), modified)
+        modified = listed.details.modified or 0.0
+        if listed.uri.endswith(layout.extension):
+            written = modified if modified >= since else 0.0
+            yield listed.key, (alpha, layout.written_image(alpha, listed.key), written)
 
 
 class _Kept(NamedTuple):

@@ -16,7 +16,7 @@ from transforms.records import schema_of
 
 #: Of `job.json`: the folder of each alpha's images; when the output was started, where that isn't when `job.json` was
 #: written; and the job whose results are being removed.
-_FOLDERS, _STARTED, _REPLACES = "folders", layout.STARTED, layout.REPLACES
+_FOLDERS, _STARTED, _REPLACES = layout.FOLDERS, layout.STARTED, layout.REPLACES
 _ALPHA = "alpha"
 #: How an output that holds results is gone on with.
 _ADD_A_FLAG = "add --resume to go on with it, or --overwrite to remove its results and do everything again"
@@ -72,9 +72,12 @@ def plan_start(
         grown = _same_job(wanted, settings, earlier)
         job = {**new, _ALPHA: list(grown.alphas), _FOLDERS: list(grown.folders.values())}
         if replaces is None:
-            job[_STARTED] = layout.started(wanted.root, earlier)
-            for manifest in grown.find_manifests():
+            manifests = grown.find_manifests()
+            for manifest in manifests:
                 storage.check_columns(manifest.url, schema_of(ImageRecord))
+            # A manifest is of the job, whose file is younger only in a copy that has lost its times.
+            written = [manifest.details.modified or 0.0 for manifest in manifests if _FOLDERS in earlier]
+            job[_STARTED] = min([layout.started(wanted.root, earlier), *written])
         return Start(grown, job, replaces, replaces is None)
     if not overwrite and (results or replaces):
         raise UserError(f"--output {wanted.root}: holds the results of a job; {_ADD_A_FLAG}")
@@ -153,6 +156,18 @@ def _remove_results(root: str, replaced: Mapping[str, Any]) -> int:
     removed += _remove([of_job.url(DRIFT), of_job.url(STATISTICS)])
     removed += _remove(file.url for file in of_job.find_failures())
     return removed + _remove(file.url for file in of_job.find_manifests())
+
+
+def images_left(start: Start) -> int:
+    """How many images stay where those of a job were that `start_job` has removed.
+
+    No manifest named them: somebody else put them there, or a run of `--resume` that was killed.
+    """
+    if start.replaces is None:
+        return 0
+    of_job = OutputLayout.of_job(start.layout.root, start.replaces["job"])
+    found = (listed for alpha in of_job.alphas for listed in listing.list_folder(of_job.folder(alpha)))
+    return sum(listed.uri.endswith(of_job.extension) for listed in found)
 
 
 def _images_of_manifest(of_job: OutputLayout) -> Iterator[str]:

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -330,3 +331,116 @@ def test_a_report_does_not_go_into_an_output_nor_an_output_into_a_report(here, c
     assert "is an output of dot-transport" in capsys.readouterr().err
     assert _run("report") == 2
     assert _files(here) == before
+
+
+@pytest.mark.parametrize("kind", ["files", "webdataset"])
+@pytest.mark.parametrize("flags", [[], ["--alpha", "0", "0.5"]])
+def test_a_copy_that_lost_its_times_keeps_every_row(kind, flags, here, capsys):
+    options = ["--output_format", kind, "--output_shards", "2"]
+    assert _run("out", *options) == 0
+    before = {row["key"]: row["sha256"] for row in _rows("out")}
+    for order in (
+        ["images", "manifest", "job.json"],
+        ["job.json", "manifest", "images"],
+        ["manifest", "images", "job"],
+    ):
+        shutil.rmtree("copy", ignore_errors=True)
+        shutil.copytree("out", "copy")
+        for index, start in enumerate(order):
+            for path in (here / "copy").rglob("*"):
+                if path.is_file() and str(path.relative_to(here / "copy")).startswith(start):
+                    os.utime(path, (2_000_000_000 + 10 * index,) * 2)
+        capsys.readouterr()
+        assert _run("copy", "--resume", *options, *flags, given="in/0.png") == 0
+        assert f"{1 if flags else 0} images transported" in capsys.readouterr().out
+        rows = {row["key"]: row["sha256"] for row in _rows("copy") if row["alpha"] == 0}
+        assert rows == before
+        assert {row["key"] for row in _rows("copy") if row["alpha"] != 0} == ({"0"} if flags else set())
+
+
+def test_overwriting_tells_of_images_that_it_leaves(here, capsys):
+    assert _run("out") == 0
+    shutil.copy("out/images/0.png", "out/images/of-a-killed-run.png")
+    capsys.readouterr()
+    assert _run("out", "--overwrite") == 0
+    assert "1 images left where its results were: no manifest named them" in capsys.readouterr().out
+    assert (here / "out/images/of-a-killed-run.png").exists()
+    assert len(_judged("out")) == IMAGES
+    capsys.readouterr()
+    assert _run("other", "--overwrite") == 0
+    assert "left where" not in capsys.readouterr().out
+
+
+_NOT_SUMMARIES = ["out/job.json", "out/manifest-00000-of-00001.parquet", "out/drift.safetensors", "out/images/0.png",
+            "px.safetensors", "in/0.png", "list.txt"]  # fmt: skip
+
+
+@pytest.mark.parametrize("summary", _NOT_SUMMARIES)
+def test_a_summary_replaces_nothing_but_a_summary(summary, here, capsys):
+    (here / "list.txt").write_text("in/0.png\n")
+    assert _run("out", "--summary", "summary.json") == 0
+    before = _files(here)
+    for command, flags in (
+        (transport, ["--input", "in", "--map", "px.safetensors", "--output", "out", "--overwrite"]),
+        (fit, ["--target", "natural", "--source", "restored", "--vae", "pixels", "--map", "new.safetensors"]),
+        (evaluate, ["--reference", "natural", "--candidate", "c=restored", "--report", "report"]),
+    ):
+        capsys.readouterr()
+        assert command.main([*flags, "--summary", summary]) == 2
+        told = capsys.readouterr().err.strip()
+        assert f"--summary {summary}: is a file already, and not a summary" in told
+        assert "\n" not in told
+    assert _files(here) == before
+    (here / "summary.json").write_bytes(b"")  # as mktemp leaves it
+    for _ in range(2):
+        assert _run("out", "--resume", "--summary", "summary.json") == 0
+        assert json.loads((here / "summary.json").read_bytes())["images"]["skipped"] == IMAGES
+
+
+def test_a_summary_does_not_replace_what_the_job_itself_wrote(here, capsys):
+    assert _run("out", "--summary", "out/job.json") == 0
+    assert "--summary out/job.json: not written" in capsys.readouterr().err
+    assert read_job("out")
+    sides = ["--target", "natural", "--source", "restored", "--vae", "pixels", "--paired"]
+    assert fit.main([*sides, "--map", "new.safetensors", "--summary", "new.safetensors"]) == 0
+    assert "--summary new.safetensors: not written" in capsys.readouterr().err
+    assert (here / "new.safetensors").stat().st_size == (here / "px.safetensors").stat().st_size
+
+
+def test_a_map_replaces_nothing_but_a_map(here, capsys):
+    assert _run("out") == 0
+    (here / "weights.safetensors").write_bytes((here / "out/drift.safetensors").read_bytes()[:100])
+    before = _files(here)
+    sides = ["--target", "natural", "--source", "restored", "--vae", "pixels", "--paired"]
+    for name in ("out/drift.safetensors", "weights.safetensors"):
+        capsys.readouterr()
+        assert fit.main([*sides, "--map", name]) == 2
+        assert f"--map {name}: is a file already, and not a map" in capsys.readouterr().err
+    assert _files(here) == before
+    (here / "new.safetensors").write_bytes(b"")
+    for name in ("new.safetensors", "other.safetensors"):
+        assert fit.main([*sides, "--map", name]) == 0
+
+
+@pytest.mark.parametrize("name", ["images-00001-of-00002.parquet", "failures-00000-of-00001.parquet"])
+def test_a_report_replaces_nothing_but_a_report(name, here, capsys):
+    (here / "data").mkdir()
+    pq.write_table(pa.table({"image": [(here / "in/0.png").read_bytes()]}), here / "data" / name)
+    before = _files(here)
+    flags = ["--reference", "natural", "--candidate", "c=restored", "--features", "pixel", "--report"]
+    assert evaluate.main([*flags, "data"]) == 2
+    assert f"--report data: its {name} isn't of a report" in capsys.readouterr().err
+    assert _files(here) == before
+    for _ in range(2):
+        assert evaluate.main([*flags, "report"]) == 0
+
+
+def test_pairs_of_which_none_has_one_size_are_no_comparison(here, capsys):
+    for path in (here / "restored").iterdir():
+        with Image.open(path) as image:
+            image.resize((12, 10)).save(path)
+    flags = ["--reference", "natural", "--features", "pixel", "--report", "report", "--max_failure_fraction", "1"]
+    assert evaluate.main([*flags, "--candidate", "c=restored"]) == 1
+    told = capsys.readouterr().err
+    assert f"none of {IMAGES} pairs could be compared: candidate and reference differ in size" in told
+    assert evaluate.main([*flags, "--candidate", "same=natural", "c=restored"]) == 0
