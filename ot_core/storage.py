@@ -347,6 +347,8 @@ def check_writable(url: str) -> None:
     Raises:
         UserError: if that fails.
     """
+    if _is_http(url.partition("://")[0]):  # one that knows no such method would be asked again and again
+        raise UserError(f"output {url}: not writable (a web server's files can only be read)")
     probe = join(url, f".write-check-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"")

@@ -165,12 +165,11 @@ def _tell(
         wrong = wrong or objection(args)
     except Exception as error:
         wrong = f"the results can't be judged ({told(error)})"
-    if wrong:
-        complain(prog, wrong)
     too_few = failed_too_many(found.counters, args.max_failure_fraction, getattr(args, "plan", False))
-    if too_few:
-        complain(prog, too_few)
-    return int(bool(wrong or too_few))
+    in_one_line = "; ".join(filter(None, [wrong, too_few]))
+    if in_one_line:
+        complain(prog, in_one_line)
+    return int(bool(in_one_line))
 
 
 def check_inputs(*flags: tuple[str, Sequence[str]], group_by: str | None = None) -> None:

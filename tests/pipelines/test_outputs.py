@@ -444,3 +444,21 @@ def test_pairs_of_which_none_has_one_size_are_no_comparison(here, capsys):
     told = capsys.readouterr().err
     assert f"none of {IMAGES} pairs could be compared: candidate and reference differ in size" in told
     assert evaluate.main([*flags, "--candidate", "same=natural", "c=restored"]) == 0
+
+
+def test_nothing_is_written_to_a_web_server(here, capsys):
+    sides = ["--target", "natural", "--source", "restored", "--vae", "pixels"]
+    for command, arguments in (
+        (fit, [*sides, "--map", "http://127.0.0.1:9/m.safetensors"]),
+        (fit, [*sides, "--map", "m.safetensors", "--summary", "https://127.0.0.1:9/s.json"]),
+    ):
+        assert command.main(arguments) == 2
+        assert "not writable (a web server's files can only be read)" in capsys.readouterr().err
+
+
+def test_all_that_is_wrong_at_the_end_is_told_in_one_line(here, capsys):
+    (here / "text.png").write_text("no image")
+    assert fit.main(["--target", "natural", "--source", "text.png", "--vae", "pixels", "--map", "m.safetensors"]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert "no map was written" in errors[0]
