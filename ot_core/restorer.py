@@ -300,7 +300,7 @@ def restored_image(image: DecodedImage, pixels: NDArray[np.uint8]) -> DecodedIma
 def _enlarged(alpha: NDArray[np.uint8] | None, height: int, width: int) -> NDArray[np.uint8] | None:
     if alpha is None or alpha.shape == (height, width):
         return alpha
-    larger = F.interpolate(torch.from_numpy(alpha)[None, None].float(), (height, width), mode="bilinear")
+    larger = F.interpolate(torch.from_numpy(alpha.copy())[None, None].float(), (height, width), mode="bilinear")
     enlarged: NDArray[np.uint8] = larger[0, 0].round().to(torch.uint8).numpy()
     return enlarged
 
