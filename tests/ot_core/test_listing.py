@@ -259,9 +259,9 @@ class RecordingProxy(FaultyProxy):
         self.paths: list[str] = []
         self._forbidden = forbidden
 
-    def fate(self, path: str) -> str:
+    def fate(self, command: str, path: str, body: bytes) -> str:
         self.paths.append(path)
-        return "403" if self._forbidden and self._forbidden in path else super().fate(path)
+        return "403" if self._forbidden and self._forbidden in path else super().fate(command, path, body)
 
 
 @contextmanager
@@ -307,15 +307,17 @@ class TestPages:
     @pytest.mark.parametrize("paged", ["gcs"], indirect=True)
     def test_are_asked_for_one_ahead_and_no_further(self, paged: str, monkeypatch: pytest.MonkeyPatch):
         with through_proxy(monkeypatch) as proxy:
+            before = set(threading.enumerate())
             images = listing.list_images(paged)
             next(images)
             while pages_asked_for(proxy) < 2:
                 time.sleep(0.01)
             time.sleep(0.2)
             assert pages_asked_for(proxy) == 2
-            threads = threading.active_count()
+            asking = [t for t in set(threading.enumerate()) - before if t.name.startswith("ThreadPoolExecutor")]
+            assert asking
             images.close()
-            assert threading.active_count() < threads
+            assert not any(thread.is_alive() for thread in asking)
             assert pages_asked_for(proxy) == 2
 
     @pytest.mark.parametrize("paged", ["gcs"], indirect=True)
