@@ -137,7 +137,7 @@ def test_the_launch_command_stages_a_job_whose_model_alone_gets_gpus(bucket, mon
     assert _hinted(graph) == {"TransportImages"}
     assert not _without_hint_below(graph, "TransportImages")
     ends = {"WriteManifest", "WriteDrift", "FlattenFailures", "WriteFailures"}
-    assert _steps(graph) == {"ListImages", "SkipDone", "TransportImages", "FlattenRecords", *ends}
+    assert _steps(graph) == {"ListImages", "SkipDone", "TransportImages", "FlattenRecords", "ReplaceOutdated", *ends}
 
 
 def test_the_nightly_body_is_what_the_api_takes_and_stages_the_same_graph(bucket, monkeypatch):

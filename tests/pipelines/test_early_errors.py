@@ -3,6 +3,7 @@
 import os
 import re
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 
@@ -35,6 +36,13 @@ def nobody(monkeypatch):
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, "/nonexistent")
     monkeypatch.setenv("DOT_RETRY_SECONDS", "0.1")
+    # File systems that other tests have made still know who they are.
+    classes = [fsspec.get_filesystem_class(protocol) for protocol in ("s3", "az", "gs")]
+    for cls in classes:
+        cls.clear_instance_cache()
+    yield
+    for cls in classes:
+        cls.clear_instance_cache()
 
 
 def _commands(ready, url):

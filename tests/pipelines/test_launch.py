@@ -79,7 +79,7 @@ def test_the_summary_tells_images_bytes_batches_and_the_seconds_of_each_stage(ar
     assert f"images: 7 listed, 7 read, 6 written; {given} MB read, {made} MB written" in printed
     assert "batches: 1, of 6.0 images on average, 6 at most" in printed
     assert _stages(printed) == {
-        "list", "read", "decode image", "load model", "model, a batch", "gather statistics", "encode image", "write"
+        "list", "read", "decode image", "load model", "model, a batch", "encode image", "write"
     }  # fmt: skip
 
 
