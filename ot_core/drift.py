@@ -41,11 +41,11 @@ class Drift:
         distance_squared: from that side, as the map measures distances.
         standard_distance_squared: from that side, in units of its standard deviations.
         standard_noise_floor: how much of that is expected by chance, of as many images of the side's own distribution;
-            None where that isn't known: the map tells neither its images nor their random parts, or `images` is 0.
+            where images aren't known, of as many patches. None where the map doesn't tell its random parts.
         relative: what is left of it above the noise floor, as a share of the distance between the map's two sides in
             the same units: 0 is no drift, and 1 is as far away as restored images are from natural ones; any is
             infinite where these are alike. Where the floor isn't known, nothing is taken off.
-        by_chance: the noise floor in the same measure; None where it isn't known.
+        by_chance: the noise floor in the same measure; None where it isn't known, or images aren't.
         p_value: how often as many images of the side's own distribution would differ as much from it, or more; None
             where that isn't known.
     """
@@ -109,10 +109,16 @@ class DriftMeter:
         return math.inf if distance > self._nothing else 0.0
 
     def _noise_floor(self, found: GaussianStatistics) -> float | None:
-        """What is expected of as many images, in units of the side's standard deviations."""
-        if found.images is None or self._fitted.images is None or math.isnan(self._variance):
+        """What is expected of as many images, in units of the side's standard deviations; where a file of an earlier
+        version doesn't tell images, of as many patches.
+        """
+        if math.isnan(self._variance):
             return None
-        return self._variance * (1 + self._fitted.images.count / found.images.count)
+        known = found.images is not None and self._fitted.images is not None
+        one, other = (found.images, self._fitted.images) if known else (found, self._fitted)
+        assert one is not None
+        assert other is not None
+        return self._variance * (1 + other.count / one.count)
 
     def drift_of(self, found: GaussianStatistics) -> Drift | None:
         """The drift of a set of patches; None of fewer than two."""
@@ -127,7 +133,9 @@ class DriftMeter:
             standard_distance_squared=distance,
             standard_noise_floor=floor,
             relative=self._relative(distance - (floor or 0.0)),
-            by_chance=None if floor is None else self._relative(floor),
+            by_chance=None
+            if floor is None or found.images is None or self._fitted.images is None
+            else self._relative(floor),
             p_value=_p_value(found.images, self._fitted.images),
         )
 

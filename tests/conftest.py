@@ -34,6 +34,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import collections
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import uuid
@@ -48,6 +49,10 @@ from numpy.typing import NDArray
 
 from tests import processes
 from tests.forked_jobs import ForkedJobs, forked_jobs
+
+# A shell starts what runs behind it with interrupts ignored, which all that the tests start would inherit.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Photo = Callable[..., NDArray[np.uint8]]
 
