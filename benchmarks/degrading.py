@@ -50,15 +50,15 @@ def row(name: str, work: Path, vae: str | None) -> str:
     sides = ["--target", str(natural), "--source", str(degraded(others, degrade, work / "others-degraded"))]
     assert fit.main([*sides, *restored, "--map", unpaired, *chosen]) == 0
     given = degraded(original, degrade, work / "degraded")
-    cells = []
-    for map_url in (unpaired, paired):
-        output = work / Path(map_url).stem
-        arguments = ["--input", str(given), *restored, "--map", map_url, "--output", str(output), *chosen]
-        assert transport.main([*arguments, "--alpha", "0", "1"]) == 0
-        cells += [_figures(output / f"images/alpha={alpha}", original) for alpha in ("1.00", "0.00")]
+    first, second = work / "unpaired", work / "paired"
+    arguments = ["--input", str(given), *restored, "--map", unpaired, "--output", str(first), *chosen]
+    assert transport.main([*arguments, "--alpha", "0", "1"]) == 0
+    kept = first / "images/alpha=1.00"  # restoring them again would give the same
+    assert transport.main(["--input", str(kept), "--map", paired, "--output", str(second), *chosen]) == 0
+    cells = [_figures(folder, original) for folder in (kept, first / "images/alpha=0.00", second / "images")]
     before = cells[0][1]
     texts = [f"{psnr:.2f} / {distance:.3f} ({100 * distance / before:.0f}%)" for psnr, distance in cells]
-    return f"| {name} | `{degrade}` | {texts[0]} | {texts[1]} | {texts[3]} |"
+    return f"| {name} | `{degrade}` | {' | '.join(texts)} |"
 
 
 def _crops(photos: list[Path], folder: Path) -> Path:
@@ -107,7 +107,7 @@ def main() -> None:
         "",
         "| restored by | `--degrade` | the restoration | fitted unpaired | fitted with `--degrade` |",
         "|---|---|---|---|---|",
-        *(row(name, args.work, args.vae) for name in ROWS),
+        *(row(name, args.work / str(index), args.vae) for index, name in enumerate(ROWS)),
     ]
     print("\n".join(table))
     if args.output:
