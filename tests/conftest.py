@@ -50,9 +50,12 @@ from numpy.typing import NDArray
 from tests import processes
 from tests.forked_jobs import ForkedJobs, forked_jobs
 
-# A shell starts what runs behind it with interrupts ignored, which all that the tests start would inherit.
-if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts what runs behind it with interrupts ignored, and nohup with hang-ups, which all that the tests start would
+# inherit. A handler isn't inherited, and goes on ignoring them here.
+if threading.current_thread() is threading.main_thread():
+    for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(_number) is signal.SIG_IGN:
+            signal.signal(_number, lambda number, frame: None)
 
 Photo = Callable[..., NDArray[np.uint8]]
 
