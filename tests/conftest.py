@@ -50,8 +50,8 @@ from numpy.typing import NDArray
 from tests import processes
 from tests.forked_jobs import ForkedJobs, forked_jobs
 
-# A shell starts what runs behind it with interrupts ignored, and nohup with hang-ups, which all that the tests start would
-# inherit. A handler isn't inherited, and goes on ignoring them here.
+# What runs behind a shell has interrupts ignored, and behind nohup hang-ups; what the tests start would inherit that. A
+# handler is not inherited, and goes on ignoring them here.
 if threading.current_thread() is threading.main_thread():
     for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         if signal.getsignal(_number) is signal.SIG_IGN:
