@@ -68,6 +68,7 @@ def forked_jobs(folder: Path) -> Iterator[ForkedJobs]:
 
 
 def _serve() -> None:
+    sys.path[0] = str(Path(__file__).parents[1])  # tests/ has a folder pipelines/ of its own
     modules = {name: importlib.import_module(f"pipelines.{name}") for name in ("fit", "transport", "evaluate")}
     for name in ("gcsfs", "s3fs"):  # which fsspec imports when they are first asked for
         importlib.import_module(name)

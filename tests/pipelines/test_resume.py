@@ -60,8 +60,8 @@ def _without_seconds(rows: dict) -> dict:
 
 
 def _wait_for_the_clock(store: str) -> None:
-    """S3 tells times in seconds, the others in milliseconds or better."""
-    time.sleep(1.1 if store.startswith("s3") else 0.05)
+    """S3 and Azure tell times in seconds, the others in milliseconds or better."""
+    time.sleep(1.1 if store.startswith(("s3", "az")) else 0.05)
 
 
 @pytest.fixture
