@@ -16,6 +16,8 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 def test_what_is_left_running_is_named_and_killed_even_if_its_parent_is_gone():
     before = processes.alive()
     subprocess.run(["sh", "-c", "sleep 1000 >&- 2>&- &"], check=True)
+    while "sleep 1000" not in processes.alive().values():  # the shell's fork isn't sleep yet
+        time.sleep(0.01)
     left = processes.left(before.keys(), grace=0)
     assert list(left.values()) == ["sleep 1000"]
     while left.keys() & processes.alive().keys():

@@ -24,10 +24,11 @@ def test_overhead_is_the_jobs_time_less_the_plain_loops(tmp_path):
 def test_accumulators_keep_their_size():
     rows = [scale_accumulator.accumulator({"patches": count, "dimension": 36}) for count in (1, 20_001)]
     for row in rows:
-        assert 8 * 36 * 36 < row["accumulator_bytes"] < 8 * 36 * 36 + 2000
+        assert row["accumulator_bytes"] < 8 * 36 * 37 / 2 + 2000  # half of a symmetric matrix
         assert row["patch_bytes"] == 8 * 36 * row["patches"]
         assert min(row["gather_seconds"], row["add_input_seconds"], row["merge_seconds"]) > 0
         assert row["peak_rss_bytes"] >= row["rss_before_bytes"] > 50e6
+    assert rows[1]["accumulator_bytes"] > 8 * 36 * 37 / 2
     assert "| 20001 |" in "\n".join(scale._accumulator_lines({"accumulators": rows, "dimension": 36}))
     assert ET.fromstring(log_chart.page(scale._charts({"accumulators": rows}))).tag.endswith("svg")
 
