@@ -160,7 +160,7 @@ def _write_drift(folder: Path, keys: range, **options: object) -> dict:
     }
     totals = [GaussianStatistics.total([s for name, s in parts.items() if side in name]) for side in sides]
     write_map(TransportMap.fit(*totals, patch_size=3, parts=parts), str(folder / "m.safetensors"))
-    with TestPipeline() as pipeline:
+    with TestPipeline(runner="FnApiRunner") as pipeline:
         groups = gather(_of_images(_latents(40, 20)[keys.start : keys.stop])).groups
         _ = pipeline | beam.Create(groups) | WriteDrift(str(folder / "m.safetensors"), str(folder), **options)
     return json.loads((folder / "drift.json").read_text())["inputs"]
