@@ -22,6 +22,9 @@ from torch import Tensor
 FACTOR = 8
 NOT_PHOTOGRAPHS: tuple[str, ...] = ("analogpattern", "umang", "Fossa", "Infinite-Sea")
 NOT_PHOTOGRAPHS += ("Painting-Colors", "Elephants", "GreenTraditional")
+#: Folders of plasma-workspace-wallpapers that hold photographs; the rest are drawings.
+PLASMA: tuple[str, ...] = ("BytheWater", "ColdRipple", "ColorfulCups", "DarkestHour", "EveningGlow")
+PLASMA += ("FallenLeaf", "Grey", "Kite", "OneStandsOut", "Path", "summer_1am")
 HELD_OUT: tuple[str, ...] = ("aitzgorri", "friends", "life", "picosdeeuropa", "sunset")
 HELD_OUT += ("Picture_0B", "Picture_1A", "Wine", "seeding")
 SIDES = (360, 480, 640, 850, 1130)
@@ -40,7 +43,10 @@ def load_pyramids(folder: Path) -> list[list[Pixels]]:
     """
     pyramids = []
     for path in sorted(folder.rglob("*.jpg")):
-        if path.name.startswith(NOT_PHOTOGRAPHS):
+        photograph = not path.name.startswith(NOT_PHOTOGRAPHS)
+        if "wallpapers" in path.parts:  # Plasma's: the largest of several sizes of each
+            photograph = path.name == "2560x1600.jpg" and not set(PLASMA).isdisjoint(path.parts)
+        if not photograph:
             continue
         image = Image.open(path).convert("RGB")
         if path.name.startswith(HELD_OUT):

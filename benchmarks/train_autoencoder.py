@@ -39,6 +39,7 @@ from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 from torch import Tensor, nn
 
 from benchmarks.pca_baseline import (
+    FACTOR,
     Matrix,
     Pixels,
     augment,
@@ -53,7 +54,9 @@ from benchmarks.restorers import bicubic, jpeg
 
 PATCH = 3
 REFIT_STEPS = 150
-TEXTURE_WEIGHT = 2.0  # of the pull on an image that texture has, relative to content's
+# How hard each loss pulls on an image, relative to content's pull.
+TEXTURE_SHARE, SPECTRUM_SHARE, GRID_SHARE = 1.5, 0.5, 1.0
+ROUNDING = (2 / 255) ** 2 / 12  # variance of rounding to 8 bits, pixels being in [-1, 1]
 RIDGE = 0.01  # added to covariances when fitting a map here: bounds its gains by about 10
 
 Restorer = Callable[[Pixels, np.random.Generator], Pixels]
@@ -86,6 +89,7 @@ RESTORERS: dict[str, Restorer] = {
     "nlm 50": denoised(50, "nlm"),
     "tv 40": denoised(40, "tv"),
     "bicubic 2": functools.partial(bicubic, factor=2),
+    "bicubic 4": functools.partial(bicubic, factor=4),
 }
 
 
@@ -151,19 +155,24 @@ class LatentMap:
 
 @torch.no_grad()
 def fit_maps(model: AutoencoderDC, pool: Pool, count: int, rng: np.random.Generator) -> dict[str, LatentMap]:
-    """One map per restorer, from ``count`` crops of it to as many natural crops of other places.
+    """One map per restorer, from ``count`` crops of it to as many natural crops.
 
-    The two sets differ in content, as a user's few natural and few restored images do.
+    Of the very same places every second time, else of others: users fit paired and unpaired images.
     """
 
-    def patches(kind: str) -> Tensor:
-        crops = pool.crops([kind], 96, count, rng)[0]
+    def patches(crops: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             latents = torch.cat([model.encode(x).latent.float() for x in torch.split(crops, 16)])
-        return F.unfold(latents, PATCH).transpose(1, 2).flatten(0, 1)
+        # Without the outermost latents, which see the zeros around a crop.
+        return F.unfold(latents[..., 1:-1, 1:-1], PATCH).transpose(1, 2).flatten(0, 1)
 
-    target = patches("natural")
-    return {kind: LatentMap.fit(patches(kind), target) for kind in RESTORERS}
+    paired = rng.random() < 0.5
+    kinds = ["natural", *RESTORERS]
+    if paired:
+        target, *sources = (patches(crops) for crops in pool.crops(kinds, 96, count, rng))
+    else:
+        target, *sources = (patches(pool.crops([kind], 96, count, rng)[0]) for kind in kinds)
+    return {kind: LatentMap.fit(source, target) for kind, source in zip(RESTORERS, sources, strict=True)}
 
 
 # --- Training ------------------------------------------------------------------------------------
@@ -213,6 +222,63 @@ def texture_gap(features: Tensor, targets: Tensor) -> Tensor:
     means = means + difference.mean((2, 3)).square().mean() + 0.5 * neighbourhood.square().mean()
     before, after = ((f.var((2, 3)) + 0.1 * variance[..., 0, 0]).log() for f in (first, second))
     return means + 0.1 * (before - after).square().mean()
+
+
+def spectrum_gap(images: Tensor, originals: Tensor) -> Tensor:
+    """Mean squared difference of log power spectra, ring by ring of frequencies; both (B, 3, S, S)."""
+    size = images.shape[-1]
+    window = torch.hann_window(size, periodic=False)
+    rows, columns = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)
+    rings = ((rows.square() + columns.square()).sqrt() * size).long().clamp_max(size // 2)
+    count = torch.zeros(size // 2 + 1).index_add(0, rings.flatten(), torch.ones(rings.numel()))
+
+    def log_power(pixels: Tensor) -> Tensor:
+        centred = (pixels - pixels.mean((2, 3), keepdim=True)) * window[:, None] * window
+        power = torch.fft.rfft2(centred).abs().square().mean(1) / window.square().sum() ** 2
+        sums = torch.zeros(len(power), len(count)).index_add(1, rings.flatten(), power.flatten(1))
+        # Rounding to 8 bits adds as much: what lies below it is never seen.
+        return (sums / count + ROUNDING).log()
+
+    return (log_power(images) - log_power(originals))[:, 1:].square().mean()
+
+
+def grid_share(error: Tensor, window: int = 32) -> Tensor:
+    """How much of an error (B, 3, S, S) repeats every eight pixels: 1 for white noise, 16 for a pattern alone.
+
+    Measured in windows of their own, so that a faint weave in a smooth sky counts as a strong one in grass.
+    """
+    windows = error.unfold(2, window, window // 2).unfold(3, window, window // 2)
+    windows = windows - windows.mean((-2, -1), keepdim=True)
+    blocks = windows.unflatten(-1, (-1, FACTOR)).unflatten(-3, (-1, FACTOR))  # rows, 8, columns, 8
+    pattern = blocks.mean((-4, -2))
+    repeats = (window // FACTOR) ** 2
+    return (repeats * pattern.square().mean((-2, -1)) / (windows.square().mean((-2, -1)) + ROUNDING)).mean()
+
+
+class Balance:
+    """Weights of losses such that each pulls on an image as hard as it should, relative to the first.
+
+    ``shown`` are the losses' running means.
+    """
+
+    def __init__(self, **shares: float) -> None:
+        self.shares, self.factors, self.shown = shares, dict[str, float](), dict[str, float]()
+
+    def __call__(self, image: Tensor, losses: dict[str, Tensor], *, measure: bool) -> Tensor:
+        """Sum of the losses; ``measure`` looks again at how hard each pulls."""
+        if measure or not self.factors:
+            pulls = {name: _pull(loss, image) for name, loss in losses.items()}
+            first = pulls[next(iter(losses))]
+            for name, pull in pulls.items():
+                factor = self.shares[name] * first / max(pull, 1e-12)
+                self.factors[name] = factor + 0.9 * (self.factors.get(name, factor) - factor)
+        for name, loss in losses.items():
+            self.shown[name] = self.shown.get(name, loss.item()) * 0.98 + loss.item() * 0.02
+        return sum((self.factors[name] * loss for name, loss in losses.items()), torch.zeros(()))
+
+
+def _pull(loss: Tensor, image: Tensor) -> float:
+    return float(torch.autograd.grad(loss, image, retain_graph=True)[0].norm())
 
 
 def reconstruction_loss(images: Tensor, originals: Tensor) -> Tensor:
@@ -275,7 +341,8 @@ class Trainer:
         batches: Iterator[Tensor] = crop_batches(images, 64, 16 if stage == 1 else 10, seed=stage)
         transported = TransportLoss(self.model, self.average, Pool.fill(self.pyramids, seed=2)) if stage == 2 else None
         adam = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
-        start, step, saved, shown = time.monotonic(), 0, done, np.zeros(2)
+        balance = Balance(content=1, spectrum=SPECTRUM_SHARE, grid=GRID_SHARE)
+        start, step, saved = time.monotonic(), 0, done
         while (elapsed := done + (time.monotonic() - start) / 60) < minutes:
             for group in adam.param_groups:
                 group["lr"] = learning_rate(step, elapsed / minutes)
@@ -283,9 +350,16 @@ class Trainer:
             with torch.autocast("cpu", torch.bfloat16):
                 latents = self.model.encode(originals).latent.float()
                 decoded = self.model.decode(latents + 0.07 * torch.randn_like(latents)).sample
+            decoded = decoded.float()
             error = reconstruction_loss(decoded, originals)
+            losses = {
+                "content": error,
+                "spectrum": spectrum_gap(decoded, originals),
+                "grid": grid_share(decoded - originals),
+            }
+            loss = balance(decoded, losses, measure=step % 10 == 0)
             # Noise means something only if the latents' scale is held: unit variance per channel.
-            loss = error + 0.02 * latents.var((0, 2, 3)).log().square().mean()
+            loss = loss + 0.02 * latents.var((0, 2, 3)).log().square().mean()
             moved = transported(step, rng) if transported else torch.zeros(())
             loss = loss + moved
             adam.zero_grad()
@@ -294,9 +368,15 @@ class Trainer:
             adam.step()
             average_into(self.average, self.model, step)
             step += 1
-            shown += max(0.02, 1 / step) * (np.array([error.item(), moved.item()]) - shown)
             if step % 100 == 0:
-                report = "reconstruction {:.4f}, transported {:.4f}".format(*shown)
+                parts = {
+                    "reconstructed": balance.shown,
+                    "transported": transported.balance.shown if transported else {},
+                }
+                report = "; ".join(
+                    f"{part}: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+                    for part, shown in parts.items()
+                )
                 print(f"stage {stage}: {elapsed:.1f} min, step {step}, {report}", flush=True)
             if elapsed > saved + 1:
                 self.checkpoint(stage, elapsed)
@@ -310,30 +390,34 @@ class TransportLoss:
     def __init__(self, model: AutoencoderDC, average: AutoencoderDC, pool: Pool) -> None:
         self.model, self.average, self.pool = model, average, pool
         self.features, self.maps = RandomFeatures(), dict[str, LatentMap]()
-        self.balance = 0.0
+        self.balance = Balance(content=1, texture=TEXTURE_SHARE, spectrum=SPECTRUM_SHARE, grid=GRID_SHARE)
 
     def __call__(self, step: int, rng: np.random.Generator) -> Tensor:
         """Loss of eight crops by one restorer; maps are fitted anew every so many steps."""
         if step % REFIT_STEPS == 0:
             self.maps = fit_maps(self.average, self.pool, 160, rng)
         kind = list(RESTORERS)[rng.integers(len(RESTORERS))]
-        truth, restored = self.pool.crops(["natural", kind], 80, 8, rng)
+        truth, restored = self.pool.crops(["natural", kind], 96, 6, rng)
         inner = truth[..., 16:-16, 16:-16]  # the map needs two latent cells around those it moves
         self.features.draw()
         with torch.autocast("cpu", torch.bfloat16):
             latents, wanted = self.model.encode(torch.cat([restored, truth])).latent.float().chunk(2)
             moved = with_gradient_of_statistics(self.maps[kind](latents), wanted[..., 2:-2, 2:-2])
             decoded = self.model.decode(moved).sample.float()
+            # Features are strided. Seen at one phase only, they would ask for detail at every eighth pixel: a weave.
+            top, left = rng.integers(FACTOR, size=2)
+            shift = (..., slice(top, top - FACTOR or None), slice(left, left - FACTOR or None))
             with torch.no_grad():
-                targets = self.features(inner)
-            pairs = zip(self.features(decoded), targets, strict=True)
+                targets = self.features(inner[shift])
+            pairs = zip(self.features(decoded[shift]), targets, strict=True)
             texture = sum((texture_gap(a, b) for a, b in pairs), torch.zeros(())) / len(targets)
-        content = content_loss(decoded, inner)
-        if step % 10 == 0:  # so that both pull on the image equally hard
-            pulls = [torch.autograd.grad(loss, decoded, retain_graph=True)[0].norm() for loss in (content, texture)]
-            ratio = float(pulls[0] / pulls[1])
-            self.balance = ratio if step == 0 else self.balance + 0.1 * (ratio - self.balance)
-        return 0.5 * content + 0.5 * TEXTURE_WEIGHT * self.balance * texture
+        losses = {
+            "content": content_loss(decoded, inner),
+            "texture": texture,
+            "spectrum": spectrum_gap(decoded, inner),
+            "grid": grid_share(decoded - inner),
+        }
+        return 0.5 * self.balance(decoded, losses, measure=step % 10 == 0)
 
 
 def save(average: AutoencoderDC, folder: Path) -> None:
@@ -350,6 +434,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="for weights and checkpoint.pt")
     parser.add_argument("--minutes", type=float, default=60.0, help="of training, both stages")
     parser.add_argument("--channels", type=int, default=32, help="latent channels")
+    parser.add_argument("--start", type=Path, help="folder of weights to go on from, with stage 2 alone")
     parser.add_argument("--resume", type=Path, help="checkpoint.pt of an earlier run")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -362,6 +447,11 @@ def main() -> None:
         stage, done = saved["stage"], saved["elapsed"]
         model.load_state_dict(saved["model"])
         average.load_state_dict(saved["average"])
+    elif options.start:
+        weights = AutoencoderDC.from_pretrained(options.start).float().state_dict()
+        stage = 2
+        model.load_state_dict(weights)
+        average.load_state_dict(weights)
     else:
         images = [level for levels in pyramids for level in levels]
         crops = next(crop_batches(images, 128, 64, seed=0))
@@ -375,7 +465,7 @@ def main() -> None:
         save(average, options.output)
 
     trainer = Trainer(model, average, pyramids, checkpoint)
-    shares = (0.25, 0.75)
+    shares = (0.0, 1.0) if options.start else (0.25, 0.75)
     for number in range(stage, 3):
         trainer.run(number, options.minutes * shares[number - 1], done)
         model.load_state_dict(average.state_dict())
