@@ -249,10 +249,10 @@ def grid_share(error: Tensor, window: int = 32) -> Tensor:
     """
     windows = error.unfold(2, window, window // 2).unfold(3, window, window // 2)
     windows = windows - windows.mean((-2, -1), keepdim=True)
-    blocks = windows.unflatten(-1, (-1, FACTOR)).unflatten(-3, (-1, FACTOR))  # rows, 8, columns, 8
+    repeats = window // FACTOR
+    blocks = windows.reshape(*windows.shape[:-2], repeats, FACTOR, repeats, FACTOR)  # rows, 8, columns, 8
     pattern = blocks.mean((-4, -2))
-    repeats = (window // FACTOR) ** 2
-    return (repeats * pattern.square().mean((-2, -1)) / (windows.square().mean((-2, -1)) + ROUNDING)).mean()
+    return (repeats**2 * pattern.square().mean((-2, -1)) / (windows.square().mean((-2, -1)) + ROUNDING)).mean()
 
 
 class Balance:

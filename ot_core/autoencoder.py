@@ -13,6 +13,7 @@ What can be loaded (`load_autoencoder`):
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import importlib
@@ -68,6 +69,8 @@ class Autoencoder:
         fingerprint: sha256 of its weights and config, hexadecimal.
         device: where it computes.
         precision: in which it computes; float32 where it has no weights.
+        margin: pixels that an image is continued by on each side before it is encoded (`ot_core.margin`); its latents
+            are those of the image alone.
 
     Args:
         module: encodes and decodes; it becomes ours, on the device and in the precision.
@@ -89,6 +92,7 @@ class Autoencoder:
         self.fingerprint = fingerprint_of(module)
         self.precision = precision if any(True for _ in module.parameters()) else "float32"
         self.name, self.device, self._dtype = name, torch.device(device), getattr(torch, self.precision)
+        self.margin = 0
         declared = getattr(module, "downsampling_factor", None)
         self._module: Any = module.to(self.device, self._dtype).eval().requires_grad_(False)
         self._encode, self._decode = self._module.encode, self._module.decode
@@ -110,6 +114,14 @@ class Autoencoder:
         self.decode(latent)
         return latent
 
+    def with_margin(self, margin: int) -> Autoencoder:
+        """The same autoencoder with another margin, a multiple of the downsampling factor; both share one module."""
+        if margin == self.margin:
+            return self
+        other = copy.copy(self)
+        other.margin = margin
+        return other
+
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """The size that an image is padded to: the next multiples of the downsampling factor."""
         factor = self.downsampling_factor
@@ -124,11 +136,17 @@ class Autoencoder:
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
         """Latents (B, C, H/f, W/f) float32 of padded pixels (B, 3, H, W) in [0, 1]."""
-        encoded = self._encode(self._input(pixels.to(self.device, torch.float32) * 2 - 1))
+        inputs = pixels.to(self.device, torch.float32) * 2 - 1
+        if self.margin:
+            inputs = F.pad(inputs, (self.margin,) * 4, mode="replicate")
+        encoded = self._encode(self._input(inputs))
         if hasattr(encoded, "latent_dist"):
             encoded = encoded.latent_dist.mode()
         for attribute in ("latent", "latents"):
             encoded = getattr(encoded, attribute, encoded)
+        cut = self.margin // self.downsampling_factor if self.margin else 0
+        if cut:
+            encoded = encoded[..., cut:-cut, cut:-cut]
         return encoded.float().contiguous()
 
     @torch.inference_mode()

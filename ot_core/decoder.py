@@ -8,6 +8,7 @@ map need not, and should not, carry that over.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,25 +53,46 @@ def decoder_geometry(autoencoder: Autoencoder, statistics: GaussianStatistics, p
         patch_size: p, odd.
     """
     channels, p = autoencoder.latent_channels, patch_size
-    centre = np.arange(channels) * p * p + p * p // 2
-    # Rounded, so that statistics which differ in their last digits alone, as sums in another order do, give the same
-    # fields: decoding is done in float32, which would make a millionth of any difference.
-    mean, covariance = (
-        rounded.astype(np.float32).astype(np.float64)
-        for rounded in (statistics.mean[centre], statistics.covariance()[np.ix_(centre, centre)])
-    )
-    values, vectors = np.linalg.eigh(covariance)
-    root = vectors * np.sqrt(np.clip(values, 0, None))
+    _, covariance = _of_one_position(statistics, p)
     steps = _STEP * np.sqrt(np.diagonal(covariance)) + 1e-12
-    rng = np.random.default_rng(0)
     products = np.zeros((2 * p - 1, 2 * p - 1, channels, channels))
     colour = np.zeros((3, channels))
-    for _ in range(_FIELDS):
-        field = mean[:, None] + root @ rng.standard_normal((channels, _EXTENT**2))
-        responses = _responses(autoencoder, field.reshape(channels, _EXTENT, _EXTENT), steps)
+    for field in random_fields(statistics, p, _FIELDS, _EXTENT):
+        responses = _responses(autoencoder, field, steps)
         products += _inner_products(responses, autoencoder.downsampling_factor, p)
         colour += responses.sum((2, 3)).T.numpy()
     return DecoderGeometry(_metric_of(products), np.repeat(colour, p * p, axis=1))
+
+
+def random_fields(statistics: GaussianStatistics, patch_size: int, count: int, extent: int) -> Iterator[Array]:
+    """Latents (C, extent, extent), white from position to position, with the statistics of one position.
+
+    Nothing random differs from run to run.
+
+    Args:
+        statistics: of latent patches, dimension D = C p^2.
+        patch_size: p, odd.
+        count: how many fields.
+        extent: their sides, in positions.
+    """
+    mean, covariance = _of_one_position(statistics, patch_size)
+    values, vectors = np.linalg.eigh(covariance)
+    root = vectors * np.sqrt(np.clip(values, 0, None))
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        field = mean[:, None] + root @ rng.standard_normal((len(mean), extent**2))
+        yield field.reshape(-1, extent, extent)
+
+
+def _of_one_position(statistics: GaussianStatistics, p: int) -> tuple[Array, Array]:
+    """Mean (C,) and covariance (C, C) at the centre of patches.
+
+    Rounded, so that statistics which differ in their last digits alone, as sums in another order do, give the same
+    fields: decoding is done in float32, which would make a millionth of any difference.
+    """
+    centre = np.arange(statistics.dimension // p**2) * p * p + p * p // 2
+    mean, covariance = statistics.mean[centre], statistics.covariance()[np.ix_(centre, centre)]
+    return mean.astype(np.float32).astype(np.float64), covariance.astype(np.float32).astype(np.float64)
 
 
 def _metric_of(products: Array) -> Array:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ot_core import storage
 from ot_core.autoencoder import Autoencoder, Pixels, default_device, default_tile_pixels, load_autoencoder, to_tensor
 from ot_core.errors import Cause, ImageError, UserError
+from ot_core.margin import with_margin
 from ot_core.patches import latent_statistics
 from ot_core.statistics import GaussianStatistics
 from ot_core.tiles import encode_in_tiles
@@ -66,6 +67,7 @@ class LatentFeatures(FeatureExtractor):
         device: torch device; default CUDA where there is one.
         precision: one of `ot_core.autoencoder.PRECISIONS`. Small eigenvalues of the covariance suffer from less than
             float32; None means the device's fastest.
+        margin: see `ot_core.margin`; default measured.
     """
 
     def __init__(
@@ -74,12 +76,14 @@ class LatentFeatures(FeatureExtractor):
         patch_size: int = 3,
         device: str | None = None,
         precision: str | None = "float32",
+        margin: int | None = None,
     ) -> None:
         self._vae, self._patch_size, self._device, self._precision = vae, patch_size, device, precision
+        self._margin = margin
 
     def load(self) -> Autoencoder:
         """The autoencoder."""
-        return load_autoencoder(self._vae, self._device, self._precision)
+        return with_margin(load_autoencoder(self._vae, self._device, self._precision), self._margin)
 
     def padded_size(self, model: Autoencoder, height: int, width: int) -> tuple[int, int]:
         """As the autoencoder pads."""

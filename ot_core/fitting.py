@@ -14,6 +14,7 @@ from ot_core.errors import MapFileError
 from ot_core.map_file import LatentSets, read_map
 from ot_core.noise import noise_floor
 from ot_core.restorer import Restorer
+from ot_core.rounding import rounding_covariance
 from ot_core.statistics import GaussianStatistics
 from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin, TransportMap
 
@@ -51,11 +52,12 @@ def fit_map(
     Args:
         statistics: by name: "source" and "target", or their random parts, "source/0" and so on. Of parts, the map also
             carries the noise floor of its distance, and the parts themselves.
-        autoencoder: whose latents these are; the map remembers its name and fingerprint.
+        autoencoder: whose latents these are; the map remembers its name, fingerprint and margin.
         patch_size: p of the patches.
         method: "matched" takes differences in the mean colour of patches for content (`ot_core.decoder`), which suits
             sides that show different things; "pixels" doesn't, which suits pairs. Both measure the map's cost in
-            decoded pixels, "paper" in latents.
+            decoded pixels, and amplify nothing that rounding the images to 8 bits could have made
+            (`ot_core.rounding`). "paper" is the paper's map as it stands, whose cost is measured in latents.
         geometry: of the decoder at the target, where it is known already.
         origin: how the source's images were made.
     """
@@ -66,6 +68,7 @@ def fit_map(
         geometry = geometry or decoder_geometry(autoencoder, target, patch_size)
         known["metric"] = geometry.metric
         known["invariant"] = geometry.colour if method == "matched" else None
+        known["rounding"] = rounding_covariance(autoencoder, source, patch_size)
     in_parts = {side: [] if side in statistics else found for side, found in parts.items()}
     floor = noise_floor(in_parts["source"], in_parts["target"], known.get("invariant"))
     return TransportMap.fit(
@@ -74,6 +77,7 @@ def fit_map(
         patch_size=patch_size,
         vae=autoencoder.name,
         vae_sha256=autoencoder.fingerprint,
+        margin=autoencoder.margin,
         **known,
         noise_floor=floor if math.isfinite(floor) else None,
         parts={name: s for name, s in statistics.items() if in_parts.get(name.partition("/")[0])},
@@ -133,7 +137,12 @@ def autoencoder_of_map(
             f"map {map_url}: is for {transport_map.latent_channels} latent channels, but the autoencoder "
             f"{autoencoder.name} has {autoencoder.latent_channels}; pass the --vae that it was fitted with"
         )
-    return autoencoder
+    if transport_map.margin % autoencoder.downsampling_factor:
+        raise MapFileError(
+            f"map {map_url}: has a margin of {transport_map.margin} pixels; expected a multiple of "
+            f"{autoencoder.downsampling_factor}, the autoencoder's downsampling factor; fit again"
+        )
+    return autoencoder.with_margin(transport_map.margin)
 
 
 def read_maps(
@@ -149,12 +158,14 @@ def read_maps(
         MapFileError: as `autoencoder_of_map`, also if two of them weren't fitted with the same one or patch size.
         UserError: likewise.
     """
-    patch_size = None
+    first: TransportMap | None = None
     for group, url in urls.items():
         transport_map = read_map(url)
-        patch_size = patch_size or transport_map.patch_size
-        if transport_map.patch_size != patch_size:
-            raise MapFileError(f"map {url}: has patch size {transport_map.patch_size}, and the others {patch_size}")
+        first = first or transport_map
+        for what in ("patch_size", "margin"):
+            ours, theirs = getattr(transport_map, what), getattr(first, what)
+            if ours != theirs:
+                raise MapFileError(f"map {url}: has {what} {ours}, and the others {theirs}; fit them alike")
         autoencoder = autoencoder_of_map(transport_map, url, vae, device, precision, compiled)
         vae = autoencoder.name
         yield group, transport_map, autoencoder

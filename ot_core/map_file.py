@@ -42,6 +42,7 @@ class LatentSets:
         latent_channels: C.
         vae: the name that the autoencoder was loaded from, or "" if unknown.
         vae_sha256: fingerprint of the autoencoder's weights and config, or "" if unknown.
+        margin: pixels that images were continued by before they were encoded.
         origin: how the images of the set "source" were made.
         run: which run of transport they were gathered in, or "".
         verdict: on their drift, as `ot_core.drift.Verdict`, or "".
@@ -52,6 +53,7 @@ class LatentSets:
     latent_channels: int
     vae: str = ""
     vae_sha256: str = ""
+    margin: int = 0
     origin: SourceOrigin = UNKNOWN_ORIGIN
     run: str = ""
     verdict: str = ""
@@ -69,6 +71,7 @@ class LatentSets:
             transport_map.latent_channels,
             transport_map.vae,
             transport_map.vae_sha256,
+            transport_map.margin,
             origin=transport_map.origin,
         )
 
@@ -98,7 +101,7 @@ def read_map(url: str) -> TransportMap:
 
 def write_statistics(sets: LatentSets, url: str) -> None:
     """Writes statistics atomically to any fsspec URL."""
-    metadata = _metadata(sets.patch_size, sets.latent_channels, sets.vae, sets.vae_sha256, sets.origin)
+    metadata = _metadata(sets)
     metadata |= {name: value for name, value in (("run", sets.run), ("verdict", sets.verdict)) if value}
     storage.write_bytes(url, _to_safetensors(_tensors(sets.groups), metadata))
 
@@ -137,13 +140,7 @@ def to_bytes(transport_map: TransportMap) -> bytes:
     if transport_map.invariant is not None:
         tensors["map.invariant"] = transport_map.invariant
     tensors |= _tensors({"source": transport_map.source, "target": transport_map.target, **transport_map.parts})
-    metadata = _metadata(
-        transport_map.patch_size,
-        transport_map.latent_channels,
-        transport_map.vae,
-        transport_map.vae_sha256,
-        transport_map.origin,
-    )
+    metadata = _metadata(transport_map)
     if transport_map.noise_floor is not None:
         metadata["noise_floor"] = repr(float(transport_map.noise_floor))
     return _to_safetensors(tensors, metadata)
@@ -162,15 +159,16 @@ def _tensors(groups: Mapping[str, GaussianStatistics]) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _metadata(patch_size: int, latent_channels: int, vae: str, vae_sha256: str, origin: SourceOrigin) -> dict[str, str]:
+def _metadata(of: TransportMap | LatentSets) -> dict[str, str]:
     return {
         "format_version": FORMAT_VERSION,
-        "patch_size": str(patch_size),
-        "latent_channels": str(latent_channels),
-        "vae": vae,
-        "vae_sha256": vae_sha256,
+        "patch_size": str(of.patch_size),
+        "latent_channels": str(of.latent_channels),
+        "vae": of.vae,
+        "vae_sha256": of.vae_sha256,
+        **({"margin": str(of.margin)} if of.margin else {}),
         "created_by": CREATED_BY,
-        **{name: value for name, value in dataclasses.asdict(origin).items() if value},
+        **{name: value for name, value in dataclasses.asdict(of.origin).items() if value},
     }
 
 
@@ -225,10 +223,15 @@ class _Checker:
             channels,
             self.metadata.get("vae", ""),
             self.metadata.get("vae_sha256", ""),
+            self._margin(),
             origin=self._origin(),
             run=self.metadata.get("run", ""),
             verdict=self.metadata.get("verdict", ""),
         )
+
+    def _margin(self) -> int:
+        """Files without one are of images that were encoded as they are."""
+        return self._integer("margin") if "margin" in self.metadata else 0
 
     def _origin(self) -> SourceOrigin:
         return SourceOrigin(*(self.metadata.get(field.name, "") for field in dataclasses.fields(SourceOrigin)))
@@ -261,6 +264,7 @@ class _Checker:
             patch_size=patch_size,
             vae=self.metadata.get("vae", ""),
             vae_sha256=self.metadata.get("vae_sha256", ""),
+            margin=self._margin(),
             metric=metric,
             invariant=invariant,
             noise_floor=self._number("noise_floor"),

@@ -53,6 +53,7 @@ class TransportMap:
         patch_size: p, odd; D = C p^2 for C latent channels.
         vae: the name that the autoencoder was loaded from, or "" if unknown.
         vae_sha256: fingerprint of the autoencoder's weights and config, or "" if unknown.
+        margin: pixels that images are continued by before they are encoded (`ot_core.margin`).
         metric: (D, D) float64, symmetric positive definite: the cost of moving x to y is (y - x)^T metric (y - x); None
             is the identity, as in the paper.
         invariant: (k, D) float64, directions whose distribution restoring keeps, so that a difference there is one
@@ -73,6 +74,7 @@ class TransportMap:
     patch_size: int = 1
     vae: str = ""
     vae_sha256: str = ""
+    margin: int = 0
     metric: Array | None = None
     invariant: Array | None = None
     noise_floor: float | None = None
@@ -88,8 +90,10 @@ class TransportMap:
         patch_size: int = 1,
         vae: str = "",
         vae_sha256: str = "",
+        margin: int = 0,
         metric: Array | None = None,
         invariant: Array | None = None,
+        rounding: Array | None = None,
         noise_floor: float | None = None,
         parts: Mapping[str, GaussianStatistics] | None = None,
         origin: SourceOrigin = SourceOrigin(),
@@ -108,8 +112,11 @@ class TransportMap:
             patch_size: p, odd, with D a multiple of p^2; what the statistics were gathered with.
             vae: name of the autoencoder whose latents these are.
             vae_sha256: its fingerprint.
+            margin: kept with the map.
             metric: (D, D), see the class; `ot_core.decoder_geometry` measures it.
             invariant: (k, D), see the class and `matched`.
+            rounding: (D, D), the covariance of what rounding an image to 8 bits adds to a latent patch
+                (`ot_core.rounding`); bounds the map's gains, see `bounded`. None bounds nothing.
             noise_floor: kept with the map.
             parts: the same.
             origin: the same.
@@ -127,8 +134,13 @@ class TransportMap:
             raise ValueError(f"invariant has shape {invariant.shape}, expected (k, {source.dimension})")
         if metric is not None and metric.shape != (source.dimension, source.dimension):
             raise ValueError(f"metric has shape {metric.shape}, expected ({source.dimension}, {source.dimension})")
+        if rounding is not None and rounding.shape != (source.dimension, source.dimension):
+            raise ValueError(f"rounding has shape {rounding.shape}, expected ({source.dimension}, {source.dimension})")
         goal = target if invariant is None else matched(source, target, invariant)
-        matrix, noise_covariance = _optimal_matrix_in(metric, source.covariance(), goal.covariance())
+        ks, kt = source.covariance(), goal.covariance()
+        if rounding is not None:
+            ks = bounded(ks, kt, rounding)
+        matrix, noise_covariance = _optimal_matrix_in(metric, ks, kt)
         return cls(
             source=source,
             target=target,
@@ -139,6 +151,7 @@ class TransportMap:
             patch_size=patch_size,
             vae=vae,
             vae_sha256=vae_sha256,
+            margin=margin,
             metric=metric,
             invariant=invariant,
             noise_floor=noise_floor,
@@ -204,6 +217,37 @@ def matched(source: GaussianStatistics, target: GaussianStatistics, invariant: A
     mean = target.mean + regression @ (invariant @ (source.mean - target.mean))
     covariance = kt - regression @ cross.T + regression @ (invariant @ ks @ invariant.T) @ regression.T
     return GaussianStatistics(target.count, mean, _symmetric(covariance) * (target.count - 1))
+
+
+def bounded(ks: Array, kt: Array, rounding: Array) -> Array:
+    """The source's covariance, raised where the map to the target's would draw rounding as detail.
+
+    In coordinates in which rounding is white and Ks is diagonal, s_i is the source's variance in units of rounding's,
+    and t_i the target's. The map's gain there is about (t_i / s_i)^(1/2). It shall not pass s_i^(1/2): then rounding,
+    once amplified, stays below what the source holds in that direction. So s_i becomes max(s_i, t_i / max(s_i, 1)).
+    A direction that varies no more than rounding does is not amplified at all.
+
+    Args:
+        ks: covariance of the source, (D, D).
+        kt: covariance of the target, (D, D).
+        rounding: covariance of rounding, (D, D).
+
+    Returns:
+        (D, D); Ks itself where no gain is too large.
+    """
+    least = RANK_TOLERANCE * float(np.trace(rounding)) / len(rounding)
+    root = np.linalg.cholesky(_symmetric(rounding) + least * np.eye(len(rounding)))
+
+    def whitened(covariance: Array) -> Array:
+        return _symmetric(np.linalg.solve(root, np.linalg.solve(root, covariance).T))
+
+    s, directions = np.linalg.eigh(whitened(ks))
+    t = np.einsum("ji,jk,ki->i", directions, whitened(kt), directions)
+    lacking = np.clip(t / np.maximum(s, 1) - s, 0, None)
+    if not lacking.any():
+        return ks
+    back = root @ directions
+    return _symmetric(ks + (back * lacking) @ back.T)
 
 
 def _optimal_matrix_in(metric: Array | None, ks: Array, kt: Array) -> tuple[Array, Array | None]:

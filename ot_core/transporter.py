@@ -23,6 +23,7 @@ from ot_core.features import LatentFeatures
 from ot_core.fitting import METHODS, autoencoder_of_map, check_restorer, fit_map
 from ot_core.images import DecodedImage, decoded_picture, eight_bits, picture_of
 from ot_core.map_file import read_map, write_map
+from ot_core.margin import with_margin
 from ot_core.noise import part_of
 from ot_core.restorer import Restorer, load_restorer, restore_image
 from ot_core.statistics import GaussianStatistics
@@ -150,8 +151,9 @@ class Transporter:
         origin = SourceOrigin(name, fingerprint, degrade or "")
         totals = {name: GaussianStatistics.total(several) for name, several in statistics.items()}
         method = method or ("pixels" if paired or degrade else "matched")
-        fitted = fit_map(totals, load_autoencoder(vae), patch_size, method, origin=origin)
-        return cls(fitted, load_autoencoder(vae, device, precision), loaded)
+        exact = with_margin(load_autoencoder(vae), encoder.margin)
+        fitted = fit_map(totals, exact, patch_size, method, origin=origin)
+        return cls(fitted, load_autoencoder(vae, device, precision).with_margin(encoder.margin), loaded)
 
     def save(self, url: str) -> None:
         """Writes the map, for `from_map` and dot-transport."""

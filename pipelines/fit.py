@@ -160,6 +160,7 @@ def check_output(args: argparse.Namespace) -> None:
         args.restorer = restorer_for(args.degrade, args.restorer)
     storage.check_writable(storage.parent(args.map.partition(GROUP)[0] + "x"))
     _check_replaced(args.map)
+    args.margin = None  # of earlier statistics, else measured
     statistics = statistics_of(args)
     for side, url in statistics:
         if side in _grouped(args):
@@ -219,6 +220,9 @@ def _agree(args: argparse.Namespace, statistics: Sequence[tuple[str, str]]) -> N
         if sets.patch_size != args.patch_size:
             raise UserError(f"{url}: holds patches of size {sets.patch_size}, expected {args.patch_size}")
         autoencoder_of_map(sets, url, args.vae, precision=options.precision_of(args))
+        args.margin = sets.margin if args.margin is None else args.margin
+        if sets.margin != args.margin:
+            raise UserError(f"{url}: has a margin of {sets.margin} pixels, expected {args.margin}; fit them alike")
         if side == "source" and args.restorer and not args.allow_other_restorer:
             check_restorer(sets, url, load_restorer(args.restorer))
         args.vae = args.vae or sets.vae or None
@@ -253,6 +257,7 @@ def fit_map(
         degradation=args.degrade,
         restorer=args.restorer,
         max_bytes=args.max_bytes,
+        margin=args.margin,
     )
     grouped = _grouped(args)
     name = beam.ParDo(NameStatisticsDoFn(grouped)).with_output_types(ImageRef)
@@ -263,7 +268,9 @@ def fit_map(
         read = images.pipeline | "ReadStatistics" >> ReadStatistics(earlier)
         merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
         statistics = (statistics, read) | "FlattenStatistics" >> beam.Flatten() | "AddStatistics" >> merge
-    fit = FitTransportMap(args.vae, args.patch_size, args.method, grouped=bool(grouped), origin=origin_of(args))
+    fit = FitTransportMap(
+        args.vae, args.patch_size, args.method, grouped=bool(grouped), origin=origin_of(args), margin=args.margin
+    )
     maps, unfitted = statistics | "FitTransportMap" >> fit
     return maps | "WriteTransportMap" >> WriteTransportMap(args.map), (unnamed, unread, unfitted)
 

@@ -24,7 +24,7 @@ from pipelines.command import command, say
 #: Gains that are told.
 _SHOWN = 5
 #: Metadata that is told by other names.
-_TOLD = ("patch_size", "latent_channels", "vae", "vae_sha256", "noise_floor")
+_TOLD = ("patch_size", "latent_channels", "margin", "vae", "vae_sha256", "noise_floor")
 
 
 def parser() -> options.ArgumentParser:
@@ -51,6 +51,7 @@ def inspect(url: str) -> dict[str, Any]:
         "dimension": found.dimension,
         "vae": found.vae,
         "vae_sha256": found.vae_sha256,
+        "margin": found.margin,
         **{f"{side}_patches": getattr(found, side).count for side in SIDES},
         **{f"{side}_parts": len(found.parts_of(side)) for side in SIDES},
         "distance_squared": found.distance_squared(),
@@ -80,12 +81,12 @@ def diff(a_url: str, b_url: str) -> dict[str, Any]:
         UserError: if their latents aren't the same kind of thing.
     """
     a, b = read_map(a_url), read_map(b_url)
-    for what in ("vae_sha256", "patch_size", "dimension"):
+    for what in ("vae_sha256", "patch_size", "margin", "dimension"):
         ours, theirs = getattr(a, what), getattr(b, what)
         if ours != theirs:
             raise UserError(
                 f"{b_url}: its {what} is {_short(theirs)}, but that of {a_url} is {_short(ours)}; expected maps of the "
-                "same autoencoder and patch size"
+                "same autoencoder, patch size and margin"
             )
     sides = {}
     for side in SIDES:

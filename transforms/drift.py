@@ -157,7 +157,7 @@ def _read_before(url: str, expected: LatentSets) -> LatentSets | None:
         found = read_statistics(url)
     except MapFileError:
         return None
-    like = ("vae_sha256", "patch_size", "latent_channels")
+    like = ("vae_sha256", "patch_size", "latent_channels", "margin")
     return found if all(getattr(found, name) == getattr(expected, name) for name in like) else None
 
 

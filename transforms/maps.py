@@ -21,6 +21,7 @@ from ot_core import (
 from ot_core.decoder import DecoderGeometry
 from ot_core.fitting import METHODS, fit_map, is_mostly_noise, parts_of
 from ot_core.groups import map_of_group
+from ot_core.margin import with_margin
 from ot_core.noise import split_group
 from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin
 from transforms import metrics
@@ -54,6 +55,7 @@ class FitTransportMap(beam.PTransform):
             decoded pixels, "paper" in latents.
         grouped: whether there are subgroups: then gives (group, TransportMap) for each.
         origin: how the source's images were made, for the map to remember.
+        margin: pixels that images were continued by before they were encoded; default measured (`ot_core.margin`).
 
     Raises:
         UserError: if the method isn't known.
@@ -66,11 +68,12 @@ class FitTransportMap(beam.PTransform):
         method: str = "matched",
         grouped: bool = False,
         origin: SourceOrigin = UNKNOWN_ORIGIN,
+        margin: int | None = None,
     ) -> None:
         super().__init__()
         if method not in METHODS:
             raise UserError(f"method {method}: expected one of {', '.join(METHODS)}")
-        self._fit = _FitDoFn(vae, patch_size, method, origin)
+        self._fit = _FitDoFn(vae, patch_size, method, origin, margin)
         self._grouped = grouped
 
     @no_annotations
@@ -97,8 +100,9 @@ def by_group(item: tuple[str, GaussianStatistics]) -> tuple[str, tuple[str, Gaus
 
 
 class _FitDoFn(beam.DoFn):
-    def __init__(self, vae: str | None, patch_size: int, method: str, origin: SourceOrigin) -> None:
+    def __init__(self, vae: str | None, patch_size: int, method: str, origin: SourceOrigin, margin: int | None) -> None:
         self._vae, self._patch_size, self._method, self._origin = vae, patch_size, method, origin
+        self._margin = margin
         self._of_common: DecoderGeometry | None = None
 
     def process(
@@ -120,7 +124,7 @@ class _FitDoFn(beam.DoFn):
         if missing:
             return
         with metrics.timed("fit"), ends_with_device():
-            autoencoder = load_autoencoder(self._vae)
+            autoencoder = with_margin(load_autoencoder(self._vae), self._margin)
             geometry = None
             if self._method != "paper":
                 target = functools.reduce(operator.add, parts["target"])

@@ -219,6 +219,7 @@ class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):
         patch_size: p, odd.
         device: torch device; default CUDA where there is one.
         precision: as in `LatentFeatures`.
+        margin: as in `LatentFeatures`.
         **kwargs: as in `ImageModelHandler`.
     """
 
@@ -228,9 +229,10 @@ class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):
         patch_size: int = 3,
         device: str | None = None,
         precision: str | None = "float32",
+        margin: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__({"latent": LatentFeatures(vae, patch_size, device, precision)}, **kwargs)
+        super().__init__({"latent": LatentFeatures(vae, patch_size, device, precision, margin)}, **kwargs)
 
     def infer(
         self, batch: Sequence[LoadedImage], model: FeatureModels

@@ -73,6 +73,7 @@ class LatentStatistics:
             degradation: makes of each image a degraded copy for the side "source" (`DegradeImages`); default none.
             restorer: restores the images of the side "source" first (`RestoreImages`); default nothing.
             max_bytes: larger files are failures.
+            margin: pixels that images are continued by before they are encoded; default measured (`ot_core.margin`).
         """
 
         def __init__(
@@ -86,6 +87,7 @@ class LatentStatistics:
             degradation: str | None = None,
             restorer: str | None = None,
             max_bytes: int = DEFAULT_MAX_BYTES,
+            margin: int | None = None,
         ) -> None:
             super().__init__()
             self._read = ReadImages(max_pixels, max_bytes)
@@ -93,7 +95,9 @@ class LatentStatistics:
             self._restore = (
                 RestoreImages(restorer, ("source",), max_pixels, max_batch_pixels, precision) if restorer else None
             )
-            self._handler = LatentStatisticsModelHandler(vae, patch_size, precision=precision, batched=True)
+            self._handler = LatentStatisticsModelHandler(
+                vae, patch_size, precision=precision, margin=margin, batched=True
+            )
             self._vae, self._patch_size = vae, patch_size
             self._max_batch_pixels, self._fanout = max_batch_pixels, fanout
 
