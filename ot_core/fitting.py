@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ot_core.autoencoder import DEFAULT_VAE, Autoencoder, is_factory, load_autoencoder
+from ot_core.check import KeptBack, check_map
 from ot_core.decoder import DecoderGeometry, decoder_geometry
 from ot_core.errors import MapFileError
 from ot_core.map_file import LatentSets, read_map
@@ -16,8 +18,10 @@ from ot_core.noise import noise_floor
 from ot_core.restorer import Restorer
 from ot_core.rounding import rounding_covariance
 from ot_core.statistics import GaussianStatistics
+from ot_core.transport import LatentTransport
 from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin, TransportMap
 
+_NOTHING = GaussianStatistics.single([0.0])
 METHODS = ("matched", "pixels", "paper")
 
 
@@ -46,6 +50,8 @@ def fit_map(
     method: str,
     geometry: DecoderGeometry | None = None,
     origin: SourceOrigin = UNKNOWN_ORIGIN,
+    kept_back: KeptBack | None = None,
+    residual: float | None = None,
 ) -> TransportMap:
     """Fits a map from statistics of both sides.
 
@@ -60,18 +66,20 @@ def fit_map(
             (`ot_core.rounding`). "paper" is the paper's map as it stands, whose cost is measured in latents.
         geometry: of the decoder at the target, where it is known already.
         origin: how the source's images were made.
+        kept_back: pairs of one random part, on which a map of the other parts is checked (`ot_core.check`). The map
+            itself is fitted on all parts.
+        residual: the map's residual weight; default the best for the pairs, or 0 where there are none.
     """
-    parts = {side: parts_of(side, statistics) for side in SIDES}
-    source, target = (functools.reduce(operator.add, parts[side]) for side in SIDES)
+    source, target = (functools.reduce(operator.add, parts_of(side, statistics)) for side in SIDES)
     known: dict[str, Any] = {}
     if method != "paper":
         geometry = geometry or decoder_geometry(autoencoder, target, patch_size)
         known["metric"] = geometry.metric
         known["invariant"] = geometry.colour if method == "matched" else None
         known["rounding"] = rounding_covariance(autoencoder, source, patch_size)
-    in_parts = {side: [] if side in statistics else found for side, found in parts.items()}
+    in_parts = {side: [] if side in statistics else parts_of(side, statistics) for side in SIDES}
     floor = noise_floor(in_parts["source"], in_parts["target"], known.get("invariant"))
-    return TransportMap.fit(
+    fitted = TransportMap.fit(
         source,
         target,
         patch_size=patch_size,
@@ -82,7 +90,18 @@ def fit_map(
         noise_floor=floor if math.isfinite(floor) else None,
         parts={name: s for name, s in statistics.items() if in_parts.get(name.partition("/")[0])},
         origin=origin,
+        residual=residual or 0.0,
     )
+    if kept_back is None or not kept_back.pairs:
+        return fitted
+    others = {name: found for name, found in statistics.items() if name.partition("/")[2] != kept_back.part}
+    sides = [GaussianStatistics.total(parts_of(side, others) or [_NOTHING]) for side in SIDES]
+    if min(side.count for side in sides) < 2:
+        return fitted
+    of_others = TransportMap.fit(*sides, patch_size=patch_size, **known)
+    transport = LatentTransport(of_others, device=autoencoder.device)
+    weight, check = check_map(kept_back.pairs, autoencoder, transport, residual)
+    return dataclasses.replace(fitted, residual=weight, check=check)
 
 
 def check_restorer(transport_map: TransportMap | LatentSets, name: str, restorer: Restorer) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ot_core import storage
+from ot_core.check import MapCheck
 from ot_core.errors import MapFileError
 from ot_core.statistics import GaussianStatistics
 from ot_core.transport_map import UNKNOWN_ORIGIN, SourceOrigin, TransportMap
@@ -141,6 +143,10 @@ def to_bytes(transport_map: TransportMap) -> bytes:
         tensors["map.invariant"] = transport_map.invariant
     tensors |= _tensors({"source": transport_map.source, "target": transport_map.target, **transport_map.parts})
     metadata = _metadata(transport_map)
+    if transport_map.residual:
+        metadata["residual"] = repr(float(transport_map.residual))
+    if transport_map.check is not None:
+        metadata["check"] = transport_map.check.to_json()
     if transport_map.noise_floor is not None:
         metadata["noise_floor"] = repr(float(transport_map.noise_floor))
     return _to_safetensors(tensors, metadata)
@@ -233,6 +239,14 @@ class _Checker:
         """Files without one are of images that were encoded as they are."""
         return self._integer("margin") if "margin" in self.metadata else 0
 
+    def _check(self) -> MapCheck | None:
+        try:
+            return MapCheck.from_json(self.metadata["check"]) if "check" in self.metadata else None
+        except ValueError:
+            raise self._refusal(
+                f"metadata check is {self.metadata['check'][:40]!r}, expected what dot-fit found"
+            ) from None
+
     def _origin(self) -> SourceOrigin:
         return SourceOrigin(*(self.metadata.get(field.name, "") for field in dataclasses.fields(SourceOrigin)))
 
@@ -270,6 +284,8 @@ class _Checker:
             noise_floor=self._number("noise_floor"),
             parts={**self._parts("source", source), **self._parts("target", target)},
             origin=self._origin(),
+            residual=self._number("residual") or 0.0,
+            check=self._check(),
         )
 
     def _sizes(self) -> tuple[int, int]:
@@ -337,9 +353,12 @@ class _Checker:
         if text is None:
             return None
         try:
-            return float(text)
+            number = float(text)
         except ValueError:
-            raise self._refusal(f"metadata {key} is {text[:40]!r}, expected a number") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise self._refusal(f"metadata {key} is {text[:40]!r}, expected a finite number")
+        return number
 
     def _refusal(self, problem: str) -> MapFileError:
         return MapFileError(f"{self.name}: {problem}; the file is damaged or wasn't written by dot-fit")

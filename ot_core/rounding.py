@@ -18,7 +18,7 @@ from ot_core.patches import latent_statistics
 from ot_core.statistics import Array, GaussianStatistics
 
 #: Random fields of latents that are decoded, rounded and encoded again, and their sides in positions.
-_FIELDS, _EXTENT = 16, 16
+_FIELDS, _EXTENT = 8, 16
 
 
 def rounding_covariance(autoencoder: Autoencoder, statistics: GaussianStatistics, patch_size: int) -> Array:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from ot_core.statistics import Array, GaussianStatistics
+
+if TYPE_CHECKING:
+    from ot_core.check import MapCheck
 
 #: Eigenvalues of a covariance below this share of its largest one count as zero.
 RANK_TOLERANCE = 1e-10
@@ -63,6 +66,9 @@ class TransportMap:
         parts: the same statistics in random parts, by name: "source/0" and so on, "target/0" and so on. Their halves
             tell how much the choice of images matters. Of a side whose parts aren't known there are none.
         origin: how the source's images were made.
+        residual: the share of what the autoencoder loses of an image that is added back to its result
+            (`ot_core.transporting`).
+        check: what it does to pairs that it wasn't fitted on, where some were kept back.
     """
 
     source: GaussianStatistics
@@ -80,6 +86,8 @@ class TransportMap:
     noise_floor: float | None = None
     parts: Mapping[str, GaussianStatistics] = field(default_factory=dict)
     origin: SourceOrigin = UNKNOWN_ORIGIN
+    residual: float = 0.0
+    check: MapCheck | None = None
 
     @classmethod
     def fit(
@@ -97,6 +105,7 @@ class TransportMap:
         noise_floor: float | None = None,
         parts: Mapping[str, GaussianStatistics] | None = None,
         origin: SourceOrigin = SourceOrigin(),
+        residual: float = 0.0,
     ) -> TransportMap:
         """Solves the map that carries N(source) to N(target) at the least cost.
 
@@ -120,6 +129,7 @@ class TransportMap:
             noise_floor: kept with the map.
             parts: the same.
             origin: the same.
+            residual: the same.
 
         Raises:
             ValueError: if the dimensions differ or don't suit the patch size.
@@ -157,6 +167,7 @@ class TransportMap:
             noise_floor=noise_floor,
             parts=parts or {},
             origin=origin,
+            residual=residual,
         )
 
     @property

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ot_core.autoencoder import Autoencoder, default_tile_pixels, load_autoencoder
+from ot_core.check import MOST_PAIRS, KeptBack, Pair, middle, part_to_keep_back
 from ot_core.degradation import Degradation
 from ot_core.engine import over_images, workers_of
 from ot_core.features import LatentFeatures
@@ -129,6 +130,7 @@ class Transporter:
         features = LatentFeatures(vae, patch_size, device)
         encoder, loaded = features.load(), load_restorer(restorer, device) if restorer else None
         statistics: dict[str, list[GaussianStatistics]] = {}
+        kept = _Kept()
 
         def add(side: str, image: DecodedImage, key: str) -> None:
             def gather(images: Sequence[DecodedImage], _: int) -> list[Any]:
@@ -140,10 +142,15 @@ class Transporter:
         for key, image in _numbered(natural):
             if degradation is not None:
                 image = degradation.cropped(image)
-                add("source", _restored(degradation(image, key), loaded), key)
+                source = _restored(degradation(image, key), loaded)
+                add("source", source, key)
+                kept.put("source", key, source)
             add("target", image, key)
+            kept.put("target", key, image)
         for key, image in _numbered(restored or ()):
-            add("source", _restored(image, loaded), key)
+            source = _restored(image, loaded)
+            add("source", source, key)
+            kept.put("source", key, source)
         counts = {side: sum(len(s) for name, s in statistics.items() if name.startswith(side)) for side in SIDES}
         if not all(counts.values()) or (paired and len(set(counts.values())) > 1):
             raise ValueError(f"Transporter.fit: expected pictures on both sides, as many where paired; found {counts}")
@@ -152,7 +159,8 @@ class Transporter:
         totals = {name: GaussianStatistics.total(several) for name, several in statistics.items()}
         method = method or ("pixels" if paired or degrade else "matched")
         exact = with_margin(load_autoencoder(vae), encoder.margin)
-        fitted = fit_map(totals, exact, patch_size, method, origin=origin)
+        pairs = kept.back() if paired or degrade else None
+        fitted = fit_map(totals, exact, patch_size, method, origin=origin, kept_back=pairs)
         return cls(fitted, load_autoencoder(vae, device, precision).with_margin(encoder.margin), loaded)
 
     def save(self, url: str) -> None:
@@ -183,13 +191,41 @@ class Transporter:
     def _transported(self, image: DecodedImage, alpha: float, key: str) -> NDArray[np.uint8]:
         def transport(images: Sequence[DecodedImage], max_pixels: int) -> list[Any]:
             pixels = [one.pixels for one in images]
-            return transport_pixels(pixels, self.autoencoder, mapped, [alpha], max_pixels).results
+            residuals = [self.map.residual] * len(images)
+            return transport_pixels(pixels, self.autoencoder, mapped, [alpha], max_pixels, residuals=residuals).results
 
         def mapped(latents: Tensor) -> Tensor:
             return self._transport(latents, [key])
 
         pixels: NDArray[np.uint8] = _alone(image, self.autoencoder, transport)[0]
         return pixels
+
+
+class _Kept:
+    """The middles of the first few images of each random part, of which one part is kept back as pairs."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, dict[str, dict[str, NDArray[Any]]]] = {}
+
+    def put(self, side: str, key: str, image: DecodedImage) -> None:
+        """Takes the image of a side of a pair."""
+        of_part = self._parts.setdefault(part_of("", key).removeprefix("/"), {})
+        pixels = middle(image.pixels)
+        if pixels is not None and (key in of_part or len(of_part) < MOST_PAIRS):
+            of_part.setdefault(key, {})[side] = pixels.copy()
+
+    def back(self) -> KeptBack | None:
+        """What is kept back, if there is any pair."""
+        pairs = {
+            part: [Pair(two["source"], two["target"]) for two in found.values() if _is_pair(two)]
+            for part, found in self._parts.items()
+        }
+        part = part_to_keep_back(pairs)
+        return None if part is None else KeptBack(part, pairs[part])
+
+
+def _is_pair(two: dict[str, NDArray[Any]]) -> bool:
+    return len(two) == len(SIDES) and two["source"].shape == two["target"].shape
 
 
 def _alone(

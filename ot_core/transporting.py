@@ -41,6 +41,7 @@ def transport_pixels(
     alphas: Sequence[float],
     max_pixels: int,
     interpolation: str = "pixels",
+    residuals: Sequence[float] | None = None,
 ) -> Transported:
     """Transports images.
 
@@ -52,7 +53,11 @@ def transport_pixels(
         max_pixels: a single image of more is done in overlapping tiles.
         interpolation: "pixels" mixes the two images by alpha; "latents" mixes their latents and decodes the mixture,
             which moves the map towards the identity.
+        residuals: for each image, the share added back of what the autoencoder loses of it: with the restored image x,
+            its latent z, the decoder D and the map T, the result is D(T z) + residual (x - D(z)). Where all are 0,
+            which is the default, D(z) isn't decoded.
     """
+    residuals = residuals if residuals is not None and any(residuals) else None
     height, width = autoencoder.padded_size(*pixels[0].shape[:2])
     if len(pixels) == 1 and height * width > max_pixels:
         latents = encode_in_tiles(autoencoder, pixels[0], max_pixels)
@@ -64,13 +69,15 @@ def transport_pixels(
         decode = functools.partial(_whole, autoencoder, height)
     with torch.inference_mode():
         transported = transport(latents)
+
+    def blended(moved: Tensor, alphas: Sequence[float]) -> list[_Results | ImageError]:
+        round_trip = decode(latents) if residuals is not None else None
+        return _blended(pixels, decode(moved), alphas, autoencoder.device, round_trip, residuals)
+
     if interpolation == "pixels":
-        results = _blended(pixels, decode(transported), alphas, autoencoder.device)
+        results = blended(transported, alphas)
     else:
-        each = [
-            _blended(pixels, decode(alpha * latents + (1 - alpha) * transported), [0.0], autoencoder.device)
-            for alpha in alphas
-        ]
+        each = [blended(alpha * latents + (1 - alpha) * transported, [0.0]) for alpha in alphas]
         results = [_joined(several) for several in zip(*each, strict=True)]
     return Transported(results, latents, transported)
 
@@ -81,16 +88,28 @@ def _whole(autoencoder: Autoencoder, height: int, latents: Tensor) -> list[tuple
 
 @torch.inference_mode()
 def _blended(
-    restored: Sequence[Pixels], decoded: Iterable[tuple[slice, Tensor]], alphas: Sequence[float], device: torch.device
+    restored: Sequence[Pixels],
+    decoded: Iterable[tuple[slice, Tensor]],
+    alphas: Sequence[float],
+    device: torch.device,
+    round_trip: Iterable[tuple[slice, Tensor]] | None = None,
+    residuals: Sequence[float] | None = None,
 ) -> list[_Results | ImageError]:
-    """A result for each image and alpha, written strip by strip: rows of the images, and (B, 3, rows, W) of them."""
+    """A result for each image and alpha, written strip by strip: rows of the images, and (B, 3, rows, W) of them.
+
+    Both `decoded` and `round_trip` come in the same strips.
+    """
     results = [tuple(np.empty(pixels.shape, np.uint8) for _ in alphas) for pixels in restored]
     finite = np.ones(len(restored), bool)
-    for rows, strip in decoded:
+    weights = residuals or [0.0] * len(restored)
+    strips = zip(decoded, round_trip, strict=True) if round_trip is not None else ((strip, None) for strip in decoded)
+    for (rows, strip), lossy in strips:
         finite &= ~strip.flatten(1).sum(1).isnan().cpu().numpy()
-        for one, pixels, images in zip(strip, restored, results, strict=True):
+        for index, (one, pixels, images) in enumerate(zip(strip, restored, results, strict=True)):
             height, width = pixels[rows].shape[:2]
             before, after = unit_pixels(pixels[rows], device)[0], one[:, :height, :width]
+            if lossy is not None and weights[index]:
+                after = after + weights[index] * (before - lossy[1][index, :, :height, :width])
             for alpha, image in zip(alphas, images, strict=True):
                 image[rows] = blend(before, after, alpha).permute(1, 2, 0).cpu().numpy()
     bad = ImageError(Cause.NOT_FINITE, "the autoencoder decoded NaN")

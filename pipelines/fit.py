@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import apache_beam as beam
 
 from ot_core import TransportMap, UserError, load_autoencoder, load_restorer, read_map, storage
+from ot_core.check import MOST_PAIRS
 from ot_core.degradation import Degradation
 from ot_core.fitting import METHODS, autoencoder_of_map, check_restorer, is_mostly_noise, method_of
 from ot_core.groups import GROUP, is_pattern, map_of_group
@@ -36,6 +37,7 @@ from transforms import (
     metrics,
 )
 from transforms.groups import NameStatisticsDoFn
+from transforms.pairs import KeepBackPairs, KeptRefs, PairReader
 
 _EXTENSION = ".safetensors"
 
@@ -78,6 +80,21 @@ def parser() -> options.ArgumentParser:
     )
     flags.add_argument(
         "--paired", action="store_true", help="take only keys that both sides have, so that both show the same things"
+    )
+    flags.add_argument(
+        "--check_pairs",
+        type=options.number(int, 0),
+        default=MOST_PAIRS,
+        metavar="N",
+        help="of pairs, which --paired and --degrade give, keep at most N back to check the map on; the map remembers "
+        "what was found. 0 checks nothing (default %(default)s)",
+    )
+    flags.add_argument(
+        "--residual",
+        type=options.number(float, 0, 1),
+        metavar="W",
+        help="share of what the autoencoder loses of an image that transport adds back (default: the best for the "
+        "pairs that are kept back, else 0)",
     )
     flags.add_argument(
         "--method",
@@ -269,10 +286,27 @@ def fit_map(
         merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
         statistics = (statistics, read) | "FlattenStatistics" >> beam.Flatten() | "AddStatistics" >> merge
     fit = FitTransportMap(
-        args.vae, args.patch_size, args.method, grouped=bool(grouped), origin=origin_of(args), margin=args.margin
+        args.vae,
+        args.patch_size,
+        args.method,
+        grouped=bool(grouped),
+        origin=origin_of(args),
+        margin=args.margin,
+        kept_back=kept_back_for(named, args),
+        read_pair=PairReader(args.degrade, args.restorer, args.max_pixels, args.max_bytes),
+        residual=args.residual,
     )
     maps, unfitted = statistics | "FitTransportMap" >> fit
     return maps | "WriteTransportMap" >> WriteTransportMap(args.map), (unnamed, unread, unfitted)
+
+
+def kept_back_for(
+    images: beam.PCollection[ImageRef], args: argparse.Namespace
+) -> "beam.PCollection[tuple[str, KeptRefs]] | None":
+    """The pairs to check the map on, or None where there are none."""
+    if not args.check_pairs or not (args.degrade or getattr(args, "paired", False)):
+        return None
+    return images | "KeepBackPairs" >> KeepBackPairs(["target"] if args.degrade else SIDES, args.check_pairs)
 
 
 def report(args: argparse.Namespace, counters: Counters) -> str:
@@ -300,7 +334,23 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
         lines.append(f"  {counters.get(metrics.IMAGES_UNPAIRED, 0)} images without a partner left out")
     else:
         lines += _advice(fitted, distance, counters.get(metrics.KEYS_SHARED, 0))
+    lines += _checked(fitted)
     return "\n".join(lines)
+
+
+def _checked(fitted: TransportMap) -> Iterator[str]:
+    """What the map does to the pairs that were kept back."""
+    if fitted.check is not None:
+        yield f"  {fitted.check.sentence}"
+        shown = [("restored", fitted.check.restored)]
+        shown += [(f"alpha {alpha:g}", found) for alpha, found in fitted.check.results]
+        for name, found in shown:
+            yield (
+                f"    {name:10} PSNR {found.psnr:.2f} dB, distance {found.distance:.3g}, "
+                f"spectrum {found.spectrum:.1f} dB, grid {found.grid:.2f}"
+            )
+    if fitted.residual:
+        yield f"  adds back {fitted.residual:.2f} of what the autoencoder loses"
 
 
 def _maps_written(args: argparse.Namespace, counters: Counters) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ot_core import TransportMap, UserError, read_map, storage, strict_json
+from ot_core.check import MapCheck
 from ot_core.drift import DriftMeter
 from ot_core.fitting import method_of
 from ot_core.map_file import metadata_of
@@ -24,7 +25,7 @@ from pipelines.command import command, say
 #: Gains that are told.
 _SHOWN = 5
 #: Metadata that is told by other names.
-_TOLD = ("patch_size", "latent_channels", "margin", "vae", "vae_sha256", "noise_floor")
+_TOLD = ("patch_size", "latent_channels", "margin", "vae", "vae_sha256", "noise_floor", "residual", "check")
 
 
 def parser() -> options.ArgumentParser:
@@ -58,9 +59,18 @@ def inspect(url: str) -> dict[str, Any]:
         "noise_floor": found.noise_floor,
         "largest_gains": [_gain(*one, found) for one in zip(gains[:_SHOWN], directions, strict=False)],
         "smallest_gain": float(gains[-1]),
+        "residual": found.residual,
+        "check": _check(found.check),
         "adds_noise": found.noise_covariance is not None,
         "provenance": {name: value for name, value in sorted(metadata_of(data).items()) if name not in _TOLD},
     }
+
+
+def _check(check: MapCheck | None) -> dict[str, Any] | None:
+    """What was found on pairs, and what that means."""
+    if check is None:
+        return None
+    return {"sentence": check.sentence, "alpha": check.alpha, **dataclasses.asdict(check)}
 
 
 def _gain(gain: float, direction: Array, found: TransportMap) -> dict[str, Any]:
@@ -128,6 +138,10 @@ def _told(found: Mapping[str, Any]) -> Iterator[str]:
     )
     noise = "; the source is singular, so noise is added" if found["adds_noise"] else ""
     yield f"  largest gains {gains}; smallest {found['smallest_gain']:.3g}{noise}"
+    if found["residual"]:
+        yield f"  adds back {found['residual']:.2f} of what the autoencoder loses"
+    if found["check"] is not None:
+        yield f"  {found['check']['sentence']}"
     yield f"  {found['bytes']} bytes, sha256 {_short(found['sha256'])}"
     yield from (f"  {name} {value}" for name, value in found["provenance"].items())
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from ot_core import UserError, load_restorer, storage
+from ot_core import UserError, load_restorer, read_map, storage
 from ot_core.drift import LIMIT, Verdict
 from ot_core.fitting import check_restorer, read_maps
 from ot_core.groups import GROUP, find_maps, is_pattern
@@ -44,6 +44,9 @@ from transforms.records import counted
 from transforms.resume import ReplaceOutdated
 from transforms.starting import images_left, plan_start, start_job
 
+#: In the place of an alpha: the one that the map's check found best.
+AUTO = "auto"
+
 
 def parser() -> options.ArgumentParser:
     """The job's flags."""
@@ -65,13 +68,19 @@ def parser() -> options.ArgumentParser:
     )
     flags.add_argument(
         "--alpha",
-        type=options.number(float),
+        type=_alpha,
         nargs="+",
         action=options.Several,
-        default=[0.0],
         metavar="A",
-        help="weight of the restored image in the result: 0 is full transport (default), 1 the restored image itself, "
-        "as --restorer made it",
+        help="weight of the restored image in the result: 0 is full transport, 1 the restored image itself, as "
+        "--restorer made it. auto is the one that dot-fit found best on pairs that it kept back; it is the default for "
+        "such a map, 0 for others",
+    )
+    flags.add_argument(
+        "--residual",
+        type=options.number(float, 0, 1),
+        metavar="W",
+        help="share of what the autoencoder loses of an image that is added back (default: as the map says)",
     )
     flags.add_argument(
         "--keep_restored",
@@ -169,6 +178,12 @@ def parser() -> options.ArgumentParser:
     return flags
 
 
+def _alpha(text: str) -> float | str:
+    """A number, or AUTO."""
+    value: float = 0.0 if text == AUTO else options.number(float)(text)
+    return AUTO if text == AUTO else value
+
+
 def _time(text: str) -> float:
     """Seconds since 1970."""
     try:
@@ -206,8 +221,49 @@ def check_output(args: argparse.Namespace) -> None:
 
 
 def _wanted(args: argparse.Namespace) -> OutputLayout:
-    """The output as a new one would be."""
+    """The output as a new one would be. Chooses the alphas that were left open."""
+    args.alpha = chosen_alphas(args)
     return OutputLayout.of(args.output, _alphas(args), args.format, args.output_format)
+
+
+def chosen_alphas(args: argparse.Namespace) -> list[float]:
+    """The alphas, with those of the maps in place of auto: of several maps the largest, which changes images least.
+
+    Raises:
+        UserError: if auto was asked for, and a map wasn't checked, or its check found no alpha that helps.
+    """
+    given: list[float | str] = args.alpha if args.alpha is not None else [AUTO]
+    if AUTO not in given:
+        return [alpha for alpha in given if not isinstance(alpha, str)]
+    alphas = []
+    for url in _maps(args).values():
+        check = read_map(url).check
+        if check is not None and check.alpha is not None:
+            alphas.append(check.alpha)
+        elif args.alpha is not None and check is None:
+            raise UserError(
+                f"--alpha auto: map {url} wasn't checked on pairs; fit with --degrade or --paired, or pass a number"
+            )
+        elif args.alpha is not None and check is not None:
+            raise UserError(f"--alpha auto: map {url} {check.sentence}; pass a number to transport all the same")
+        else:
+            alphas, args.warning = [0.0], f"map {url} {check.sentence}" if check is not None else ""
+            break
+    found = max(alphas, default=0.0)
+    return list(dict.fromkeys(found if isinstance(alpha, str) else alpha for alpha in given))
+
+
+def _maps(args: argparse.Namespace) -> dict[str, str]:
+    """The maps by group; "" is for images of any other.
+
+    Raises:
+        UserError: if there are none where there should be.
+    """
+    grouped = is_pattern(args.map)
+    if args.default_map and not grouped:
+        raise UserError(f"--default_map: expected --group_by, and {GROUP} in --map")
+    maps = find_maps(args.map) if grouped else {"": args.map}
+    return {**maps, "": args.default_map} if args.default_map else dict(maps)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, object]:
@@ -216,12 +272,7 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
     Raises:
         UserError: if maps, autoencoder and flags don't go together.
     """
-    grouped = is_pattern(args.map)
-    if args.default_map and not grouped:
-        raise UserError(f"--default_map: expected --group_by, and {GROUP} in --map")
-    args.maps = find_maps(args.map) if grouped else {"": args.map}
-    if args.default_map:
-        args.maps[""] = args.default_map
+    args.maps = _maps(args)
     restorer = load_restorer(args.restorer) if args.restorer else None
     if args.keep_restored and (restorer is None or args.interpolation != "pixels"):
         raise UserError("--keep_restored: expected --restorer, and no --interpolation latents")
@@ -234,12 +285,21 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
         vae_sha256 = autoencoder.fingerprint
     digests = {group: hashlib.sha256(storage.read_bytes(url)).hexdigest() for group, url in args.maps.items()}
     of_all = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
-    names = ("format", "quality", "compress_level", "interpolation", "kernel_size", "zero_shot", "precision")
+    names = (
+        "format",
+        "quality",
+        "compress_level",
+        "interpolation",
+        "kernel_size",
+        "zero_shot",
+        "precision",
+        "residual",
+    )
     return {
         "compile": args.compile,
         "output_format": args.output_format,
         "output_shards": None if args.output_format == "files" else args.output_shards,
-        "map_sha256": of_all if grouped else digests[""],
+        "map_sha256": of_all if is_pattern(args.map) else digests[""],
         "vae_sha256": vae_sha256,
         "restorer_sha256": restorer.fingerprint if restorer else None,
         "sigma": str(args.sigma),
@@ -288,6 +348,7 @@ def transport_images(
         kernel_size=args.kernel_size,
         sigma=args.sigma,
         zero_shot=args.zero_shot,
+        residual=args.residual,
         precision=options.precision_of(args),
         compiled=args.compile,
         statistics=True,
@@ -327,6 +388,9 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
     else:
         written, size = counters.get(metrics.IMAGES_WRITTEN, 0), counters.get(metrics.BYTES_WRITTEN, 0)
         lines.append(f"  {written} images transported, {size / 1e6:.1f} MB written")
+        lines.append(f"  alpha {', '.join(f'{alpha:g}' for alpha in args.layout.alphas)}")
+        if getattr(args, "warning", ""):
+            lines.append(f"  WARNING: {args.warning}")
         if args.output_format != "files":
             lines.append(f"  {counters.get(metrics.SHARDS_WRITTEN, 0)} shards written")
         if args.removed:

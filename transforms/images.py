@@ -59,7 +59,8 @@ class TransportImages(beam.PTransform):
         restorer: what restores the images first (`RestoreImages`); default nothing, for images that are restored.
         precision: of the autoencoder and the restorer, as in `TransportModelHandler` and `RestoreImages`.
         max_bytes: larger files are failures.
-        **options: of `TransportModelHandler`: interpolation, kernel_size, sigma, zero_shot, compiled.
+        **options: of `TransportModelHandler`: interpolation, kernel_size, sigma, zero_shot, residual,
+            compiled.
 
     Raises:
         UserError: if the format or interpolation isn't known, there is no alpha, or two alphas are the same to two

@@ -18,6 +18,7 @@ from ot_core import (
     load_autoencoder,
     write_map,
 )
+from ot_core.check import KeptBack
 from ot_core.decoder import DecoderGeometry
 from ot_core.fitting import METHODS, fit_map, is_mostly_noise, parts_of
 from ot_core.groups import map_of_group
@@ -26,6 +27,7 @@ from ot_core.noise import split_group
 from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin
 from transforms import metrics
 from transforms.elements import Failure, failure_of_group
+from transforms.pairs import KeptRefs, PairReader
 from transforms.windows import check_windows
 from transforms.worker import ends_with_device
 
@@ -56,6 +58,9 @@ class FitTransportMap(beam.PTransform):
         grouped: whether there are subgroups: then gives (group, TransportMap) for each.
         origin: how the source's images were made, for the map to remember.
         margin: pixels that images were continued by before they were encoded; default measured (`ot_core.margin`).
+        kept_back: what `KeepBackPairs` gives, to check each map on; default none.
+        read_pair: reads those.
+        residual: the maps' residual weight; default what the pairs that are kept back give, else 0.
 
     Raises:
         UserError: if the method isn't known.
@@ -69,11 +74,15 @@ class FitTransportMap(beam.PTransform):
         grouped: bool = False,
         origin: SourceOrigin = UNKNOWN_ORIGIN,
         margin: int | None = None,
+        kept_back: "beam.PCollection[tuple[str, KeptRefs]] | None" = None,
+        read_pair: PairReader | None = None,
+        residual: float | None = None,
     ) -> None:
         super().__init__()
         if method not in METHODS:
             raise UserError(f"method {method}: expected one of {', '.join(METHODS)}")
-        self._fit = _FitDoFn(vae, patch_size, method, origin, margin)
+        self._fit = _FitDoFn(vae, patch_size, method, origin, margin, read_pair or PairReader(), residual)
+        self._kept_back = kept_back
         self._grouped = grouped
 
     @no_annotations
@@ -84,7 +93,10 @@ class FitTransportMap(beam.PTransform):
         if self._grouped:
             common, own = statistics | "IsOfGroup" >> beam.Partition(_is_of_group, 2)
             elements = own | "KeyByGroup" >> beam.Map(by_group) | "GroupByGroup" >> beam.GroupByKey()
-        fit = beam.ParDo(self._fit, beam.pvalue.AsDict(common))
+        kept_back = self._kept_back
+        if kept_back is None:
+            kept_back = statistics.pipeline | "NoPairs" >> beam.Create([], reshuffle=False)
+        fit = beam.ParDo(self._fit, beam.pvalue.AsDict(common), beam.pvalue.AsDict(kept_back))
         fitted = elements | "Fit" >> fit.with_outputs("failures", main="maps")
         return FitOutcome(fitted.maps, fitted.failures)
 
@@ -100,15 +112,25 @@ def by_group(item: tuple[str, GaussianStatistics]) -> tuple[str, tuple[str, Gaus
 
 
 class _FitDoFn(beam.DoFn):
-    def __init__(self, vae: str | None, patch_size: int, method: str, origin: SourceOrigin, margin: int | None) -> None:
+    def __init__(
+        self,
+        vae: str | None,
+        patch_size: int,
+        method: str,
+        origin: SourceOrigin,
+        margin: int | None,
+        read_pair: PairReader,
+        residual: float | None,
+    ) -> None:
         self._vae, self._patch_size, self._method, self._origin = vae, patch_size, method, origin
-        self._margin = margin
+        self._margin, self._read_pair, self._residual = margin, read_pair, residual
         self._of_common: DecoderGeometry | None = None
 
     def process(
         self,
         element: tuple[str, Iterable[tuple[str, GaussianStatistics]]],
         common: Mapping[str, GaussianStatistics],
+        kept_back: Mapping[str, KeptRefs],
     ) -> Iterator[Any]:
         group, own = element[0], dict(element[1])
         statistics = {
@@ -129,7 +151,11 @@ class _FitDoFn(beam.DoFn):
             if self._method != "paper":
                 target = functools.reduce(operator.add, parts["target"])
                 geometry = self._geometry(autoencoder, target, common=not parts_of("target", own))
-            fitted = fit_map(statistics, autoencoder, self._patch_size, self._method, geometry, self._origin)
+            part, refs = kept_back.get(group, ("", ()))
+            pairs = KeptBack(part, [pair for each in refs if (pair := self._read_pair(each)) is not None])
+            fitted = fit_map(
+                statistics, autoencoder, self._patch_size, self._method, geometry, self._origin, pairs, self._residual
+            )
             yield (group, fitted) if group else fitted
 
     def _geometry(self, autoencoder: Autoencoder, target: GaussianStatistics, common: bool) -> DecoderGeometry:

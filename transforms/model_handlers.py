@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -251,12 +251,14 @@ class TransportModel:
         transports: the maps by subgroup, on the autoencoder's device; "" is for images of any other.
         workers: on a CPU a thread for each core, in which torch uses one.
         patch_size: the maps'.
+        residuals: as in `transport_pixels`, by subgroup.
     """
 
     autoencoder: Autoencoder
     transports: Mapping[str, LatentTransport | ZeroShotTransport]
     workers: Executor | None = None
     patch_size: int = 3
+    residuals: Mapping[str, float] = field(default_factory=dict)
 
     def group_of(self, ref: ImageRef) -> str:
         """Whose map an image is transported with."""
@@ -310,6 +312,7 @@ class TransportModelHandler(ImageModelHandler):
         kernel_size: folding kernel k <= p, odd; default p.
         sigma: standard deviation of Gaussian folding weights in latent pixels; infinite means uniform.
         zero_shot: each image's own statistics take the place of the map's source.
+        residual: as in `transport_pixels`; default the map's own, or 0 with `zero_shot`.
         precision: one of `ot_core.autoencoder.PRECISIONS`; default the device's fastest.
         compiled: see `ot_core.Autoencoder`.
         max_tile_pixels: larger images are done in overlapping tiles; default `default_tile_pixels`.
@@ -331,6 +334,7 @@ class TransportModelHandler(ImageModelHandler):
         kernel_size: int | None = None,
         sigma: float = math.inf,
         zero_shot: bool = False,
+        residual: float | None = None,
         precision: str | None = None,
         compiled: bool = False,
         max_tile_pixels: int | None = None,
@@ -342,7 +346,7 @@ class TransportModelHandler(ImageModelHandler):
             raise UserError(f"interpolation {interpolation}: expected one of {', '.join(INTERPOLATIONS)}")
         self.maps = {"": map} if isinstance(map, str) else dict(map)
         self._alphas, self._vae, self._device = tuple(alphas), vae, device
-        self._interpolation, self._zero_shot = interpolation, zero_shot
+        self._interpolation, self._zero_shot, self._residual = interpolation, zero_shot, residual
         self._precision, self._compiled, self._max_tile_pixels = precision, compiled, max_tile_pixels
         self._statistics = statistics
         self._folding: dict[str, Any] = {"kernel_size": kernel_size, "sigma": sigma}
@@ -361,10 +365,13 @@ class TransportModelHandler(ImageModelHandler):
     def _model(self, maps: Iterable[tuple[str, TransportMap, Autoencoder]]) -> TransportModel:
         transport = ZeroShotTransport if self._zero_shot else LatentTransport
         transports: dict[str, LatentTransport | ZeroShotTransport] = {}
+        residuals: dict[str, float] = {}
         for group, transport_map, autoencoder in maps:
             transports[group] = transport(transport_map, device=autoencoder.device, **self._folding)
+            of_map = 0.0 if self._zero_shot else transport_map.residual
+            residuals[group] = of_map if self._residual is None else self._residual
         workers = workers_of(autoencoder.device.type)
-        return TransportModel(autoencoder, transports, workers, transport_map.patch_size)
+        return TransportModel(autoencoder, transports, workers, transport_map.patch_size, residuals)
 
     def _late_model(self, transport_map: TransportMap) -> TransportModel:
         autoencoder = autoencoder_of_map(
@@ -424,8 +431,15 @@ class TransportModelHandler(ImageModelHandler):
         pixels = [loaded.image.pixels for loaded in images]
         wanted = [ref.alphas or self._alphas for ref in refs]
         alphas = [alpha for alpha in self._alphas if any(alpha in each for each in wanted)]
+        residuals = [model.residuals.get(model.group_of(ref), 0.0) for ref in refs]
         done = transport_pixels(
-            pixels, model.autoencoder, lambda z: model.transport(z, refs), alphas, max_pixels, self._interpolation
+            pixels,
+            model.autoencoder,
+            lambda z: model.transport(z, refs),
+            alphas,
+            max_pixels,
+            self._interpolation,
+            residuals,
         )
         results = [
             found

@@ -48,7 +48,8 @@ class TransportLoaded(beam.PTransform):
         vae: the autoencoder; default the one that the map names.
         max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
         statistics: whether to give statistics of the latents too, as a third result; see `TransportImages`.
-        **options: of `TransportModelHandler`: interpolation, kernel_size, sigma, zero_shot, precision, compiled.
+        **options: of `TransportModelHandler`: interpolation, kernel_size, sigma, zero_shot, residual, precision,
+            compiled.
 
     Raises:
         UserError: if the interpolation isn't known.

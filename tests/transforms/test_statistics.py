@@ -15,6 +15,7 @@ from PIL import Image
 
 from ot_core import GaussianStatistics, decode_image, latent_statistics, load_autoencoder
 from ot_core.autoencoder import _load_once
+from ot_core.margin import with_margin
 from transforms import Failure, GaussianStatisticsCombineFn, ImageRef, LatentStatistics
 
 
@@ -82,7 +83,7 @@ def _by_hand(refs, vae, patch_size):
 
 
 def _encode_and_add(refs, vae, patch_size):
-    autoencoder, totals = load_autoencoder(vae), {}
+    autoencoder, totals = with_margin(load_autoencoder(vae)), {}
     for ref in refs:
         with open(ref.uri, "rb") as file:
             pixels = torch.from_numpy(decode_image(file.read()).pixels.copy()).permute(2, 0, 1)[None] / 255

@@ -1,0 +1,266 @@
+"""What a map does to pairs that it wasn't fitted on: whether it helps, at which alpha, and what to add back.
+
+A pair is a restored image beside its original. `dot-fit` keeps a few back, fits a map on the others, and measures its
+results here; the map that it writes is fitted on all of them, and carries what was found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ot_core.autoencoder import Autoencoder, Pixels, to_tensor, unit_pixels
+from ot_core.features import PixelFeatures
+from ot_core.naturalness import grid_power, log_spectral_distance
+from ot_core.quality import mean_squared_error, psnr_of
+from ot_core.statistics import GaussianStatistics
+from ot_core.transport import blend
+from ot_core.transport_map import gelbrich_distance_squared
+
+#: Weights of the restored image that are tried.
+ALPHAS: Final = (0.0, 0.25, 0.5, 0.75)
+#: At most so many pairs are looked at, and so many pixels along each side in the middle of each.
+MOST_PAIRS: Final = 8
+CROP: Final = 512
+#: The smallest image whose spectrum tells something.
+SMALLEST: Final = 64
+#: Shares and decibels below which two figures count as equal.
+_CLEAR_SHARE, _CLEAR_DB = 0.05, 0.01
+#: A result may lack no more than this of the spectrum than the restored images do, in dB.
+_SPECTRUM_DB = 1.0
+#: Power at the frequencies of a weave, against its neighbours, that isn't seen.
+_UNSEEN_GRID = 1.5
+#: What is added back must lower the squared error by this share, since it costs another decoding.
+_WORTH_ADDING = 0.01
+#: Mean square of rounding to 8 bits: an autoencoder that loses less loses nothing.
+_ROUNDING = 1 / 255**2 / 12
+
+
+class Pair(NamedTuple):
+    """A restored image and its original, each (H, W, 3), uint8 or float32 in [0, 1], of one size."""
+
+    restored: Pixels
+    original: Pixels
+
+
+class KeptBack(NamedTuple):
+    """Pairs of one random part of the images (`ot_core.noise.part_of`), by the part's number."""
+
+    part: str
+    pairs: Sequence[Pair]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How near images are to their originals.
+
+    Attributes:
+        psnr: in dB, the mean over images.
+        distance: squared Wasserstein distance between 8 x 8 squares of pixels of the images and of the originals.
+        spectrum: error of the radial log power spectrum in dB (`ot_core.naturalness`).
+        grid: power at a period of four pixels against its neighbours; about 1 without a weave.
+    """
+
+    psnr: float
+    distance: float
+    spectrum: float
+    grid: float
+
+
+@dataclass(frozen=True)
+class MapCheck:
+    """What a map does to pairs that it wasn't fitted on.
+
+    Attributes:
+        pairs: how many.
+        restored: the restored images themselves.
+        results: of each alpha.
+    """
+
+    pairs: int
+    restored: Measured
+    results: tuple[tuple[float, Measured], ...]
+
+    @property
+    def alpha(self) -> float | None:
+        """The alpha whose results are nearest to natural images at no less PSNR than the restored ones.
+
+        None where there is no such alpha, or none clearly nearer than the restored images.
+        """
+        return self._nearest(lambda found: found.psnr >= self.restored.psnr - _CLEAR_DB)
+
+    @property
+    def bold_alpha(self) -> float | None:
+        """The same at any PSNR."""
+        return self._nearest(lambda found: True)
+
+    @property
+    def sentence(self) -> str:
+        """In plain words, for people who decide whether to run the job."""
+        if self.alpha is not None:
+            found = dict(self.results)[self.alpha]
+            return f"helps: use alpha {self.alpha:g} ({self._told(found)})"
+        if self.bold_alpha is not None:
+            found = dict(self.results)[self.bold_alpha]
+            return f"trades exactness for a natural look: alpha {self.bold_alpha:g} ({self._told(found)})"
+        return f"does not help this restorer: {self._obstacle()}"
+
+    def _nearest(self, allowed: Callable[[Measured], bool]) -> float | None:
+        fit = [(alpha, found) for alpha, found in self.results if allowed(found) and not self._spoilt(found)]
+        clear = [(alpha, found) for alpha, found in fit if self._share(found) < 1 - _CLEAR_SHARE]
+        return min(clear, key=lambda one: one[1].distance)[0] if clear else None
+
+    def _share(self, found: Measured) -> float:
+        return found.distance / self.restored.distance if self.restored.distance > 0 else 1.0
+
+    def _spoilt(self, found: Measured) -> bool:
+        return self._woven(found) or found.spectrum > self.restored.spectrum + _SPECTRUM_DB
+
+    def _woven(self, found: Measured) -> bool:
+        return found.grid > max(_UNSEEN_GRID, (1 + _CLEAR_SHARE) * self.restored.grid)
+
+    def _obstacle(self) -> str:
+        nearer = [found for _, found in self.results if self._share(found) < 1 - _CLEAR_SHARE]
+        if not nearer:
+            return "at no alpha are the results nearer to natural images"
+        if all(self._woven(found) for found in nearer):
+            return "the autoencoder is too weak: it leaves a weave"
+        return "the autoencoder is too weak: it loses fine detail"
+
+    def _told(self, found: Measured) -> str:
+        change = found.psnr - self.restored.psnr
+        exactness = "PSNR alike" if abs(change) < 10 * _CLEAR_DB / 2 else f"PSNR {change:+.1f} dB"
+        return f"{1 - self._share(found):.0%} nearer to natural images, {exactness}, on {self.pairs} pairs"
+
+    def to_json(self) -> str:
+        """For the map file."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> MapCheck:
+        """What `to_json` gave.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        found: dict[str, Any] = json.loads(text)
+        try:
+            results = tuple((float(alpha), Measured(**measured)) for alpha, measured in found["results"])
+            return cls(int(found["pairs"]), Measured(**found["restored"]), results)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not what the check of a map looks like ({error!r})") from None
+
+
+def check_map(
+    pairs: Sequence[Pair],
+    autoencoder: Autoencoder,
+    transport: Callable[[Tensor], Tensor],
+    residual: float | None = None,
+) -> tuple[float, MapCheck]:
+    """Transports the restored images of pairs, and measures the results against the originals.
+
+    Args:
+        pairs: at least one; such as `middle` gives.
+        autoencoder: encodes and decodes.
+        transport: maps latents.
+        residual: the weight; default the best one.
+
+    Returns:
+        The residual weight (`ot_core.transporting`), and what was found with it. With restored images x, their round
+        trips D(z), results y and originals o, the weight is that of least squares,
+        sum (x - D(z)) (o - y) / sum (x - D(z))^2, in [0, 1]; 0 where it would lower the error by less than a hundredth.
+    """
+    restored = [_unit(pair.restored) for pair in pairs]
+    moved, lost = [], []
+    for x, pair in zip(restored, pairs, strict=True):
+        latents = autoencoder.encode(to_tensor([pair.restored], autoencoder))
+        with torch.inference_mode():
+            transported = transport(latents)
+        y, round_trip = (_like(autoencoder.decode(z), x) for z in (transported, latents))
+        moved.append(y)
+        lost.append(x - round_trip)
+    weight = residual
+    if weight is None:
+        weight = _residual([_unit(pair.original) for pair in pairs], moved, lost)
+    originals = [_bytes(_unit(pair.original)) for pair in pairs]
+    results = tuple(
+        (
+            alpha,
+            measured(
+                [blend(x, y + weight * r, alpha).numpy() for x, y, r in zip(restored, moved, lost, strict=True)],
+                originals,
+            ),
+        )
+        for alpha in ALPHAS
+    )
+    return weight, MapCheck(len(pairs), measured([_bytes(x) for x in restored], originals), results)
+
+
+def measured(images: Sequence[NDArray[np.uint8]], originals: Sequence[NDArray[np.uint8]]) -> Measured:
+    """Measures images (H, W, 3) beside their originals."""
+    errors = [mean_squared_error(image, original) for image, original in zip(images, originals, strict=True)]
+    return Measured(
+        psnr=float(np.mean([psnr_of(max(error, 1e-10)) for error in errors])),
+        distance=gelbrich_distance_squared(_squares(images), _squares(originals)),
+        spectrum=float(log_spectral_distance(images, originals)),
+        grid=float(grid_power(images)),
+    )
+
+
+def part_to_keep_back(pairs: Mapping[str, Sized]) -> str | None:
+    """The random part with the fewest pairs, but two or more if there is one; None where there is no pair.
+
+    Args:
+        pairs: those of each part.
+    """
+    found = sorted((min(len(of_part), MOST_PAIRS), part) for part, of_part in pairs.items() if len(of_part))
+    enough = [one for one in found if one[0] > 1] or found
+    return enough[0][1] if enough else None
+
+
+def middle(pixels: Pixels, most: int = CROP, unit: int = 1) -> Pixels | None:
+    """The middle of an image, at most so many pixels along each side, a multiple of a unit; None of a small image."""
+    height, width = (min(side, most) // unit * unit for side in pixels.shape[:2])
+    if min(height, width) < SMALLEST:
+        return None
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
+
+
+def _residual(originals: Sequence[Tensor], moved: Sequence[Tensor], lost: Sequence[Tensor]) -> float:
+    errors = [o - y for o, y in zip(originals, moved, strict=True)]
+    product = sum(float((r.double() * e).sum()) for r, e in zip(lost, errors, strict=True))
+    power = sum(float(r.double().square().sum()) for r in lost)
+    error = sum(float(e.double().square().sum()) for e in errors)
+    if product <= 0 or power <= _ROUNDING * sum(r.numel() for r in lost):
+        return 0.0
+    weight = min(product / power, 1.0)
+    gain = (2 * weight * product - weight**2 * power) / error
+    return weight if gain >= _WORTH_ADDING else 0.0
+
+
+def _unit(pixels: Pixels) -> Tensor:
+    """(H, W, 3) float32 in [0, 1]."""
+    return unit_pixels(pixels, torch.device("cpu"))[0].permute(1, 2, 0)
+
+
+def _like(decoded: Tensor, x: Tensor) -> Tensor:
+    return decoded[0, :, : x.shape[0], : x.shape[1]].permute(1, 2, 0).cpu()
+
+
+def _bytes(x: Tensor) -> NDArray[np.uint8]:
+    found: NDArray[np.uint8] = (x * 255).round().to(torch.uint8).numpy()
+    return found
+
+
+def _squares(images: Sequence[NDArray[np.uint8]]) -> GaussianStatistics:
+    found = PixelFeatures().statistics(images, None)
+    return GaussianStatistics.total([one for one in found if isinstance(one, GaussianStatistics)])

@@ -1,0 +1,139 @@
+"""A few pairs of a restored image and its original, kept back for `FitTransportMap` to check its map on."""
+
+import dataclasses
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import apache_beam as beam
+from apache_beam.typehints.decorators import no_annotations
+
+from ot_core import DecodedImage
+from ot_core.autoencoder import Pixels
+from ot_core.check import CROP, MOST_PAIRS, Pair, middle, part_to_keep_back
+from ot_core.degradation import Degradation
+from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
+from ot_core.noise import split_group
+from ot_core.restorer import load_restorer, restore_image
+from ot_core.transport_map import SIDES
+from transforms import metrics
+from transforms.elements import ImageRef
+from transforms.reading import read_image
+from transforms.windows import check_windows
+
+#: Subgroup, and the number of a random part of its images.
+_Part = tuple[str, str]
+#: What orders the pairs of a part, the same in every run, and the images of one, by side.
+_Candidate = tuple[int, str, Mapping[str, ImageRef]]
+#: The part that is kept back, and the images of its pairs.
+KeptRefs = tuple[str, Sequence[Mapping[str, ImageRef]]]
+
+
+@beam.typehints.with_input_types(ImageRef)
+@beam.typehints.with_output_types(tuple[str, KeptRefs])
+class KeepBackPairs(beam.PTransform):
+    """ImageRef, in groups as `NameStatisticsDoFn` names them -> (subgroup, which pairs to keep back).
+
+    References alone cross the shuffle. Of each subgroup one random part is kept back, and of that so many pairs at
+    most; the same ones in every run.
+
+    Args:
+        sides: those that an image must be on to be a pair: both, or only the target where `--degrade` makes the source.
+        most: pairs of each subgroup, at most.
+    """
+
+    def __init__(self, sides: Sequence[str] = SIDES, most: int = MOST_PAIRS) -> None:
+        super().__init__()
+        self._sides, self._most = frozenset(sides), most
+
+    @no_annotations
+    def expand(self, refs: beam.PCollection[ImageRef]) -> beam.PCollection[tuple[str, KeptRefs]]:
+        """Pairs by key, the first few of each part, then one part."""
+        check_windows(self, refs)
+        return (
+            refs
+            | "ByKey" >> beam.Map(_by_key).with_output_types(tuple[tuple[str, str, str], ImageRef])
+            | "GroupByKey" >> beam.GroupByKey()
+            | "Pairs" >> beam.FlatMap(_pairs, self._sides).with_output_types(tuple[_Part, _Candidate])
+            | "Few" >> beam.combiners.Top.SmallestPerKey(self._most, key=_order)
+            | "BySubgroup" >> beam.MapTuple(lambda part, few: (part[0], (part[1], few)))
+            | "GroupBySubgroup" >> beam.GroupByKey()
+            | "KeepBack" >> beam.FlatMapTuple(_kept_back).with_output_types(tuple[str, KeptRefs])
+        )
+
+
+def _by_key(ref: ImageRef) -> tuple[tuple[str, str, str], ImageRef]:
+    name, subgroup = split_group(ref.group)
+    return (subgroup, name.partition("/")[2], ref.key), ref
+
+
+def _pairs(
+    element: tuple[tuple[str, str, str], Iterable[ImageRef]], sides: frozenset[str]
+) -> Iterator[tuple[_Part, _Candidate]]:
+    (subgroup, part, key), refs = element
+    by_side = {ref.side: ref for ref in refs}
+    if sides <= by_side.keys():
+        order = zlib.crc32(key.encode("utf-8", "surrogatepass"), 1)
+        yield (subgroup, part), (order, key, by_side)
+
+
+def _order(candidate: _Candidate) -> tuple[int, str]:
+    return candidate[:2]
+
+
+def _kept_back(subgroup: str, parts: Sequence[tuple[str, Sequence[_Candidate]]]) -> Iterator[tuple[str, KeptRefs]]:
+    by_part = dict(parts)
+    part = part_to_keep_back(by_part)
+    if part is not None:
+        yield subgroup, (part, [refs for _, _, refs in by_part[part]])
+
+
+@dataclass(frozen=True)
+class PairReader:
+    """Reads the middles of the images of a pair, and makes of the original what is missing.
+
+    Attributes:
+        degradation: makes the restored image from the original (`ot_core.degradation`), with the restorer; None where
+            there is one.
+        restorer: what `ot_core.load_restorer` takes; None for images that are restored.
+        max_pixels, max_bytes: as in `ReadImages`.
+    """
+
+    degradation: str | None = None
+    restorer: str | None = None
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    max_bytes: int = DEFAULT_MAX_BYTES
+
+    def __call__(self, refs: Mapping[str, ImageRef]) -> Pair | None:
+        """The pair, or None where an image can't be used: what reads all images tells why."""
+        with metrics.captured():  # nothing here counts as read, which it was before
+            try:
+                return self._read(refs)
+            except Exception:  # as any other image that can't be read
+                return None
+
+    def _read(self, refs: Mapping[str, ImageRef]) -> Pair | None:
+        original = self._image(refs["target"])
+        restorer = load_restorer(self.restorer) if self.restorer else None
+        scale = restorer.scale if restorer else 1
+        if self.degradation is not None:
+            degradation = Degradation(self.degradation)
+            pixels = middle(original.pixels, CROP, degradation.scale)
+            if pixels is None:
+                return None
+            source = degradation(_of(original, pixels), refs["target"].key)
+        else:
+            found = self._image(refs["source"])
+            small, pixels = middle(found.pixels, CROP // scale), middle(original.pixels, CROP // scale * scale, scale)
+            if small is None or pixels is None or original.pixels.shape[0] != scale * found.pixels.shape[0]:
+                return None
+            source = _of(found, small)
+        restored = restore_image(source, restorer) if restorer else source
+        return Pair(restored.pixels, pixels) if restored.pixels.shape == pixels.shape else None
+
+    def _image(self, ref: ImageRef) -> DecodedImage:
+        return read_image(ref, self.max_pixels, self.max_bytes).image
+
+
+def _of(image: DecodedImage, pixels: Pixels) -> DecodedImage:
+    return dataclasses.replace(image, pixels=pixels, alpha=None)
