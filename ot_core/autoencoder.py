@@ -69,8 +69,8 @@ class Autoencoder:
         fingerprint: sha256 of its weights and config, hexadecimal.
         device: where it computes.
         precision: in which it computes; float32 where it has no weights.
-        margin: pixels that an image is continued by on each side before it is encoded (`ot_core.margin`); its latents
-            are those of the image alone.
+        margin: pixels that an image is continued by on each side before it is encoded (`ot_core.margin`), and that are
+            cut off again when it is decoded.
 
     Args:
         module: encodes and decodes; it becomes ours, on the device and in the precision.
@@ -135,7 +135,10 @@ class Autoencoder:
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Latents (B, C, H/f, W/f) float32 of padded pixels (B, 3, H, W) in [0, 1]."""
+        """Latents (B, C, H/f + 2 m/f, W/f + 2 m/f) float32 of padded pixels (B, 3, H, W) in [0, 1].
+
+        f is the downsampling factor and m the margin, which `inner` takes off.
+        """
         inputs = pixels.to(self.device, torch.float32) * 2 - 1
         if self.margin:
             inputs = F.pad(inputs, (self.margin,) * 4, mode="replicate")
@@ -144,16 +147,20 @@ class Autoencoder:
             encoded = encoded.latent_dist.mode()
         for attribute in ("latent", "latents"):
             encoded = getattr(encoded, attribute, encoded)
-        cut = self.margin // self.downsampling_factor if self.margin else 0
-        if cut:
-            encoded = encoded[..., cut:-cut, cut:-cut]
         return encoded.float().contiguous()
+
+    def inner(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, H/f, W/f) without their margin: those of the image itself."""
+        cut = self.margin // self.downsampling_factor
+        return latents[..., cut : latents.shape[-2] - cut, cut : latents.shape[-1] - cut]
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) float32 in [0, 1], clamped, of latents (B, C, H/f, W/f)."""
+        """Pixels (B, 3, H, W) float32 in [0, 1], clamped, of latents that `encode` gave; their margin is cut off."""
         decoded = self._decode(self._input(latents.to(self.device)))
         decoded = getattr(decoded, "sample", decoded)
+        cut = self.margin
+        decoded = decoded[..., cut : decoded.shape[-2] - cut, cut : decoded.shape[-1] - cut]
         return (decoded.float() / 2 + 0.5).clamp_(0, 1)
 
     def _input(self, x: Tensor) -> Tensor:

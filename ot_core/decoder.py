@@ -58,7 +58,7 @@ def decoder_geometry(autoencoder: Autoencoder, statistics: GaussianStatistics, p
     products = np.zeros((2 * p - 1, 2 * p - 1, channels, channels))
     colour = np.zeros((3, channels))
     for field in random_fields(statistics, p, _FIELDS, _EXTENT):
-        responses = _responses(autoencoder, field, steps)
+        responses = _responses(autoencoder.with_margin(0), field, steps)
         products += _inner_products(responses, autoencoder.downsampling_factor, p)
         colour += responses.sum((2, 3)).T.numpy()
     return DecoderGeometry(_metric_of(products), np.repeat(colour, p * p, axis=1))

@@ -96,7 +96,7 @@ class LatentFeatures(FeatureExtractor):
             latents = encode_in_tiles(model, images[0], default_tile_pixels())
         else:
             latents = model.encode(to_tensor(images, model))
-        return [self._of_one(latent) for latent in latents]
+        return [self._of_one(latent) for latent in model.inner(latents)]
 
     def _of_one(self, latent: Tensor) -> GaussianStatistics | ImageError:
         statistics = latent_statistics(latent, self._patch_size)

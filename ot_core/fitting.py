@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ot_core.autoencoder import DEFAULT_VAE, Autoencoder, is_factory, load_autoencoder
-from ot_core.check import KeptBack, check_map
+from ot_core.check import KeptBack
+from ot_core.checking import check_map
 from ot_core.decoder import DecoderGeometry, decoder_geometry
 from ot_core.errors import MapFileError
 from ot_core.map_file import LatentSets, read_map
@@ -177,14 +178,15 @@ def read_maps(
         MapFileError: as `autoencoder_of_map`, also if two of them weren't fitted with the same one or patch size.
         UserError: likewise.
     """
-    first: TransportMap | None = None
+    patch_size, margin = None, None
     for group, url in urls.items():
         transport_map = read_map(url)
-        first = first or transport_map
-        for what in ("patch_size", "margin"):
-            ours, theirs = getattr(transport_map, what), getattr(first, what)
-            if ours != theirs:
-                raise MapFileError(f"map {url}: has {what} {ours}, and the others {theirs}; fit them alike")
+        patch_size = patch_size or transport_map.patch_size
+        if transport_map.patch_size != patch_size:
+            raise MapFileError(f"map {url}: has patch size {transport_map.patch_size}, and the others {patch_size}")
         autoencoder = autoencoder_of_map(transport_map, url, vae, device, precision, compiled)
+        margin = transport_map.margin if margin is None else margin
+        if transport_map.margin != margin:
+            raise MapFileError(f"map {url}: has a margin of {transport_map.margin} pixels, and the others {margin}")
         vae = autoencoder.name
         yield group, transport_map, autoencoder

@@ -49,7 +49,8 @@ def measured_margin(autoencoder: Autoencoder) -> int:
     inside, cut = slice(beyond, beyond + side), beyond // factor
     truth = autoencoder.with_margin(0).encode(whole)[..., cut:-cut, cut:-cut]
     image = whole[..., inside, inside]
-    errors = [_edge_error(autoencoder.with_margin(tried * factor).encode(image), truth) for tried in _TRIED]
+    candidates = [autoencoder.with_margin(tried * factor) for tried in _TRIED]
+    errors = [_edge_error(candidate.inner(candidate.encode(image)), truth) for candidate in candidates]
     best = 0
     for tried, error in zip(_TRIED, errors, strict=True):
         if error < (1 - _WORTH) * errors[best]:

@@ -32,7 +32,7 @@ def rounding_covariance(autoencoder: Autoencoder, statistics: GaussianStatistics
         statistics: of patches of restored latents, dimension D = C p^2.
         patch_size: p, odd.
     """
-    rng = np.random.default_rng(1)
+    rng, autoencoder = np.random.default_rng(1), autoencoder.with_margin(0)
     parts = []
     for field in random_fields(statistics, patch_size, _FIELDS, _EXTENT):
         image = autoencoder.decode(torch.from_numpy(field[None]).float())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ot_core.autoencoder import Autoencoder, Pixels, to_tensor
@@ -17,19 +19,23 @@ SMALLEST_TILE_PIXELS = (4 * OVERLAP) ** 2
 
 
 def encode_in_tiles(autoencoder: Autoencoder, pixels: Pixels, max_pixels: int) -> Tensor:
-    """Latent (1, C, h, w) of one image, encoded in tiles of at most max_pixels.
+    """Latent (1, C, h, w) of one image with its margin, encoded in tiles of at most max_pixels.
 
     Args:
         autoencoder: what encodes.
         pixels: (H, W, 3), uint8 or float32 in [0, 1].
         max_pixels: at least SMALLEST_TILE_PIXELS counts.
     """
-    factor = autoencoder.downsampling_factor
-    height, width = autoencoder.padded_size(*pixels.shape[:2])
+    factor, margin, bare = autoencoder.downsampling_factor, autoencoder.margin, autoencoder.with_margin(0)
+    height, width = (side + 2 * margin for side in autoencoder.padded_size(*pixels.shape[:2]))
+
+    def replicated(span: slice, side: int) -> NDArray[np.int64]:
+        """Which pixels a tile shows: beyond an edge of the image, those at the edge."""
+        return np.arange(span.start * factor - margin, span.stop * factor - margin).clip(0, side - 1)
 
     def encode(rows: slice, columns: slice) -> Tensor:
-        tile = pixels[rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor]
-        return autoencoder.encode(to_tensor([tile], autoencoder))
+        tile = pixels[replicated(rows, pixels.shape[0])][:, replicated(columns, pixels.shape[1])]
+        return bare.encode(to_tensor([tile], bare))
 
     strips = blended_tiles(height // factor, width // factor, *_spans(max_pixels, factor), encode)
     return torch.cat([strip for _, strip in strips], dim=2)
@@ -37,18 +43,22 @@ def encode_in_tiles(autoencoder: Autoencoder, pixels: Pixels, max_pixels: int) -
 
 def decode_in_tiles(autoencoder: Autoencoder, latents: Tensor, max_pixels: int) -> Iterator[tuple[slice, Tensor]]:
     """Decodes latents (1, C, h, w) in tiles of at most max_pixels; gives (rows, (1, 3, rows, W) in [0, 1]) from top to
-    bottom, so that the whole never has to be in memory.
+    bottom, so that the whole never has to be in memory. The latents' margin is cut off.
     """
-    factor = autoencoder.downsampling_factor
+    factor, margin, bare = autoencoder.downsampling_factor, autoencoder.margin, autoencoder.with_margin(0)
     height, width = (side * factor for side in latents.shape[-2:])
 
     def decode(rows: slice, columns: slice) -> Tensor:
         window = latents[
             :, :, rows.start // factor : rows.stop // factor, columns.start // factor : columns.stop // factor
         ]
-        return autoencoder.decode(window)
+        return bare.decode(window)
 
-    return blended_tiles(height, width, *_spans(max_pixels, 1, factor), decode, unit=factor)
+    for rows, strip in blended_tiles(height, width, *_spans(max_pixels, 1, factor), decode, unit=factor):
+        first, last = max(rows.start, margin), min(rows.stop, height - margin)
+        if first < last:
+            inside = strip[..., first - rows.start : last - rows.start, margin : width - margin]
+            yield slice(first - margin, last - margin), inside
 
 
 def _spans(max_pixels: int, scale: int, unit: int = 1) -> tuple[int, int]:

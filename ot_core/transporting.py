@@ -26,7 +26,7 @@ class Transported(NamedTuple):
 
     Attributes:
         results: for each image an (H, W, 3) uint8 array for each alpha, or why there is none.
-        before, after: latents (B, C, h, w), as they were encoded and transported.
+        before, after: latents (B, C, h, w), as they were encoded and transported, without a margin.
     """
 
     results: list[_Results | ImageError]
@@ -79,7 +79,7 @@ def transport_pixels(
     else:
         each = [blended(alpha * latents + (1 - alpha) * transported, [0.0]) for alpha in alphas]
         results = [_joined(several) for several in zip(*each, strict=True)]
-    return Transported(results, latents, transported)
+    return Transported(results, autoencoder.inner(latents), autoencoder.inner(transported))
 
 
 def _whole(autoencoder: Autoencoder, height: int, latents: Tensor) -> list[tuple[slice, Tensor]]:

@@ -137,7 +137,7 @@ class FitTransportMap(_YamlTransform):
     @classmethod
     def flags(cls) -> options.ArgumentParser:
         """The parameters."""
-        listing = ("target", "source", "max_images", "paired", "group_by")
+        listing = ("target", "source", "max_images", "group_by")
         return _flags_of(fit.parser(), but=(*listing, *_OF_COMMANDS))
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:

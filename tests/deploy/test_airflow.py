@@ -151,7 +151,7 @@ def test_with_each_file_of_variables_the_dags_are_imported_and_run_the_right_com
             assert (dash_m, module) == ("-m", "pipelines.transport")
             args, beam_options = options.parse(transport.parser(), flags)
             assert (args.resume, args.plan) == (True, plan)
-            assert args.alpha == given["flags"].get("alpha", [0.0])
+            assert args.alpha == given["flags"].get("alpha")
             assert args.map == f"{given['maps']}/run7.safetensors"
             assert args.output == f"{given['outputs']}/run7", "each map has an output of its own"
             assert args.summary == f"{args.output}/reports/2026.json"

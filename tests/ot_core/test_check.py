@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from ot_core import load_autoencoder
-from ot_core.check import MapCheck, Measured, Pair, check_map, middle, part_to_keep_back
+from ot_core.check import MapCheck, Measured, Pair, middle, part_to_keep_back
+from ot_core.checking import check_map
 
 RNG = np.random.default_rng(0)
 RESTORED = Measured(psnr=25.0, distance=1.0, spectrum=9.0, grid=1.0)

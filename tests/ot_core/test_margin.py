@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ot_core import Autoencoder, load_autoencoder
+from ot_core.autoencoder import to_tensor
 from ot_core.margin import measured_margin, with_margin
+from ot_core.tiles import SMALLEST_TILE_PIXELS, decode_in_tiles, encode_in_tiles
 
 
 class Averages(nn.Module):
@@ -40,12 +42,30 @@ def test_the_default_autoencoder_wants_one_and_its_latents_keep_their_size() -> 
     images = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
     assert wide.margin > 0
     assert wide.margin % wide.downsampling_factor == 0
-    assert wide.encode(images).shape == plain.encode(images).shape
+    latents = wide.encode(images)
+    assert wide.inner(latents).shape == plain.encode(images).shape
+    assert wide.decode(latents).shape == images.shape
     assert plain.margin == 0  # a copy was changed
 
 
 def test_latents_are_those_of_the_image_continued_by_hand() -> None:
     plain = load_autoencoder()
     images = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
-    by_hand = plain.encode(F.pad(images, (16,) * 4, mode="replicate"))[..., 2:-2, 2:-2]
-    torch.testing.assert_close(plain.with_margin(16).encode(images), by_hand)
+    continued, wide = F.pad(images, (16,) * 4, mode="replicate"), plain.with_margin(16)
+    latents = wide.encode(images)
+    torch.testing.assert_close(latents, plain.encode(continued))
+    torch.testing.assert_close(wide.inner(latents), plain.encode(continued)[..., 2:-2, 2:-2])
+    torch.testing.assert_close(wide.decode(latents), plain.decode(latents)[..., 16:-16, 16:-16])
+
+
+def test_tiles_are_continued_at_the_edges_of_the_image_alone() -> None:
+    wide = load_autoencoder().with_margin(16)
+    pixels = (torch.rand(90, 1100, 3, generator=torch.Generator().manual_seed(0)) * 255).byte().numpy()
+    whole = wide.encode(to_tensor([pixels], wide))
+    in_tiles = encode_in_tiles(wide, pixels, SMALLEST_TILE_PIXELS)
+    assert in_tiles.shape == whole.shape
+    torch.testing.assert_close(in_tiles, whole, atol=1e-4, rtol=1e-4)
+    strips = list(decode_in_tiles(wide, whole, SMALLEST_TILE_PIXELS))
+    assert [rows.start for rows, _ in strips] == [0, *(rows.stop for rows, _ in strips[:-1])]
+    decoded = torch.cat([strip for _, strip in strips], dim=2)
+    torch.testing.assert_close(decoded, wide.decode(whole), atol=2e-3, rtol=0)

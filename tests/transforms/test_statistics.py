@@ -87,7 +87,7 @@ def _encode_and_add(refs, vae, patch_size):
     for ref in refs:
         with open(ref.uri, "rb") as file:
             pixels = torch.from_numpy(decode_image(file.read()).pixels.copy()).permute(2, 0, 1)[None] / 255
-        statistics = latent_statistics(autoencoder.encode(autoencoder.pad(pixels))[0], patch_size)
+        statistics = latent_statistics(autoencoder.inner(autoencoder.encode(autoencoder.pad(pixels)))[0], patch_size)
         totals[ref.group] = totals[ref.group] + statistics if ref.group in totals else statistics
     return totals
 
