@@ -193,7 +193,7 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
 
 def _extractors(args: argparse.Namespace) -> Mapping[str, FeatureExtractor]:
     known = {
-        "latent": LatentFeatures(args.vae, args.patch_size, precision=options.precision_of(args)),
+        "latent": LatentFeatures(args.vae, args.patch_size, precision=options.precision_of(args), margin=0),
         "pixel": PixelFeatures(),
         "inception": InceptionFeatures(args.inception_weights or ""),
     }

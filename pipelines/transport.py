@@ -180,8 +180,13 @@ def parser() -> options.ArgumentParser:
 
 def _alpha(text: str) -> float | str:
     """A number, or AUTO."""
-    value: float = 0.0 if text == AUTO else options.number(float)(text)
-    return AUTO if text == AUTO else value
+    if text == AUTO:
+        return AUTO
+    try:
+        value: float = options.number(float)(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected {AUTO} or a number") from None
+    return value
 
 
 def _time(text: str) -> float:

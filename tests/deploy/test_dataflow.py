@@ -165,7 +165,7 @@ def test_fit_has_its_hint_on_the_statistics_alone(bucket, monkeypatch, vae):
     assert _hinted(graph) == {"LatentStatistics"}
     assert not _without_hint_below(graph, "LatentStatistics")
     ends = {"WriteTransportMap", "FlattenFailures", "WriteFailures"}
-    assert _steps(graph) == {"ListImages", "SplitSides", "LatentStatistics", "FitTransportMap", *ends}
+    assert _steps(graph) == {"ListImages", "SplitSides", "LatentStatistics", "KeepBackPairs", "FitTransportMap", *ends}
 
 
 def test_without_accelerator_one_pool_has_the_gpus_and_no_transform_a_hint(bucket, monkeypatch):

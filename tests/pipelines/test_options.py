@@ -28,8 +28,10 @@ def test_negative_and_extrapolating_alphas_are_numbers():
 def test_alphas_may_be_given_one_by_one():
     args, _ = options.parse(transport.parser(), [*REQUIRED, "--alpha=0", "--alpha=0.5"])
     assert args.alpha == [0.0, 0.5]
+    args, _ = options.parse(transport.parser(), [*REQUIRED, "--alpha", "auto", "1"])
+    assert args.alpha == ["auto", 1.0]
     args, _ = options.parse(transport.parser(), REQUIRED)
-    assert args.alpha == [0.0]
+    assert args.alpha is None  # the map decides
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def test_alphas_may_be_given_one_by_one():
         (["--nonsense=1"], "--nonsense: unknown flag"),
         (["--form", "png"], "--form"),
         (["--alpha", "nan"], "expected a number"),
-        (["--alpha", "high"], "invalid float value"),
+        (["--alpha", "high"], "high: expected auto or a number"),
         (["--format", "gif"], "invalid choice"),
         (["--quality", "101"], "expected a number from 1 to 100"),
         (["--max_failure_fraction", "2"], "expected a number from 0 to 1"),
