@@ -99,6 +99,7 @@ def row(restorer: str, fitting: str, method: str | None, vae: str | None, work: 
     method = method or DEFAULT_METHODS[fitting]
     map_url, output = str(run / "map.safetensors"), run / "out"
     sides = ["--target", listed("natural.txt", natural), "--source", listed("source.txt", restored(fitted))]
+    sides += ["--paired"] if fitting == "paired" else []
     assert fit.main([*sides, "--map", map_url, "--method", method, *chosen]) == 0
     arguments = ["--input", listed("input.txt", restored(tests)), "--map", map_url, "--output", str(output), *chosen]
     assert transport.main([*arguments, "--alpha", *map(str, ALPHAS)]) == 0
@@ -134,6 +135,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("judge-work"), help="folder for restorations and results")
     parser.add_argument("--output", type=Path, help="Markdown file to write; default: print only")
     parser.add_argument("--restorers", nargs="+", choices=RESTORERS, default=["nlm50", "dncnn50", "jpeg10", "bicubic4"])
+    parser.add_argument("--fits", nargs="+", choices=DEFAULT_METHODS, default=list(DEFAULT_METHODS))
     parser.add_argument("--test_images", type=int, default=30)
     args = parser.parse_args()
     args.work = args.work.resolve()  # lists name files below it
@@ -149,7 +151,7 @@ def main() -> None:
         "|---|---|---|" + "---|" * len(ALPHAS),
     ]
     for restorer in args.restorers:
-        for fitting in DEFAULT_METHODS:
+        for fitting in args.fits:
             table.append(row(restorer, fitting, args.method, args.vae, args.work, args.test_images))
     print("\n".join(table))
     if args.output:
