@@ -89,7 +89,8 @@ def row(restorer: str, fitting: str, method: str | None, vae: str | None, work: 
     run.mkdir(parents=True)
 
     def listed(name: str, paths: list[Path]) -> str:
-        (run / name).write_text("\n".join(map(str, paths)))
+        rows = "".join(f"{path},{path.stem}\n" for path in paths)  # keys by which --paired knows pairs
+        (run / name).write_text(f"uri,key\n{rows}")
         return str(run / name)
 
     def restored(photos: list[Path]) -> list[Path]:
@@ -98,10 +99,10 @@ def row(restorer: str, fitting: str, method: str | None, vae: str | None, work: 
     chosen = ["--vae", vae] if vae else []
     method = method or DEFAULT_METHODS[fitting]
     map_url, output = str(run / "map.safetensors"), run / "out"
-    sides = ["--target", listed("natural.txt", natural), "--source", listed("source.txt", restored(fitted))]
+    sides = ["--target", listed("natural.csv", natural), "--source", listed("source.csv", restored(fitted))]
     sides += ["--paired"] if fitting == "paired" else []
     assert fit.main([*sides, "--map", map_url, "--method", method, *chosen]) == 0
-    arguments = ["--input", listed("input.txt", restored(tests)), "--map", map_url, "--output", str(output), *chosen]
+    arguments = ["--input", listed("input.csv", restored(tests)), "--map", map_url, "--output", str(output), *chosen]
     assert transport.main([*arguments, "--alpha", *map(str, ALPHAS)]) == 0
 
     folders = [(output / f"images/alpha={alpha:.2f}").rglob("*.png") for alpha in ALPHAS]

@@ -107,6 +107,7 @@ def paper_loop(settings: Figures) -> Figures:
     vae = diffusers.AutoModel.from_pretrained(settings["vae"] or str(_DEFAULT_FOLDER), torch_dtype=torch.float32)
     vae = vae.eval().to(device)
     fitted = read_map(settings["map"])
+    margin = fitted.margin
     p, matrix = fitted.patch_size, torch.from_numpy(fitted.matrix).to(device)
     source_mean = torch.from_numpy(fitted.source_mean).to(device)[:, None]
     target_mean = torch.from_numpy(fitted.target_mean).to(device)[:, None]
@@ -123,7 +124,8 @@ def paper_loop(settings: Figures) -> Figures:
         image = np.array(Image.open(io.BytesIO(fs.cat_file(path))).convert("RGB"))
         height, width = image.shape[:2]
         x = torch.from_numpy(image).permute(2, 0, 1)[None].float().to(device) / 255 * 2 - 1
-        x = F.pad(x, (0, -width % factor, 0, -height % factor), mode="replicate")
+        around = (margin, margin + -width % factor, margin, margin + -height % factor)
+        x = F.pad(x, around, mode="replicate")
         z = F.pad(encode(x), (p // 2,) * 4, mode="replicate")
         patches = F.unfold(z, p)[0].double()
         patches = matrix @ (patches - source_mean) + target_mean
@@ -131,7 +133,7 @@ def paper_loop(settings: Figures) -> Figures:
         counts = F.fold(F.unfold(torch.ones_like(z), p), size, p)
         z = F.fold(patches.float()[None], size, p) / counts
         z = z[..., p // 2 : size[0] - p // 2, p // 2 : size[1] - p // 2]
-        x = vae.decode(z.contiguous()).sample[0, :, :height, :width]
+        x = vae.decode(z.contiguous()).sample[0, :, margin : margin + height, margin : margin + width]
         pixels = ((x / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
