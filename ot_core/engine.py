@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -18,6 +20,10 @@ from ot_core.tiles import SMALLEST_TILE_PIXELS
 
 #: Pixels that the cores of a CPU work on together, which bounds memory.
 _PIXELS_SIDE_BY_SIDE = 2**21
+
+#: Parameters of glibc's `mallopt`, by its malloc.h, and up to how many bytes are kept.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_KEPT_BYTES = 2**31 - 1
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -140,6 +146,7 @@ def threads_of_one_core(cores: int) -> ThreadPoolExecutor:
     What torch is told in one thread is its default in all that begin to use it later. So they all begin here, and the
     default is put back: else Beam's next thread, and the next job of the process, would have one core, too.
     """
+    _keep_freed_memory()
     begun = threading.Barrier(cores)
 
     def begin() -> None:
@@ -150,3 +157,17 @@ def threads_of_one_core(cores: int) -> ThreadPoolExecutor:
     list(threads.map(lambda _: begun.wait(), range(cores)))
     torch.set_num_threads(cores)
     return threads
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Tells glibc to keep what a network's layer frees for the next layer, in threads that begin from now on.
+
+    Otherwise it returns every tensor of over 32 MB to the system, whose clearing of fresh pages took 40% of the time of
+    a DnCNN on images of 481x321 pixels. Other C libraries have no such setting, and nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)  # other arenas consist of pieces of 64 MB
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

@@ -181,7 +181,10 @@ class NetworkRestorer(Restorer):
             return self._network.call(batch)[:, :3]
         if channels == 4:  # the fourth is transparency
             return self._network.call(F.pad(batch, (0, 0, 0, 0, 0, 1), value=1.0))[:, :3]
-        each = self._network.call(batch.flatten(0, 1)[:, None])
+        planes = batch.flatten(0, 1)[:, None]
+        # A CPU gains nothing from several at once, and holds the layers of each.
+        several = [planes] if self._device.type != "cpu" else planes.split(1)
+        each = torch.cat([self._network.call(plane) for plane in several])
         return each.view(len(batch), 3, *each.shape[-2:])
 
     def _in_tiles(self, pixels: Pixels, max_pixels: int) -> NDArray[np.uint8]:
