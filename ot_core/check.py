@@ -21,6 +21,8 @@ Pixels = NDArray[np.generic]
 ALPHAS: Final = (0.0, 0.25, 0.5, 0.75)
 #: At most so many pairs are looked at, and so many pixels along each side in the middle of each.
 MOST_PAIRS: Final = 8
+#: Fewer pairs tell less of other images than a map tells that was fitted on fewer.
+_ENOUGH_PAIRS = 4
 CROP: Final = 512
 #: The smallest image whose spectrum tells something.
 SMALLEST: Final = 64
@@ -148,14 +150,14 @@ class MapCheck:
 
 
 def part_to_keep_back(pairs: Mapping[str, Sized]) -> str | None:
-    """The random part with the fewest pairs, but two or more if there is one; None where there is no pair.
+    """The random part with the fewest pairs that are enough, or with the most where none has enough; None of no pair.
 
     Args:
         pairs: those of each part.
     """
     found = sorted((min(len(of_part), MOST_PAIRS), part) for part, of_part in pairs.items() if len(of_part))
-    enough = [one for one in found if one[0] > 1] or found
-    return enough[0][1] if enough else None
+    enough = [part for count, part in found if count >= _ENOUGH_PAIRS]
+    return enough[0] if enough else found[-1][1] if found else None
 
 
 def middle(pixels: Pixels, most: int = CROP, unit: int = 1) -> Pixels | None:
