@@ -8,9 +8,11 @@ One setting is changed at a time from the base (unpaired, N = 16 + 16, p = 3, th
 those of BSDS500: a hundred of the training set give the restored images of all fits, another hundred the natural
 ones of the unpaired, and each draw takes N of each; a paired fit takes the originals of its restored images
 instead. Results are measured on the central 256 x 256 pixels of validation images, against their originals: PSNR
-(mean over images), and two squared Gelbrich distances, of single latent pixels of FLUX.2's tiny autoencoder (the
-judge) and of 8 x 8 squares of pixels. The output is `<output>.json` with every figure and `<output>.md` with the
-tables; `--render` makes the tables again. What the JSON already holds isn't measured again.
+(mean over images), two squared Gelbrich distances, of single latent pixels of FLUX.2's tiny autoencoder (the judge)
+and of 8 x 8 squares of pixels, and the measures of ot_core/naturalness.py. Nothing is added back of what the
+autoencoder loses; benchmarks/judge.py, which runs the jobs, does that. The output is `<output>.json` with every
+figure and `<output>.md` with the tables; `--render` makes the tables again. What the JSON already holds isn't
+measured again.
 """
 
 from __future__ import annotations
@@ -43,6 +45,9 @@ from ot_core import (
     latent_statistics,
     load_autoencoder,
 )
+from ot_core.margin import with_margin
+from ot_core.naturalness import edge_energy, grid_power, log_spectral_distance
+from ot_core.rounding import rounding_covariance
 
 ALPHAS = (-0.25, 0.0, 0.25, 0.5, 0.75, 1.25)
 POOL = 100
@@ -81,7 +86,7 @@ class Study:
     """Everything that is read or encoded once."""
 
     def __init__(self, vae: str | None, work: Path, test_images: int, first_test: int = 0) -> None:
-        self.autoencoder, self.judge = load_autoencoder(vae), load_autoencoder(JUDGE)
+        self.autoencoder, self.judge = with_margin(load_autoencoder(vae)), load_autoencoder(JUDGE)
         self.restorations = work / "restored"
         train = sample(shared_data() / "photos" / "train", 2 * POOL, seed=0)
         self.degraded, self.natural = train[:POOL], train[POOL:]
@@ -106,7 +111,10 @@ class Study:
             return TransportMap.fit(source, target, patch_size=p)
         geometry = self._geometry(p)
         invariant = geometry.colour if setting.method == "matched" else None
-        return TransportMap.fit(source, target, patch_size=p, metric=geometry.metric, invariant=invariant)
+        rounding = rounding_covariance(self.autoencoder, source, p)
+        return TransportMap.fit(
+            source, target, patch_size=p, metric=geometry.metric, invariant=invariant, rounding=rounding
+        )
 
     @functools.cache  # noqa: B019 - one study a process
     def _geometry(self, patch_size: int) -> DecoderGeometry:
@@ -115,7 +123,8 @@ class Study:
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - one study a process
     def _statistics(self, paths: tuple[Path, ...], patch_size: int) -> GaussianStatistics:
-        parts = (latent_statistics(self._latent(path), patch_size) for path in paths)
+        inner = (self.autoencoder.inner(self._latent(path)) for path in paths)
+        parts = (latent_statistics(latent, patch_size) for latent in inner)
         return functools.reduce(operator.add, (part for part in parts if part is not None))
 
     def _latent(self, path: Path) -> torch.Tensor:
@@ -139,12 +148,16 @@ class Study:
         return encoded(self.autoencoder, [_crop(load(path)) for path in self.restored(restorer, self.tests)])
 
     def measure(self, images: Sequence[Pixels]) -> dict[str, float]:
-        """PSNR and distances from the originals."""
+        """PSNR, distances from the originals, and measures of what autoencoders add and lose."""
         judged, squares = self._original_statistics
+        worst = max(edge_energy(images, self.originals), key=lambda ratio: abs(np.log(ratio)))
         return {
             "psnr": float(np.mean([psnr(x, y) for x, y in zip(images, self.originals, strict=True)])),
             "judge": gelbrich_distance_squared(_judged(self.judge, images), judged),
             "pixel": gelbrich_distance_squared(_squares(images), squares),
+            "spectrum": log_spectral_distance(images, self.originals),
+            "grid": grid_power(images),
+            "edge": float(worst),
         }
 
     @functools.cached_property

@@ -84,6 +84,11 @@ def render(found: dict[str, Any]) -> str:
         "## Each setting, at full transport",
         "PSNR in dB / distance at alpha 0; one setting changed at a time.",
         _variants(figures),
+        "## What people see",
+        "Error of the radial log power spectrum in dB / power at a period of four pixels against its neighbours, about "
+        "1 in photographs / detail at the edge that differs most from the inside's, relative to the originals'. "
+        "Alpha 0.",
+        _looks(figures),
         "## PSNR at equal distance",
         "What a setting gains in PSNR, dB, over the paper's map (unpaired, N = 16, p = 3, same draw), where alpha is "
         "chosen so that the distance is that of the paper's map at the alpha given.",
@@ -150,6 +155,19 @@ def _cell(figures: Figures, rows: Sequence[Row], measure: str = "judge") -> str:
         return ""
     psnr, share = [row["psnr"] for row in rows], [figures.share(row, measure) for row in rows]
     return f"{_mean(psnr, '.2f')} / {_mean(share, '.0f')}%"
+
+
+def _looks(figures: Figures) -> str:
+    def cell(rows: Sequence[Row]) -> str:
+        found = (np.mean([row[name] for row in rows]) for name in ("spectrum", "grid", "edge"))
+        return "{:.1f} / {:.2f} / {:.2f}".format(*found)
+
+    names = [name for name in ("N = 16, p = 3", "the paper's map", "paired") if name in figures.variants()]
+    lines = [
+        [r, *(cell([figures.plain(r, a)]) for a in (1.0, 0.0)), *(cell(figures.at(r, VARIANTS[n], 0.0)) for n in names)]
+        for r in figures.restorers
+    ]
+    return _table(["restorer", "the restoration", "round trip", *names], lines)
 
 
 def _mean(values: Sequence[float], form: str) -> str:
