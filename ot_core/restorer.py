@@ -183,7 +183,7 @@ class NetworkRestorer(Restorer):
             return self._network.call(F.pad(batch, (0, 0, 0, 0, 0, 1), value=1.0))[:, :3]
         planes = batch.flatten(0, 1)[:, None]
         # A CPU gains nothing from several at once, and holds the layers of each.
-        several = [planes] if self._device.type != "cpu" else planes.split(1)
+        several = [planes] if self._device.type != "cpu" else torch.split(planes, 1)
         each = torch.cat([self._network.call(plane) for plane in several])
         return each.view(len(batch), 3, *each.shape[-2:])
 
