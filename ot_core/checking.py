@@ -20,6 +20,8 @@ from ot_core.transport_map import gelbrich_distance_squared
 
 #: What is added back must lower the squared error by this share, since it costs another decoding.
 _WORTH_ADDING = 0.01
+#: Share of the weight of least squares.
+_CAUTION = 0.5
 #: Mean square of rounding to 8 bits: an autoencoder that loses less loses nothing.
 _ROUNDING = 1 / 255**2 / 12
 
@@ -40,8 +42,9 @@ def check_map(
 
     Returns:
         The residual weight (`ot_core.transporting`), and what was found with it. With restored images x, their round
-        trips D(z), results y and originals o, the weight is that of least squares,
-        sum (x - D(z)) (o - y) / sum (x - D(z))^2, in [0, 1]; 0 where it would lower the error by less than a hundredth.
+        trips D(z), results y and originals o, the weight is half that of least squares,
+        sum (x - D(z)) (o - y) / sum (x - D(z))^2, in [0, 0.5]; 0 where it would lower the error by less than a
+        hundredth. Half of it has three quarters of the gain, and takes less of the texture that the map has drawn.
     """
     restored = [_unit(pair.restored) for pair in pairs]
     moved, lost = [], []
@@ -87,7 +90,7 @@ def _residual(originals: Sequence[Tensor], moved: Sequence[Tensor], lost: Sequen
     error = sum(float(e.double().square().sum()) for e in errors)
     if product <= 0 or power <= _ROUNDING * sum(r.numel() for r in lost):
         return 0.0
-    weight = min(product / power, 1.0)
+    weight = _CAUTION * min(product / power, 1.0)
     gain = (2 * weight * product - weight**2 * power) / error
     return weight if gain >= _WORTH_ADDING else 0.0
 

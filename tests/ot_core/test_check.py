@@ -76,8 +76,10 @@ class TestCheckMap:
         """The default autoencoder loses detail. Without any transport, all of it belongs to the original."""
         pairs = [Pair(x, x) for x in (self.image() for _ in range(2))]
         residual, check = check_map(pairs, load_autoencoder(), lambda z: z)
-        assert residual == pytest.approx(1, abs=1e-3)
-        assert dict(check.results)[0.0].psnr > 50
+        assert residual == pytest.approx(0.5, abs=1e-3)
+        without = check_map(pairs, load_autoencoder(), lambda z: z, residual=0)[1]
+        gain = dict(check.results)[0.0].psnr - dict(without.results)[0.0].psnr
+        assert gain == pytest.approx(20 * np.log10(2), abs=0.2)
 
     def test_a_weight_that_is_given_is_kept(self) -> None:
         pair = Pair(self.image(), self.image())
