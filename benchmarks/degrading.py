@@ -167,10 +167,11 @@ def main() -> None:
     found = [rows(name, args.work / str(index), args.vae) for index, name in enumerate(names)]
     vae = args.vae or "the default autoencoder"
     table = [
-        f"Transported in the latent space of {vae}, by maps fitted on 16 photographs; {TESTS} test photographs. In each "
-        "cell: PSNR in dB / the judge's distance to the originals (its share of the restorations' own) / error of the "
-        "radial log power spectrum in dB / power at a period of four pixels against its neighbours / detail at the "
-        "edge that differs most from the inside's, relative to the originals'.",
+        f"Transported in the latent space of {vae}, by maps fitted on 16 photographs; {TESTS} test "
+        "photographs. In each cell: PSNR in dB / the judge's distance to the originals (its share of the "
+        "restorations' own) / error of the radial log power spectrum in dB / power at a period of four pixels "
+        "against its neighbours / detail at the edge that differs most from the inside's, relative to the "
+        "originals'.",
         "",
         "## Transported fully (alpha 0)",
         "",

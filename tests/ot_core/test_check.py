@@ -79,7 +79,7 @@ class TestCheckMap:
         assert residual == pytest.approx(0.5, abs=1e-3)
         without = check_map(pairs, load_autoencoder(), lambda z: z, residual=0)[1]
         gain = dict(check.results)[0.0].psnr - dict(without.results)[0.0].psnr
-        assert gain == pytest.approx(20 * np.log10(2), abs=0.2)
+        assert gain == pytest.approx(20 * np.log10(2), abs=0.4)  # and rounding to 8 bits
 
     def test_a_weight_that_is_given_is_kept(self) -> None:
         pair = Pair(self.image(), self.image())
