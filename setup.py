@@ -60,6 +60,7 @@ setup(
         "fsspec>=2025.9",
         "tenacity>=9",
         "tqdm>=4.66",
+        "pyyaml>=6",
     ],
     extras_require={
         "gcp": ["apache-beam[gcp]==2.77.*", *_GCP],
@@ -77,12 +78,12 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "dot-fit=pipelines.fit:main",
-            "dot-transport=pipelines.transport:main",
-            "dot-evaluate=pipelines.evaluate:main",
-            "dot-map=pipelines.maps:main",
-            "dot-trial=pipelines.trial:main",
-            "dot-demo=pipelines.demo:main",
+            "dot-fit=pipelines.commands:fit",
+            "dot-transport=pipelines.commands:transport",
+            "dot-evaluate=pipelines.commands:evaluate",
+            "dot-map=pipelines.commands:maps",
+            "dot-trial=pipelines.commands:trial",
+            "dot-demo=pipelines.commands:demo",
         ]
     },
 )

@@ -30,7 +30,7 @@ from PIL import Image
 
 from benchmarks.restorers import RESTORERS, restored_folder, shared_data
 from ot_core import GaussianStatistics, gelbrich_distance_squared, latent_statistics, load_autoencoder
-from ot_core.fitting import METHODS
+from ot_core.choices import METHODS
 from ot_core.naturalness import edge_energy, grid_power, log_spectral_distance
 from ot_core.quality import mean_squared_error, psnr_of
 from pipelines import fit, transport

@@ -41,8 +41,6 @@ from ot_core.errors import UserError
 DEFAULT_VAE: Final = "default"
 #: Name of the identity: latents are the pixels themselves.
 PIXELS: Final = "pixels"
-#: What an autoencoder may compute in.
-PRECISIONS: Final = ("float32", "bfloat16", "float16")
 Pixels = NDArray[np.generic]
 _DEFAULT_FOLDER: Final = Path(__file__).parent / "vae"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -250,7 +248,7 @@ def load_autoencoder(
     Args:
         spec: see the module's docstring.
         device: torch device; default CUDA where there is one.
-        precision: one of PRECISIONS; None for `default_precision`.
+        precision: one of `ot_core.choices.PRECISIONS`; None for `default_precision`.
         compiled: see `Autoencoder`.
 
     Raises:

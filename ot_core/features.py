@@ -65,7 +65,7 @@ class LatentFeatures(FeatureExtractor):
         vae: what `ot_core.load_autoencoder` takes; default the one that ships with the package.
         patch_size: p, odd.
         device: torch device; default CUDA where there is one.
-        precision: one of `ot_core.autoencoder.PRECISIONS`. Small eigenvalues of the covariance suffer from less than
+        precision: one of `ot_core.choices.PRECISIONS`. Small eigenvalues of the covariance suffer from less than
             float32; None means the device's fastest.
         margin: see `ot_core.margin`; default measured.
     """

@@ -23,7 +23,6 @@ from ot_core.transport import LatentTransport
 from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin, TransportMap
 
 _NOTHING = GaussianStatistics.single([0.0])
-METHODS = ("matched", "pixels", "paper")
 
 
 def method_of(transport_map: TransportMap) -> str:

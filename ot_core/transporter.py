@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ot_core.autoencoder import Autoencoder, default_tile_pixels, load_autoencoder
 from ot_core.check import MOST_PAIRS, KeptBack, Pair, middle, part_to_keep_back
+from ot_core.choices import METHODS
 from ot_core.degradation import Degradation
 from ot_core.engine import over_images, workers_of
 from ot_core.features import LatentFeatures
-from ot_core.fitting import METHODS, autoencoder_of_map, check_restorer, fit_map
+from ot_core.fitting import autoencoder_of_map, check_restorer, fit_map
 from ot_core.images import DecodedImage, decoded_picture, eight_bits, picture_of
 from ot_core.map_file import read_map, write_map
 from ot_core.margin import with_margin

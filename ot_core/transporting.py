@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,6 @@ from ot_core.errors import Cause, ImageError
 from ot_core.tiles import decode_in_tiles, encode_in_tiles
 from ot_core.transport import blend
 
-#: Where alpha mixes the restored image with the transported one.
-INTERPOLATIONS: Final = ("pixels", "latents")
 _Results = tuple[NDArray[np.uint8], ...]
 
 

@@ -20,6 +20,7 @@ from ot_core import UserError, storage
 from pipelines import evaluate, fit, options, transport
 from pipelines.causes import cause_of
 from pipelines.command import told
+from pipelines.flags import ArgumentParser
 from pipelines.launch import check_inputs
 from transforms import Failure, ImageQuality, ImageRecord, ImageRef
 
@@ -60,7 +61,7 @@ class _YamlTransform(beam.PTransform):
             self._args = _parse(self._flags, parameters)
 
     @classmethod
-    def flags(cls) -> options.ArgumentParser:
+    def flags(cls) -> ArgumentParser:
         """The parameters."""
         raise NotImplementedError
 
@@ -100,10 +101,10 @@ class ListImages(_YamlTransform):
         super().__init__(**parameters)
 
     @classmethod
-    def flags(cls) -> options.ArgumentParser:
+    def flags(cls) -> ArgumentParser:
         """The parameters."""
         flags = _flags_of(fit.parser(), only=("max_images", "paired", "max_pixels", "max_bytes"))
-        flags._add_action(_by_name(transport.parser())["since"])
+        flags._add_action(transport.parser().flags()["since"])
         flags.add_argument("--versions", action="store_true")
         for name in ("--inputs", "--group_by"):
             flags.add_argument(name)  # checked by itself, since a flag can't hold groups; here so that it is known
@@ -135,7 +136,7 @@ class FitTransportMap(_YamlTransform):
     gives = ("maps", File)
 
     @classmethod
-    def flags(cls) -> options.ArgumentParser:
+    def flags(cls) -> ArgumentParser:
         """The parameters."""
         listing = ("target", "source", "max_images", "group_by")
         return _flags_of(fit.parser(), but=(*listing, *_OF_COMMANDS))
@@ -154,7 +155,7 @@ class TransportImages(_YamlTransform):
     gives = ("records", ImageRecord)
 
     @classmethod
-    def flags(cls) -> options.ArgumentParser:
+    def flags(cls) -> ArgumentParser:
         """The parameters."""
         return _flags_of(transport.parser(), but=("input", "since", "group_by", "plan", *_OF_COMMANDS))
 
@@ -171,7 +172,7 @@ class EvaluateImages(_YamlTransform):
     _yaml_requires_inputs = False
 
     @classmethod
-    def flags(cls) -> options.ArgumentParser:
+    def flags(cls) -> ArgumentParser:
         """The parameters."""
         return _flags_of(evaluate.parser(), but=_OF_COMMANDS)
 
@@ -189,7 +190,7 @@ class WriteFailures(_YamlTransform):
     gives = ("files", File)
 
     @classmethod
-    def flags(cls) -> options.ArgumentParser:
+    def flags(cls) -> ArgumentParser:
         """The parameters."""
         flags = _flags_of(transport.parser(), only=("manifest_shards",))
         flags.add_argument("--output")
@@ -206,23 +207,17 @@ class WriteFailures(_YamlTransform):
         return urls | "Files" >> beam.Map(File), ()
 
 
-def _flags_of(
-    command: options.ArgumentParser, only: Collection[str] = (), but: Collection[str] = ()
-) -> options.ArgumentParser:
+def _flags_of(command: ArgumentParser, only: Collection[str] = (), but: Collection[str] = ()) -> ArgumentParser:
     """Some of a command's flags."""
-    flags = options.ArgumentParser(command.prog, command.description or "")
-    for name, action in _by_name(command).items():
+    flags = ArgumentParser(command.prog, command.description or "")
+    for name, action in command.flags().items():
         if name in only or (not only and name not in but):
             flags._add_action(action)
     return flags
 
 
-def _by_name(flags: options.ArgumentParser) -> dict[str, argparse.Action]:
-    return {action.dest: action for action in flags._actions if action.dest != "help"}
-
-
-def _parse(flags: options.ArgumentParser, parameters: Mapping[str, Any]) -> argparse.Namespace:
-    known = _by_name(flags)
+def _parse(flags: ArgumentParser, parameters: Mapping[str, Any]) -> argparse.Namespace:
+    known = flags.flags()
     argv: list[str] = []
     for name, value in parameters.items():
         if name not in known:
@@ -252,12 +247,12 @@ def _words(flag: argparse.Action, value: Any) -> list[str]:
 
 
 @contextmanager
-def _told_as_parameters(flags: options.ArgumentParser) -> Iterator[None]:
+def _told_as_parameters(flags: ArgumentParser) -> Iterator[None]:
     """Mistakes are told by the names of parameters, which have no dashes; other errors in one line, too."""
     try:
         yield
     except UserError as error:
-        message = re.sub(rf"--({'|'.join(_by_name(flags))})\b", r"\1", " ".join(str(error).split()))
+        message = re.sub(rf"--({'|'.join(flags.flags())})\b", r"\1", " ".join(str(error).split()))
         raise UserError(re.sub(r" \(see \S+ --help\)$", "", message.removeprefix("argument "))) from None
     except OSError as error:  # of a store or this machine
         raise UserError(told(error)) from None

@@ -8,20 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ot_core import UserError
-from pipelines import options, trial
+from pipelines import parsers, trial
 from pipelines.command import command
 
+parser = parsers.demo
 PHOTOS = Path(__file__).parent / "demo_photos"
 #: Standard deviation of the noise, in grey levels.
 SIGMA = 50
 Pixels = NDArray[np.uint8]
-
-
-def parser() -> options.ArgumentParser:
-    """The demo's flags."""
-    flags = options.ArgumentParser("dot-demo", "Runs dot-trial on bundled photographs and draws a before/after sheet.")
-    flags.add_argument("--output", default="demo-output", metavar="URL", help="folder (default %(default)s)")
-    return flags
 
 
 def non_local_means() -> Callable[[Pixels], Pixels]:

@@ -10,13 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import apache_beam as beam
-
 from ot_core import UserError, load_autoencoder, load_restorer, storage, strict_json
 from ot_core.features import FeatureExtractor, InceptionFeatures, LatentFeatures, PixelFeatures
 from ot_core.layout import FAILURES, QUALITY, find_numbered, numbered, read_job
 from ot_core.quality import QualityTotals, load_lpips
-from pipelines import options
+from pipelines import options, parsers
 from pipelines.apart import check_apart
 from pipelines.candidates import Candidate, autoencoders_of, baseline_of, parse_candidates
 from pipelines.launch import check_inputs, launch
@@ -37,54 +35,12 @@ from transforms import (
 )
 from transforms.elements import Change
 from transforms.quality import REFERENCE
+from transforms.quiet_beam import beam
 from transforms.records import schema_of
 
+parser = parsers.evaluate
 #: Images shown of the most changed, and of the least.
 _SHOWN = 3
-
-
-def parser() -> options.ArgumentParser:
-    """The job's flags."""
-    flags = options.ArgumentParser("dot-evaluate", "Compares restored and enhanced images with natural ones.")
-    options.add_input(flags, "--reference", "natural images; originals of the same keys where there are")
-    flags.add_argument(
-        "--candidate",
-        required=True,
-        nargs="+",
-        action="extend",
-        metavar="NAME=URL",
-        help="images to compare, under a name: an input like --reference, or an output folder of dot-transport, which "
-        "gives a candidate for each alpha; the first that transport didn't make counts as the restored images",
-    )
-    flags.add_argument(
-        "--restorer",
-        metavar="SPEC",
-        help="a model that restores the images of the first candidate that transport didn't make, before they are "
-        "compared; as in dot-transport (default: they are restored already)",
-    )
-    flags.add_argument("--report", required=True, metavar="URL", help="folder to write the report to")
-    flags.add_argument(
-        "--features",
-        nargs="+",
-        choices=sorted(MEASURES),
-        default=["latent", "pixel"],
-        help="what the distance between sets of images is measured on (default latent pixel)",
-    )
-    flags.add_argument(
-        "--patch_size", type=int, choices=(1, 3, 5, 7), default=1, help="of latent features (default %(default)s)"
-    )
-    flags.add_argument(
-        "--inception_weights",
-        metavar="URL",
-        help="torch-fidelity's weights-inception-2015-12-05-6726825d.pth",
-    )
-    flags.add_argument(
-        "--lpips_weights",
-        metavar="URL",
-        help="torchvision's alexnet-owt-7be5be79.pth; measures LPIPS with it",
-    )
-    options.add_common(flags)
-    return flags
 
 
 def check(args: argparse.Namespace) -> None:

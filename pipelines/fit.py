@@ -10,17 +10,14 @@ import posixpath
 import sys
 from collections.abc import Iterator, Sequence
 
-import apache_beam as beam
-
 from ot_core import TransportMap, UserError, load_autoencoder, load_restorer, read_map, storage
-from ot_core.check import MOST_PAIRS
 from ot_core.degradation import Degradation
-from ot_core.fitting import METHODS, autoencoder_of_map, check_restorer, is_mostly_noise, method_of
+from ot_core.fitting import autoencoder_of_map, check_restorer, is_mostly_noise, method_of
 from ot_core.groups import GROUP, is_pattern, map_of_group
 from ot_core.layout import numbered
 from ot_core.map_file import read_statistics
 from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin
-from pipelines import options
+from pipelines import options, parsers
 from pipelines.apart import check_apart
 from pipelines.launch import check_inputs, launch
 from pipelines.summary import Counters
@@ -38,73 +35,10 @@ from transforms import (
 )
 from transforms.groups import NameStatisticsDoFn
 from transforms.pairs import KeepBackPairs, KeptRefs, PairReader
+from transforms.quiet_beam import beam
 
+parser = parsers.fit
 _EXTENSION = ".safetensors"
-
-
-def parser() -> options.ArgumentParser:
-    """The job's flags."""
-    flags = options.ArgumentParser("dot-fit", "Fits a transport map from natural and restored images.")
-    options.add_input(flags, "--target", "natural images, or a map whose target to take", required=False)
-    options.add_input(
-        flags, "--source", "restored images, or a drift.safetensors of dot-transport, or a map", required=False
-    )
-    flags.add_argument(
-        "--degrade",
-        metavar="SPEC",
-        help="make the source from --target: degrade each natural image, and restore it; so all are pairs. "
-        + options.DEGRADATIONS,
-    )
-    options.add_restorer(flags, "--source, or what --degrade makes")
-    flags.add_argument("--map", required=True, metavar="URL", help="the .safetensors file to write")
-    options.add_group_by(flags)
-    flags.add_argument(
-        "--common_target",
-        action="store_true",
-        help="all of --target is the target of every group; default: its images are in groups like those of --source",
-    )
-    flags.add_argument(
-        "--add_to",
-        metavar="URL",
-        help="a map whose statistics the images are added to, with its method, patch size and autoencoder; either side "
-        "may be left out then. Which images a map holds isn't known, so one that is added twice counts twice",
-    )
-    flags.add_argument(
-        "--patch_size", type=int, choices=(1, 3, 5, 7), help="p (default 3, or that of the statistics added to)"
-    )
-    flags.add_argument(
-        "--max_images",
-        type=options.number(int, 1),
-        metavar="N",
-        help="take at most N images of each side, or of each group of a side",
-    )
-    flags.add_argument(
-        "--paired", action="store_true", help="take only keys that both sides have, so that both show the same things"
-    )
-    flags.add_argument(
-        "--check_pairs",
-        type=options.number(int, 0),
-        default=MOST_PAIRS,
-        metavar="N",
-        help="of pairs, which --paired and --degrade give, keep at most N back to check the map on; the map remembers "
-        "what was found. 0 checks nothing (default %(default)s)",
-    )
-    flags.add_argument(
-        "--residual",
-        type=options.number(float, 0, 1),
-        metavar="W",
-        help="share of what the autoencoder loses of an image that transport adds back (default: the best for the "
-        "pairs that are kept back, else 0)",
-    )
-    flags.add_argument(
-        "--method",
-        choices=METHODS,
-        help="matched (default): takes differences in the colour of patches, which restorers keep, for content; pixels "
-        "(default with --paired): doesn't; both change decoded pixels least. paper: changes latents least",
-    )
-    options.add_accelerator(flags)
-    options.add_common(flags)
-    return flags
 
 
 def check(args: argparse.Namespace) -> None:

@@ -14,14 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import (
-    DirectOptions,
-    GoogleCloudOptions,
-    PipelineOptions,
-    PortableOptions,
-    StandardOptions,
-)
 from tqdm import tqdm
 
 from ot_core import Cause, UserError, listing, storage
@@ -29,9 +21,18 @@ from ot_core.errors import TooManyBytesError
 from ot_core.groups import Grouping
 from ot_core.names import Ignored, told_ignored
 from pipelines.command import JobError, command, complain, on_ending, say, told, workers_kept_quiet
-from pipelines.options import LOCAL_RUNNER, ArgumentParser, parse
+from pipelines.flags import ArgumentParser
+from pipelines.options import LOCAL_RUNNER, parse
 from pipelines.summary import DONE, Counters, Measured, as_json, is_summary, measured, summary
 from transforms import metrics
+from transforms.quiet_beam import (
+    DirectOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    PortableOptions,
+    StandardOptions,
+    beam,
+)
 
 #: Images of an input of which one at least must be named by it and have a group.
 _SEEN = 1000

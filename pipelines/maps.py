@@ -19,23 +19,14 @@ from ot_core.fitting import method_of
 from ot_core.map_file import metadata_of
 from ot_core.statistics import Array
 from ot_core.transport_map import SIDES
-from pipelines import options
+from pipelines import parsers
 from pipelines.command import command, say
 
+parser = parsers.maps
 #: Gains that are told.
 _SHOWN = 5
 #: Metadata that is told by other names.
 _TOLD = ("patch_size", "latent_channels", "margin", "vae", "vae_sha256", "noise_floor", "residual", "check")
-
-
-def parser() -> options.ArgumentParser:
-    """The command's flags."""
-    flags = options.ArgumentParser("dot-map", "Tells what a map was fitted from and does, or how two maps differ.")
-    flags.epilog = None
-    flags.add_argument("command", choices=("inspect", "diff"), help="inspect MAP, or diff A B")
-    flags.add_argument("maps", nargs="+", metavar="MAP", help="maps written by dot-fit, at any fsspec URL")
-    flags.add_argument("--json", action="store_true", help="as JSON")
-    return flags
 
 
 def inspect(url: str) -> dict[str, Any]:

@@ -5,10 +5,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from apache_beam.metrics import MetricsFilter
-
 from ot_core.names import told_ignored
 from transforms import metrics
+from transforms.quiet_beam import MetricsFilter
 
 Counters = Mapping[str, int]
 

@@ -5,7 +5,6 @@ statistics of latents -> WriteDrift ; failures -> WriteFailures
 """
 
 import argparse
-import datetime
 import hashlib
 import json
 import math
@@ -13,18 +12,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import apache_beam as beam
-
 from ot_core import UserError, load_restorer, read_map, storage
 from ot_core.drift import LIMIT, Verdict
 from ot_core.fitting import check_restorer, read_maps
 from ot_core.groups import GROUP, find_maps, is_pattern
-from ot_core.images import DEFAULT_COMPRESS_LEVEL, OUTPUT_FORMATS
-from ot_core.layout import DRIFT, KINDS, OutputLayout, statistics_of_group
-from ot_core.transporting import INTERPOLATIONS
-from pipelines import options
+from ot_core.layout import DRIFT, OutputLayout, statistics_of_group
+from pipelines import options, parsers
 from pipelines.apart import check_apart
 from pipelines.launch import check_inputs, launch
+from pipelines.parsers import AUTO
 from pipelines.summary import Counters
 from transforms import (
     Failure,
@@ -40,162 +36,12 @@ from transforms import (
     WriteManifest,
     metrics,
 )
+from transforms.quiet_beam import beam
 from transforms.records import counted
 from transforms.resume import ReplaceOutdated
 from transforms.starting import images_left, plan_start, start_job
 
-#: In the place of an alpha: the one that the map's check found best.
-AUTO = "auto"
-
-
-def parser() -> options.ArgumentParser:
-    """The job's flags."""
-    flags = options.ArgumentParser("dot-transport", "Transports restored images with a fitted map.")
-    options.add_input(flags, "--input", "restored images")
-    options.add_restorer(flags, "--input")
-    flags.add_argument("--map", required=True, metavar="URL", help="a map written by dot-fit")
-    options.add_group_by(flags)
-    flags.add_argument(
-        "--default_map",
-        metavar="URL",
-        help="a map for images without a group, or whose group has none (default: they are failures)",
-    )
-    flags.add_argument(
-        "--output",
-        required=True,
-        metavar="URL",
-        help="folder to write images, manifest and failures to",
-    )
-    flags.add_argument(
-        "--alpha",
-        type=_alpha,
-        nargs="+",
-        action=options.Several,
-        metavar="A",
-        help="weight of the restored image in the result: 0 is full transport, 1 the restored image itself, as "
-        "--restorer made it. auto is the one that dot-fit found best on pairs that it kept back; it is the default for "
-        "such a map, 0 for others",
-    )
-    flags.add_argument(
-        "--residual",
-        type=options.number(float, 0, 1),
-        metavar="W",
-        help="share of what the autoencoder loses of an image that is added back (default: as the map says)",
-    )
-    flags.add_argument(
-        "--keep_restored",
-        action="store_true",
-        help="also write what --restorer made, as --alpha 1 does",
-    )
-    flags.add_argument(
-        "--interpolation",
-        choices=INTERPOLATIONS,
-        default="pixels",
-        help="what --alpha mixes: the two images, or their latents before decoding (default %(default)s)",
-    )
-    flags.add_argument(
-        "--zero_shot",
-        action="store_true",
-        help="transport each image from its own statistics instead of the map's source",
-    )
-    flags.add_argument(
-        "--kernel_size", type=int, choices=(1, 3, 5, 7), help="fold only the middle k x k of each patch (default: all)"
-    )
-    flags.add_argument(
-        "--sigma",
-        type=options.number(float, 0.01),
-        default=math.inf,
-        help="fold with Gaussian weights of this standard deviation, in latent pixels (default: equal weights)",
-    )
-    flags.add_argument("--format", choices=sorted(OUTPUT_FORMATS), default="png", help="of the results (default png)")
-    flags.add_argument(
-        "--quality", type=options.number(int, 1, 100), default=95, help="of jpeg and webp (default %(default)s)"
-    )
-    flags.add_argument(
-        "--compress_level",
-        type=options.number(int, 0, 9),
-        default=DEFAULT_COMPRESS_LEVEL,
-        help="of png: higher is smaller and slower (default %(default)s)",
-    )
-    flags.add_argument(
-        "--output_format",
-        choices=KINDS,
-        default="files",
-        help="a file for each result, or shards of many: WebDataset's tar files, or Parquet (default %(default)s)",
-    )
-    flags.add_argument(
-        "--output_shards",
-        type=options.number(int, 1),
-        default=16,
-        metavar="N",
-        help="shards that the results are spread over, for each alpha; one should be some 100 MB (default %(default)s)",
-    )
-    flags.add_argument(
-        "--manifest_shards",
-        type=options.number(int, 1),
-        default=1,
-        metavar="N",
-        help="files that manifest and failures are spread over (default 1)",
-    )
-    flags.add_argument(
-        "--resume",
-        action="store_true",
-        help="leave out what the output already holds, unless its source has changed since; the settings must be the "
-        "same, but alphas may be added",
-    )
-    flags.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="remove the results that the output holds, and nothing else in it, and do everything; without this or "
-        "--resume an output that holds results is refused",
-    )
-    flags.add_argument(
-        "--plan",
-        action="store_true",
-        help="with --resume: only count the images that it would do, new and changed ones; write nothing to --output",
-    )
-    flags.add_argument(
-        "--since",
-        type=_time,
-        metavar="TIME",
-        help="take only images modified at this time or later: a date or time such as 2025-12-31T23:00, in UTC",
-    )
-    flags.add_argument(
-        "--max_drift",
-        type=options.number(float, 0),
-        metavar="X",
-        help="exit with 1 if the inputs drifted further from those that the map was fitted on than X times the "
-        "distance between its two sides, and further than chance explains; everything is written all the same. Too few "
-        f"images to tell pass, and are judged with those of later runs (default: only report it, of {LIMIT})",
-    )
-    flags.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile the autoencoder first, which takes half a minute and more and pays for many thousand images",
-    )
-    options.add_accelerator(flags)
-    options.add_common(flags, precision="auto")
-    return flags
-
-
-def _alpha(text: str) -> float | str:
-    """A number, or AUTO."""
-    if text == AUTO:
-        return AUTO
-    try:
-        value: float = options.number(float)(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: expected {AUTO} or a number") from None
-    return value
-
-
-def _time(text: str) -> float:
-    """Seconds since 1970."""
-    try:
-        time = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: expected a date or time like 2025-12-31T23:00") from None
-    return (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)).timestamp()
+parser = parsers.transport
 
 
 def check(args: argparse.Namespace) -> None:
@@ -206,12 +52,10 @@ def check(args: argparse.Namespace) -> None:
     )
     options.check_group_by(args)
     check_inputs(("--input", args.input), group_by=args.group_by)
-    if not args.plan:
-        check_output(args)
-    elif args.resume:
-        args.layout = plan_start(wanted, _settings(args), resume=True).layout
+    if args.plan:
+        args.layout = plan_start(wanted, _settings(args), args.resume, args.overwrite).layout
     else:
-        raise UserError("--plan: counts what --resume would do; add --resume")
+        check_output(args)
 
 
 def check_output(args: argparse.Namespace) -> None:
@@ -323,12 +167,17 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         max_bytes=args.max_bytes,
     )
     if args.plan:
-        _ = images | "SkipDone" >> SkipDone(args.layout)
+        _ = images | ("SkipDone" >> SkipDone(args.layout) if args.resume else "CountNew" >> beam.Map(_counted_new))
         _ = unlisted | "CountFailures" >> beam.Map(counted)
         return
     _, failures = transport_images(images, args)
     all_failures = (unlisted, *failures) | "FlattenFailures" >> beam.Flatten()
     _ = all_failures | "WriteFailures" >> WriteFailures(args.output, args.manifest_shards)
+
+
+def _counted_new(image: ImageRef) -> ImageRef:
+    metrics.count(metrics.IMAGES_NEW)
+    return image
 
 
 def transport_images(

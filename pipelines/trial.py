@@ -16,24 +16,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
 
-import apache_beam as beam
 import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from ot_core import UserError, listing, load_autoencoder, storage
 from ot_core.layout import FAILURES, IMAGES, QUALITY, OutputLayout
-from pipelines import evaluate, fit, options, transport
+from pipelines import evaluate, fit, options, parsers, transport
 from pipelines.apart import check_apart
 from pipelines.command import JobError, command, complain, say
 from pipelines.launch import check_inputs, failed_too_many, run_job
+from pipelines.parsers import FEWEST
 from pipelines.sheet import draw_sheet
 from pipelines.summary import Counters
 from transforms import DegradeImages, ListImages, LoadedImage, ReadImages, WriteFailures, WriteImages, metrics
+from transforms.quiet_beam import PipelineOptions, beam
 
+parser = parsers.trial
 #: Half-way, fully, and as restored, which is the alpha that the others are compared with.
 ALPHAS = (0.0, 0.5, 1.0)
-#: Two to fit on, and two to try it on.
-_FEWEST = 4
 TRIAL, WORK, MAP, SHEET = "trial.json", "work", "map.safetensors", "before-after.png"
 _OF_MAP, _OF_PHOTOGRAPHS = "map.failures", "photographs.failures"
 #: Names of what a trial writes.
@@ -44,43 +43,6 @@ _WRITTEN = re.compile(
 _NATURAL, _DEGRADED, _ENHANCED = "natural", "degraded", "enhanced"
 #: Flags that all steps share.
 _SHARED = ("vae", "precision", "max_pixels", "max_bytes", "max_batch_pixels", "max_failure_fraction")
-
-
-def parser() -> options.ArgumentParser:
-    """The command's flags."""
-    flags = options.ArgumentParser(
-        "dot-trial", "Would it help? Degrades, restores, fits, transports and judges on a few natural photographs."
-    )
-    options.add_input(flags, "--natural", "natural photographs")
-    flags.add_argument(
-        "--degrade",
-        required=True,
-        metavar="SPEC",
-        help=f"what the archive to be restored suffers from: {options.DEGRADATIONS}",
-    )
-    options.add_restorer(flags, "what --degrade makes", others=False)
-    flags.add_argument("--report", required=True, metavar="URL", help="folder to write report, map and sheet to")
-    flags.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace the trial that --report holds, and nothing else in it; without this, it is refused",
-    )
-    flags.add_argument(
-        "--max_images",
-        type=options.number(int, _FEWEST),
-        default=30,
-        metavar="N",
-        help="take at most N photographs, the same ones in every run; half of them to fit on (default %(default)s)",
-    )
-    flags.add_argument(
-        "--crop",
-        type=options.number(int, 32),
-        default=512,
-        metavar="N",
-        help="take at most the N x N pixels in the middle of each (default %(default)s)",
-    )
-    options.add_model(flags)
-    return flags
 
 
 def check(args: argparse.Namespace) -> None:
@@ -94,13 +56,13 @@ def check(args: argparse.Namespace) -> None:
     load_autoencoder(args.vae, precision=options.precision_of(args))
     check_inputs(("--natural", args.natural))
     listed = (image for spec in args.natural for image in listing.list_images(spec) if not image.problem)
-    _check_enough(len(list(itertools.islice(listed, _FEWEST))))
+    _check_enough(len(list(itertools.islice(listed, FEWEST))))
     _start(args)
 
 
 def _check_enough(found: int) -> None:
-    if found < _FEWEST:
-        raise UserError(f"--natural: {found} photographs could be used; expected {_FEWEST} or more, better 30")
+    if found < FEWEST:
+        raise UserError(f"--natural: {found} photographs could be used; expected {FEWEST} or more, better 30")
 
 
 def _start(args: argparse.Namespace) -> None:

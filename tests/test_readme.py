@@ -43,7 +43,7 @@ def test_every_flag_is_in_the_tables_and_nothing_else_is():
         if row.startswith("| `--")
         for flag in re.findall(r"--\w+", row.split("|")[1])
     }
-    assert shown == set().union(*map(_flags, PARSERS)) - {"--help"}
+    assert shown == set().union(*map(_flags, PARSERS)) - {"--help", "--version", "--config"}
 
 
 def test_every_cause_of_failure_is_listed():

@@ -6,6 +6,10 @@ PTransforms are the public surface, DoFns are not. Every transform that can fail
 
 from typing import TYPE_CHECKING
 
+from transforms import quiet_beam as _quiet_beam  # noqa: F401 - before anything else imports Beam
+
+# isort: split
+
 from ot_core.lazy import lazy_attributes
 from transforms.elements import Failure, ImageQuality, ImageRecord, ImageRef, LoadedImage, TransportedImage
 from transforms.inputs import ListImages

@@ -19,8 +19,9 @@ from ot_core import (
     write_map,
 )
 from ot_core.check import KeptBack
+from ot_core.choices import METHODS
 from ot_core.decoder import DecoderGeometry
-from ot_core.fitting import METHODS, fit_map, is_mostly_noise, parts_of
+from ot_core.fitting import fit_map, is_mostly_noise, parts_of
 from ot_core.groups import map_of_group
 from ot_core.margin import with_margin
 from ot_core.noise import split_group

@@ -25,10 +25,11 @@ from ot_core import (
     ZeroShotTransport,
 )
 from ot_core.autoencoder import default_device, default_tile_pixels
+from ot_core.choices import INTERPOLATIONS
 from ot_core.engine import over_images, workers_of
 from ot_core.features import FeatureExtractor, LatentFeatures
 from ot_core.fitting import autoencoder_of_map, read_maps
-from ot_core.transporting import INTERPOLATIONS, transport_pixels
+from ot_core.transporting import transport_pixels
 from transforms import metrics
 from transforms.drift import ImageStatistics, gather
 from transforms.elements import (
@@ -313,7 +314,7 @@ class TransportModelHandler(ImageModelHandler):
         sigma: standard deviation of Gaussian folding weights in latent pixels; infinite means uniform.
         zero_shot: each image's own statistics take the place of the map's source.
         residual: as in `transport_pixels`; default the map's own, or 0 with `zero_shot`.
-        precision: one of `ot_core.autoencoder.PRECISIONS`; default the device's fastest.
+        precision: one of `ot_core.choices.PRECISIONS`; default the device's fastest.
         compiled: see `ot_core.Autoencoder`.
         max_tile_pixels: larger images are done in overlapping tiles; default `default_tile_pixels`.
         statistics: whether to gather statistics of the latents, before and after transport (`transforms.drift`); not of

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from deploy.dataflow.launch_template import JOBS
+from pipelines.flags import ArgumentParser
 
 FOLDER = Path(__file__).parent
 #: Dataflow's workers don't see the launching machine's files.
 _URL, _URLS = r"^[a-z0-9]+://.+$", r"^['\"]?[a-z0-9]+://.+$"
 
 #: A template's launcher doesn't wait for the job that the summary is of.
-_NOT_IN_TEMPLATES = ("help", "summary")
+_NOT_IN_TEMPLATES = ("summary",)
 
 
-def metadata(parser: argparse.ArgumentParser) -> dict[str, Any]:
+def metadata(parser: ArgumentParser) -> dict[str, Any]:
     """Dataflow's TemplateMetadata, with a parameter for each flag."""
-    flags = [action for action in parser._actions if action.dest not in _NOT_IN_TEMPLATES]
+    flags = [action for name, action in parser.flags().items() if name not in _NOT_IN_TEMPLATES]
     return {
         "name": parser.prog,
         "description": parser.description,
@@ -29,7 +30,7 @@ def metadata(parser: argparse.ArgumentParser) -> dict[str, Any]:
     }
 
 
-def _parameter(parser: argparse.ArgumentParser, action: argparse.Action) -> dict[str, Any]:
+def _parameter(parser: ArgumentParser, action: argparse.Action) -> dict[str, Any]:
     several = action.nargs == "+"
     explained = (action.help or "") % {**vars(action), "prog": parser.prog}
     parameter: dict[str, Any] = {

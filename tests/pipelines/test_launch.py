@@ -17,8 +17,9 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from PIL import Image
 
-from pipelines import fit, options, transport
+from pipelines import fit, transport
 from pipelines.command import told
+from pipelines.flags import ArgumentParser, add_limits, add_model, add_run
 from pipelines.launch import launch
 from pipelines.summary import Distribution, Measured, measured, summary
 from transforms import metrics
@@ -119,8 +120,10 @@ def test_the_summary_of_a_job_that_did_nothing_and_of_one_on_a_gpu():
 
 
 def _launch(build, *flags, prog="dot-test", report=lambda args, counters: ""):
-    parser = options.ArgumentParser(prog, "A job of a test.")
-    options.add_common(parser)
+    parser = ArgumentParser(prog, "A job of a test.")
+    add_model(parser)
+    add_limits(parser)
+    add_run(parser)
     return launch(parser, flags, lambda args: None, build, report)
 
 

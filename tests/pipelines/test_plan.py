@@ -76,6 +76,21 @@ def test_a_plan_counts_what_the_night_then_does_and_writes_nothing(archive, phot
     }  # fmt: skip
 
 
+def test_a_first_run_is_planned_without_a_flag_and_one_over_results_asks_for_it(archive, capsys):
+    command = ["--input", str(archive / "in"), "--map", str(archive / "map.safetensors"), "--plan"]
+    command += ["--output", str(archive / "out")]
+    assert transport.main(command) == 0
+    assert "4 images to do: 4 new, 0 changed" in capsys.readouterr().out
+    assert not (archive / "out").exists()
+    assert _night(archive)[0] == 0
+    assert transport.main(command) == 2
+    assert "holds the results of a job; add --resume" in capsys.readouterr().err
+    before = _files(archive / "out")
+    assert transport.main([*command, "--overwrite"]) == 0
+    assert "4 images to do: 4 new, 0 changed" in capsys.readouterr().out
+    assert _files(archive / "out") == before
+
+
 def test_a_plan_tells_of_images_that_are_not_in_the_manifest_yet(archive):
     assert _night(archive)[0] == 0
     (archive / "out/manifest-00000-of-00001.parquet").unlink()
@@ -87,9 +102,6 @@ def test_a_plan_is_refused_where_resuming_would_be(archive, capsys):
     capsys.readouterr()
     assert _night(archive, "--plan", "--alpha", "0.5")[0] == 2
     assert "was made with alpha [0.0], not [0.5]" in capsys.readouterr().err
-    command = ["--input", str(archive / "in"), "--map", str(archive / "map.safetensors"), "--output", "out", "--plan"]
-    assert transport.main(command) == 2
-    assert "--plan: counts what --resume would do" in capsys.readouterr().err
 
 
 def test_a_summary_that_can_not_be_written_is_found_before_any_work(archive, capsys):

@@ -1,0 +1,10 @@
+"""What some settings may be, apart from the modules that import torch, so that a command line is checked at once."""
+
+from typing import Final
+
+#: Of the autoencoder's arithmetic.
+PRECISIONS: Final = ("float32", "bfloat16", "float16")
+#: Of fitting: see `ot_core.fitting.fit_map`.
+METHODS: Final = ("matched", "pixels", "paper")
+#: What alpha mixes: see `ot_core.transporting`.
+INTERPOLATIONS: Final = ("pixels", "latents")
