@@ -17,7 +17,7 @@ AZURITE_VERSION := 3.35.0
 FLINK_JAR := beam-runners-flink-$(FLINK_VERSION)-job-server
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-engines test-flink airflow azurite prism lint format clean
+.PHONY: help install demo test test-engines test-flink airflow azurite prism lint docs format clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -71,6 +71,9 @@ lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed  ## build the documentation into build/site, with no broken link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: .venv/installed  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

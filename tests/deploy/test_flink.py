@@ -139,7 +139,9 @@ def test_every_task_manager_has_a_worker_pool_of_its_own():
 
 
 def test_the_readme_tells_flink_how_many_slots_to_use():
-    (row,) = [line for line in (ROOT / "README.md").read_text().splitlines() if "--runner FlinkRunner" in line]
+    (row,) = [
+        line for line in (ROOT / "docs/how-to/engines.md").read_text().splitlines() if "--runner FlinkRunner" in line
+    ]
     (flags,) = re.findall(r"`(--runner FlinkRunner[^`]*)`", row)
     given = options.parse(transport.parser(), [*shlex.split(flags.replace("SLOTS", "3")), *NEEDED])[1].get_all_options()
     assert given["parallelism"] == 3
