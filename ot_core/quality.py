@@ -19,6 +19,8 @@ from ot_core.features import read_weights
 Pixels = NDArray[np.generic]
 #: Pixels worked on at a time, so that memory doesn't grow with the image.
 _BAND_PIXELS = 2**17
+#: The same for SSIM, whose windows are summed in a core's cache.
+_SSIM_BAND_PIXELS = 2**14
 #: Half of SSIM's window of 11 pixels: what a band needs of its neighbours, and one less than the smallest image.
 _SSIM_MARGIN = 5
 #: Keep SSIM's quotient from growing where images are dark or flat.
@@ -75,14 +77,14 @@ def ssim(a: Pixels, b: Pixels) -> float | None:
         return None
     columns = _mirrored(0, width, width)
     total = 0.0
-    for band in _bands(a):
+    for band in _bands(a, _SSIM_BAND_PIXELS):
         rows = _mirrored(band.start, band.stop, height)
-        x, y = (_to_tensor(pixels[rows][:, columns]) for pixels in (a, b))
-        mean_x, mean_y, xx, yy, xy = _window_means(torch.cat([x, y, x * x, y * y, x * y])).unbind()
-        variance_x, variance_y = (xx - mean_x**2).clamp(min=0), (yy - mean_y**2).clamp(min=0)
-        above = (2 * mean_x * mean_y + _SSIM_C1) * (2 * (xy - mean_x * mean_y) + _SSIM_C2)
-        below = (mean_x**2 + mean_y**2 + _SSIM_C1) * (variance_x + variance_y + _SSIM_C2)
-        total += float((above / below).sum(dtype=torch.float64))
+        x, y = (_unit(pixels[rows][:, columns]).transpose(2, 0, 1).astype(np.float32) for pixels in (a, b))
+        mean_x, mean_y, squares, xy = _window_means(np.stack([x, y, x * x + y * y, x * y]))
+        product, means = mean_x * mean_y, mean_x**2 + mean_y**2
+        above = (2 * product + _SSIM_C1) * (2 * (xy - product) + _SSIM_C2)
+        below = (means + _SSIM_C1) * (np.maximum(squares - means, 0) + _SSIM_C2)
+        total += float((above / below).sum(dtype=np.float64))
     return total / a.size
 
 
@@ -92,18 +94,28 @@ def _mirrored(start: int, stop: int, length: int) -> NDArray[np.intp]:
     return np.minimum(indices, 2 * (length - 1) - indices)
 
 
-def _window_means(values: torch.Tensor) -> torch.Tensor:
-    """Gaussian means over the windows inside (..., H, W), one axis after the other."""
+def _window_means(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Gaussian means over the windows inside (..., H, W), one axis after the other.
+
+    In numpy, on one core: Beam's threads work side by side, and torch would have all cores wait for each of these sums.
+    """
     offsets = np.arange(-_SSIM_MARGIN, _SSIM_MARGIN + 1)
     weights = np.exp(-((offsets / 1.5) ** 2) / 2)
-    weights /= weights.sum()
+    weights = (weights / weights.sum()).astype(np.float32)
     for axis in (-2, -1):
         length = values.shape[axis] - 2 * _SSIM_MARGIN
-        total = torch.zeros_like(values.narrow(axis, 0, length))
-        for offset, weight in enumerate(weights):  # much faster than a convolution of one channel
-            total.add_(values.narrow(axis, offset, length), alpha=float(weight))
+        parts = [_span(values, axis, offset, length) for offset in range(len(weights))]
+        total = parts[_SSIM_MARGIN] * weights[_SSIM_MARGIN]
+        for step in range(1, _SSIM_MARGIN + 1):  # the window is symmetric
+            pair = parts[_SSIM_MARGIN - step] + parts[_SSIM_MARGIN + step]
+            pair *= weights[_SSIM_MARGIN + step]
+            total += pair
         values = total
     return values
+
+
+def _span(values: NDArray[np.float32], axis: int, start: int, length: int) -> NDArray[np.float32]:
+    return values[..., start : start + length, :] if axis == -2 else values[..., start : start + length]
 
 
 class Lpips:
@@ -231,9 +243,9 @@ class QualityTotals:
         return None if self.mse.value is None else psnr_of(self.mse.value)
 
 
-def _bands(pixels: Pixels) -> Iterator[slice]:
+def _bands(pixels: Pixels, most: int = _BAND_PIXELS) -> Iterator[slice]:
     height, width = pixels.shape[:2]
-    rows = max(1, _BAND_PIXELS // width)
+    rows = max(1, most // width)
     for top in range(0, height, rows):
         yield slice(top, min(top + rows, height))
 
