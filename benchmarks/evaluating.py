@@ -62,8 +62,8 @@ def main() -> None:
         [
             "# Comparing pairs",
             "",
-            f"{args.images} pairs of 481x321 pixels, two threads, {torch.get_num_threads()} cores, {args.repeat} runs of",
-            "each in turn. SSIM and mean squared error, seconds a pair.",
+            f"{args.images} pairs of 481x321 pixels, two threads, {torch.get_num_threads()} cores, {args.repeat} runs",
+            "of each in turn. SSIM and mean squared error, seconds a pair.",
             "",
             "| SSIM by | seconds a pair |",
             "|---|---|",
