@@ -27,7 +27,7 @@ from transforms import Failure, ImageQuality, ImageRecord, ImageRef
 #: A transform's rows and its failures.
 Wired = tuple[beam.PCollection[Any], Sequence[beam.PCollection[Failure]]]
 #: Flags that are about the end of a command, which Beam YAML doesn't wait for.
-_OF_COMMANDS = ("max_failure_fraction", "max_drift", "summary")
+_OF_COMMANDS = ("max_failure_fraction", "max_drift", "summary", "progress", "quiet", "verbose")
 
 
 class File(NamedTuple):

@@ -56,6 +56,16 @@ class _Ending:
 _ending = _Ending()
 
 
+@dataclasses.dataclass
+class _Printed:
+    """Which messages of libraries a command prints; logging is the process's, and so is this."""
+
+    everything: bool = False
+
+
+_printed = _Printed()
+
+
 class JobError(Exception):
     """A job failed while it ran; the message is one line, and what it was raised from, if anything, the whole story."""
 
@@ -93,6 +103,11 @@ def command(prog: str, argv: Sequence[str] | None, work: Callable[[], int]) -> i
         except Exception as error:
             complain(prog, f"unexpected {_named(error)}{_kept(prog, error, messages)}")
         return 1
+
+
+def print_messages() -> None:
+    """Prints all messages of Beam and of stores as well, until the command ends."""
+    _printed.everything = True
 
 
 def say(text: str) -> None:
@@ -299,7 +314,8 @@ class _Messages(logging.Handler):
 def _concerns_user(record: logging.LogRecord) -> bool:
     """Whether a message isn't one of an engine or a store, whose errors we tell ourselves."""
     # Beam's portable engines use the root logger.
-    return record.name.partition(".")[0] not in _TOLD_BY_US and "apache_beam" not in record.pathname
+    ours = record.name.partition(".")[0] not in _TOLD_BY_US and "apache_beam" not in record.pathname
+    return _printed.everything or ours
 
 
 @contextlib.contextmanager
@@ -320,6 +336,7 @@ def _quiet_logs() -> Iterator[_Messages]:
     try:
         yield messages
     finally:
+        _printed.everything = False
         for logger, handler in added:
             logger.removeHandler(handler)
 

@@ -281,6 +281,15 @@ def add_run(parser: Flags, summary: bool = True) -> None:
     parser.add_argument(
         "--config", metavar="URL", help="a YAML file of flags and their values; those of the command line win"
     )
+    parser.add_argument(
+        "--progress",
+        choices=("auto", "json", "none"),
+        default="auto",
+        help="how far the job is, on stderr: auto is a bar at a terminal and lines in a log; json an object a line "
+        "(default %(default)s)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but what is wrong")
+    parser.add_argument("--verbose", action="store_true", help="also print Beam's messages, and seconds of each stage")
     if summary:
         parser.add_argument(
             "--summary",

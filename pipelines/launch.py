@@ -7,21 +7,18 @@ used; 2, a mistake that was found before any work started.
 import argparse
 import difflib
 import itertools
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
-
-from tqdm import tqdm
 
 from ot_core import Cause, UserError, listing, storage
 from ot_core.errors import TooManyBytesError
 from ot_core.groups import Grouping
 from ot_core.names import Ignored, told_ignored
-from pipelines.command import JobError, command, complain, on_ending, say, told, workers_kept_quiet
-from pipelines.flags import ArgumentParser
+from pipelines import progress
+from pipelines.command import JobError, command, complain, on_ending, print_messages, say, told, workers_kept_quiet
+from pipelines.flags import ArgumentParser, has_job_server
 from pipelines.options import LOCAL_RUNNER, parse
 from pipelines.summary import DONE, Counters, Measured, as_json, is_summary, measured, summary
 from transforms import metrics
@@ -37,6 +34,8 @@ from transforms.quiet_beam import (
 #: Images of an input of which one at least must be named by it and have a group.
 _SEEN = 1000
 _LARGEST_SUMMARY = 2**20
+#: What a job is at, most of the time.
+_WORK = {"dot-fit": "encoding", "dot-transport": "transporting", "dot-evaluate": "comparing"}
 _EXPECTED = "expected a folder, glob, image or list of images"
 
 
@@ -61,6 +60,8 @@ def launch(
 
     def work() -> int:
         args, options = parse(parser, argv)
+        if args.verbose:
+            print_messages()
         hint = "; with --resume the same command does only what is missing" if hasattr(args, "resume") else ""
         ran = run_job(parser.prog, argv, args, options, check, build, hint)
         return 0 if ran is None else _tell(parser.prog, args, *ran, report, objection)
@@ -101,8 +102,9 @@ def run_job(
     check(args)
     build(pipeline, args)
     start = time.perf_counter()
-    with _running(title, argv, args, options, hint):
+    with _running(title, argv, args, options, hint) as results:
         result = pipeline.run()
+        results.append(result)
         template = options.view_as(GoogleCloudOptions).template_location
         if template:  # a Flex Template's launcher starts the job from this file once we are gone
             say(f"job graph {template}")
@@ -115,8 +117,11 @@ def run_job(
 @contextmanager
 def _running(
     title: str, argv: Sequence[str] | None, args: argparse.Namespace, options: PipelineOptions, hint: str
-) -> Iterator[None]:
-    """Shows progress, and tells in one line what an engine gives up on, as most do when they lose a worker."""
+) -> Iterator[list[Any]]:
+    """Shows progress, and tells in one line what an engine gives up on, as most do when they lose a worker.
+
+    Gives a list for Beam's result, which an engine can then be asked through how far it is.
+    """
     runner = options.view_as(StandardOptions).runner
     local = runner == LOCAL_RUNNER
     processes = local and options.view_as(DirectOptions).direct_running_mode == "multi_processing"
@@ -127,9 +132,22 @@ def _running(
             stack.enter_context(on_ending(hint + remote, within_line=local and not processes))
             if processes and argv is None:
                 stack.enter_context(workers_kept_quiet())
-            if local and not processes:
-                stack.enter_context(_progress(title, getattr(args, "max_images", None)))
-            yield
+            results: list[Any] = []
+            look = progress.here()
+            if processes:
+                stack.enter_context(metrics.shared_tally())
+                look = progress.here()
+            elif not local:
+
+                def look() -> progress.Seen:
+                    return progress.Seen(measured(results[0]).counters, {})  # an error until it has begun
+
+            if local or here or has_job_server(runner):
+                limited = getattr(args, "max_images", None) is not None
+                work = _WORK.get(title, "working")
+                form = "none" if getattr(args, "quiet", False) else getattr(args, "progress", "auto")
+                stack.enter_context(progress.shown(form, title, work, look, limited))
+            yield results
     except UserError as error:
         raise JobError(str(error)) from None
     except Exception as error:
@@ -155,13 +173,14 @@ def _tell(
         except Exception as error:  # each store has its own errors
             complain(prog, f"--summary {args.summary}: not written ({told(error)})", "warning")
     wrong: str | None = None
+    tell = (lambda text: None) if args.quiet else say
     try:
-        say(report(args, found.counters))
+        tell(report(args, found.counters))
     except UserError as error:
         wrong = str(error)
     except Exception as error:  # it reads what the job wrote
         complain(prog, f"the results can't be told ({told(error)})", "warning")
-    say(summary(found, seconds))
+    tell(summary(found, seconds, stages=args.verbose))
     try:
         wrong = wrong or objection(args)
     except Exception as error:
@@ -256,34 +275,3 @@ def _pipeline(options: PipelineOptions) -> beam.Pipeline:
         near = difflib.get_close_matches(runner, StandardOptions.KNOWN_RUNNER_NAMES, n=1)
         said = f"unknown; did you mean {near[0]}?" if near and runner not in near else " ".join(str(error).split())
         raise UserError(f"--runner {runner}: {said}") from None
-
-
-@contextmanager
-def _progress(title: str, max_images: int | None) -> Iterator[None]:
-    """A bar where the pipeline runs in this process: on a terminal a live one, else a line now and then."""
-    done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(title, metrics.tally(), max_images, done), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _watch(title: str, before: Counters, max_images: int | None, done: threading.Event) -> None:
-    with suppress(OSError, ValueError, AttributeError):  # stderr may be closed, or its reader gone
-        interval = 0.2 if sys.stderr.isatty() else 10.0
-        with tqdm(desc=title, unit=" images", mininterval=interval, file=sys.stderr) as bar:
-            while not done.wait(interval):
-                _update(bar, before, max_images)
-            _update(bar, before, max_images)
-
-
-def _update(bar: "tqdm[Any]", before: Counters, max_images: int | None) -> None:
-    now = metrics.tally()
-    since = {name: now[name] - before.get(name, 0) for name in now}
-    if max_images is None:  # with a limit, how many will be taken isn't known while listing
-        bar.total = since.get(metrics.IMAGES_LISTED)
-    bar.n = sum(since.get(name, 0) for name in DONE)
-    bar.refresh()

@@ -77,8 +77,8 @@ def _values(found: Any) -> Iterator[tuple[str, Any]]:
             yield metric.key.metric.name, value
 
 
-def summary(found: Measured, seconds: float) -> str:
-    """The last lines of a job's output: how much was done, how fast, and where the time went."""
+def summary(found: Measured, seconds: float, stages: bool = False) -> str:
+    """The last lines of a job's output: how much was done, how fast, and on demand where the time went."""
     counters = found.counters
     failed = counters.get(metrics.FAILURES, 0)
     done = sum(counters.get(name, 0) for name in DONE) - failed
@@ -97,7 +97,7 @@ def summary(found: Measured, seconds: float) -> str:
     memory = found.distributions.get(metrics.DEVICE_MEMORY)
     if memory:
         lines.append(f"  device memory: {memory.largest / 1e6:.0f} MB at most")
-    return "\n".join(lines + _table(found.distributions))
+    return "\n".join(lines + (_table(found.distributions) if stages else []))
 
 
 def as_json(job: str, found: Measured, seconds: float) -> bytes:

@@ -42,7 +42,10 @@ _WRITTEN = re.compile(
 )
 _NATURAL, _DEGRADED, _ENHANCED = "natural", "degraded", "enhanced"
 #: Flags that all steps share.
-_SHARED = ("vae", "precision", "max_pixels", "max_bytes", "max_batch_pixels", "max_failure_fraction")
+_SHARED = (
+    *("vae", "precision", "max_pixels", "max_bytes", "max_batch_pixels", "max_failure_fraction"),
+    *("progress", "quiet", "verbose"),
+)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -180,6 +183,8 @@ def run(prog: str, argv: Sequence[str] | None) -> int:
     candidates = ["--candidate", f"{_ENHANCED}={output}"]
     told = steps.run_command(evaluate, "evaluate", "--reference", originals, *candidates, "--report", args.report)
     sheet = _sheet(args, work)
+    if args.quiet:
+        return steps.code
     say(told)
     say("  alpha 1.00 is what the restorer made" if args.restorer else "  alpha 1.00 is what --degrade made")
     say(f"fitted on {len(fitted)} photographs, tried on {len(tried)} others")

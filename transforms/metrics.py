@@ -1,15 +1,19 @@
-"""Beam metrics under one namespace, mirrored in a tally of this process for progress bars.
+"""Beam metrics under one namespace, mirrored in a tally for progress bars.
 
-A local run executes in the launching process, which can then watch the tally; on a cluster only Beam's counters
-are seen.
+A local run executes in the launching process, which can watch the tally; or in processes that it starts, which then
+leave theirs in a folder (`shared_tally`). On a cluster only Beam's counters are seen.
 """
 
 import collections
 import contextlib
 import functools
+import json
+import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from apache_beam.metrics import Metrics
 
@@ -51,7 +55,11 @@ class _Thread(threading.local):
 
 _thread = _Thread()
 _tally: collections.Counter[str] = collections.Counter()
+_stages: collections.Counter[str] = collections.Counter()
 _lock = threading.Lock()
+#: Environment variable that tells processes which folder to leave their tallies in, and seconds between two times.
+_FOLDER, _SECONDS = "DOT_TALLY", 0.5
+_left = 0.0
 # Making one takes longer than using it.
 _counter = functools.cache(functools.partial(Metrics.counter, METRICS_NAMESPACE))
 _distribution = functools.cache(functools.partial(Metrics.distribution, METRICS_NAMESPACE))
@@ -65,6 +73,7 @@ def count(name: str, n: int = 1) -> None:
     _counter(name).inc(n)
     with _lock:
         _tally[name] += n
+    _leave()
 
 
 def observe(name: str, value: int) -> None:
@@ -94,9 +103,14 @@ def timed(stage: str) -> Iterator[Callable[[], None]]:
         nonlocal start
         start = time.perf_counter()
 
+    with _lock:
+        _stages[stage] += 1
+    _leave()
     try:
         yield restart
     finally:
+        with _lock:
+            _stages[stage] -= 1
         observe(f"{stage}_milliseconds", round(1000 * (time.perf_counter() - start)))
 
 
@@ -117,7 +131,56 @@ def replay(calls: Captured) -> None:
         function(name, value)
 
 
-def tally() -> collections.Counter[str]:
-    """A copy of what this process has counted so far."""
+@contextlib.contextmanager
+def shared_tally() -> Iterator[None]:
+    """Within this block, processes that are started leave their tallies where this one finds them."""
+    before = os.environ.get(_FOLDER)
+    with tempfile.TemporaryDirectory(prefix="dot-tally-") as folder:
+        os.environ[_FOLDER] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_FOLDER]
+            else:
+                os.environ[_FOLDER] = before
+
+
+def _leave() -> None:
+    global _left
+    folder, now = os.environ.get(_FOLDER), time.monotonic()
+    if folder is None or now < _left + _SECONDS:
+        return
+    _left = now
     with _lock:
-        return _tally.copy()
+        told = json.dumps([_tally, _stages])
+    with contextlib.suppress(OSError):  # the job that asked for it has ended
+        part = Path(folder, f"{os.getpid()}.{threading.get_ident()}")
+        part.write_text(told)
+        part.replace(Path(folder, f"{os.getpid()}.json"))
+
+
+def _others() -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    folder = os.environ.get(_FOLDER)
+    for path in Path(folder).glob("*.json") if folder else ():
+        if path.stem != str(os.getpid()):
+            with contextlib.suppress(OSError, ValueError):
+                yield json.loads(path.read_text())
+
+
+def tally() -> collections.Counter[str]:
+    """A copy of what this process, and those of a `shared_tally`, have counted so far."""
+    with _lock:
+        total = _tally.copy()
+    for counted, _ in _others():
+        total.update(counted)
+    return total
+
+
+def stages() -> collections.Counter[str]:
+    """How many blocks of each `timed` stage are at work, likewise."""
+    with _lock:
+        total = _stages.copy()
+    for _, at_work in _others():
+        total.update(at_work)
+    return total

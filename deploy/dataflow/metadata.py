@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 _URL, _URLS = r"^[a-z0-9]+://.+$", r"^['\"]?[a-z0-9]+://.+$"
 
 #: A template's launcher doesn't wait for the job that the summary is of.
-_NOT_IN_TEMPLATES = ("summary",)
+_NOT_IN_TEMPLATES = ("summary", "progress", "quiet", "verbose")
 
 
 def metadata(parser: ArgumentParser) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def test_every_engine_fits_the_same_map(fitted, map_url):
 
 
 def test_every_engine_writes_the_same_bytes_and_each_image_once(engine, jobs, map_url, images, tmp_path, capsys):
-    assert jobs.transport(map_url, tmp_path / "out", *engine.flags) == 0
+    assert jobs.transport(map_url, tmp_path / "out", "--verbose", *engine.flags) == 0
     assert written(tmp_path / "out") == images
     rows = manifest(tmp_path / "out")
     assert [row["key"] for row in rows] == sorted(jobs.keys)
