@@ -5,6 +5,7 @@ used; 2, a mistake that was found before any work started.
 """
 
 import argparse
+import copy
 import difflib
 import itertools
 import time
@@ -140,7 +141,8 @@ def _running(
             elif not local:
 
                 def look() -> progress.Seen:
-                    return progress.Seen(measured(results[0]).counters, {})  # an error until it has begun
+                    # Of a copy, since a result keeps the metrics that it gave first. An error until the job has begun.
+                    return progress.Seen(measured(copy.copy(results[0])).counters, {})
 
             if local or here or has_job_server(runner):
                 limited = getattr(args, "max_images", None) is not None
