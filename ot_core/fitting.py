@@ -32,10 +32,10 @@ def method_of(transport_map: TransportMap) -> str:
     return "pixels" if transport_map.invariant is None else "matched"
 
 
-def is_mostly_noise(transport_map: TransportMap) -> bool:
-    """Whether chance explains more than half of the distance between a map's sides."""
+def is_noisy(transport_map: TransportMap) -> bool:
+    """Whether chance explains a third or more of the distance between a map's sides."""
     floor = transport_map.noise_floor
-    return floor is not None and floor > transport_map.distance_squared() / 2
+    return floor is not None and floor > transport_map.distance_squared() / 3
 
 
 def parts_of(side: str, statistics: Mapping[str, GaussianStatistics]) -> list[GaussianStatistics]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from ot_core import TransportMap, UserError, load_autoencoder, load_restorer, read_map, storage
 from ot_core.degradation import Degradation
-from ot_core.fitting import autoencoder_of_map, check_restorer, is_mostly_noise, method_of
+from ot_core.fitting import autoencoder_of_map, check_restorer, is_noisy, method_of
 from ot_core.groups import GROUP, is_pattern, map_of_group
 from ot_core.layout import numbered
 from ot_core.map_file import read_statistics
@@ -293,8 +293,8 @@ def _maps_written(args: argparse.Namespace, counters: Counters) -> Iterator[str]
     noisy = counters.get(metrics.MAPS_MOSTLY_NOISE, 0)
     if noisy and not args.paired:
         yield (
-            f"  WARNING: {noisy} of them are mostly noise (dot-map inspect tells which): they carry what their "
-            "two sides happen to show. Fit on more images, or on pairs (--paired)"
+            f"  WARNING: {noisy} of them are noisy (dot-map inspect tells which): they also carry what their two sides "
+            "happen to show. Fit on more images, or on pairs (--paired)"
         )
 
 
@@ -305,12 +305,12 @@ def _advice(fitted: TransportMap, distance: float, shared: int) -> list[str]:
         lines.append(
             f"  of which the choice of images explains about {floor:.4g} (noise floor, from random halves of each side)"
         )
-        if is_mostly_noise(fitted):
+        if is_noisy(fitted):
             times = math.ceil(4 * floor / (distance - floor)) if distance > 1.1 * floor else 0
             more = f"about {times} times as many" if times else "many more"
             lines.append(
-                "  WARNING: the map is mostly noise: it carries what the two sides happen to show. "
-                f"Fit on {more} images, or on pairs (--paired)"
+                f"  WARNING: chance explains {min(floor / distance, 1):.0%} of the distance: the map also carries what the "
+                f"two sides happen to show. Fit on {more} images, or on pairs (--paired)"
             )
     if shared:
         lines.append(f"  {shared} keys are on both sides; --paired fits on these alone, which is usually much better")

@@ -21,7 +21,7 @@ from ot_core import (
 from ot_core.check import KeptBack
 from ot_core.choices import METHODS
 from ot_core.decoder import DecoderGeometry
-from ot_core.fitting import fit_map, is_mostly_noise, parts_of
+from ot_core.fitting import fit_map, is_noisy, parts_of
 from ot_core.groups import map_of_group
 from ot_core.margin import with_margin
 from ot_core.noise import split_group
@@ -193,6 +193,6 @@ def _write(element: TransportMap | tuple[str, TransportMap], url: str) -> str:
     url = map_of_group(url, group) if group else url
     write_map(transport_map, url)
     metrics.count(metrics.MAPS_WRITTEN)
-    if is_mostly_noise(transport_map):
+    if is_noisy(transport_map):
         metrics.count(metrics.MAPS_MOSTLY_NOISE)
     return url

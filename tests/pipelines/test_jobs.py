@@ -70,7 +70,7 @@ def test_fit_writes_a_map_with_the_statistics_and_says_what_it_found(archive, ma
     assert read_map(str(archive / "again.safetensors")).source.count == fitted.source.count / 2
 
 
-def test_fit_states_the_noise_floor_and_warns_when_a_map_is_mostly_noise(archive, map_url, vae, capsys):
+def test_fit_states_the_noise_floor_and_warns_when_a_map_is_noisy(archive, map_url, vae, capsys):
     floor = read_map(map_url).noise_floor
     assert floor is not None
     assert floor > 0
@@ -78,7 +78,7 @@ def test_fit_states_the_noise_floor_and_warns_when_a_map_is_mostly_noise(archive
     capsys.readouterr()
     assert fit.main([*arguments, "--source", str(archive / "natural")]) == 0
     printed = capsys.readouterr().out
-    assert "WARNING: the map is mostly noise" in printed
+    assert "WARNING: chance explains 100% of the distance" in printed
     assert "4 keys are on both sides" in printed
 
 
