@@ -308,9 +308,10 @@ def _advice(fitted: TransportMap, distance: float, shared: int) -> list[str]:
         if is_noisy(fitted):
             times = math.ceil(4 * floor / (distance - floor)) if distance > 1.1 * floor else 0
             more = f"about {times} times as many" if times else "many more"
+            share = floor / distance if distance > floor else 1.0
             lines.append(
-                f"  WARNING: chance explains {min(floor / distance, 1):.0%} of the distance: the map also carries what the "
-                f"two sides happen to show. Fit on {more} images, or on pairs (--paired)"
+                f"  WARNING: chance explains {share:.0%} of the distance: the map also carries what the two sides happen "
+                f"to show. Fit on {more} images, or on pairs (--paired)"
             )
     if shared:
         lines.append(f"  {shared} keys are on both sides; --paired fits on these alone, which is usually much better")
