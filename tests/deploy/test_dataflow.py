@@ -28,7 +28,8 @@ HINT = "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver"
 
 
 def _command(beginning: str) -> list[str]:
-    (line,) = [line for line in README.splitlines() if line.startswith(f"    {beginning} ")]
+    lines = README.replace("\\\n    ", "").splitlines()
+    (line,) = [line for line in lines if line.startswith(f"    {beginning} ")]
     return shlex.split(line)
 
 
