@@ -33,7 +33,7 @@ h1 { font-size: 26px; margin: 0 0 20px; } h2 { font-size: 19px; margin: 40px 0 1
   box-shadow: 0 1px 3px #0002; }
 .verdict p { margin: 6px 0; color: #444c56; }
 .verdict p:first-child { font-size: 21px; line-height: 1.35; color: #111; }
-.use { border-color: #1a7f37; } .trade { border-color: #bf8700; } .avoid { border-color: #cf222e; }
+.use { border-color: #1a7f37; } .trade, .undecided { border-color: #bf8700; } .avoid { border-color: #cf222e; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 20px; }
 figure { background: #fff; border-radius: 6px; margin: 0; padding: 14px 16px 8px; box-shadow: 0 1px 3px #0002; }
 .charts figure { max-width: 640px; } figcaption { font-weight: 600; }

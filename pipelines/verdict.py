@@ -51,13 +51,14 @@ class Verdict(NamedTuple):
     """The answer.
 
     Attributes:
-        kind: "use", "trade" (better in one way, worse in another), "avoid" or "unknown".
+        kind: "use", "trade" (more natural, but PSNR falls), "undecided" (the measures contradict each other), "avoid"
+            or "unknown".
         sentences: the first one is the answer.
         best: name of the candidate to use, or None.
         feature: the measure that decided, or None.
     """
 
-    kind: Literal["use", "trade", "avoid", "unknown"]
+    kind: Literal["use", "trade", "undecided", "avoid", "unknown"]
     sentences: tuple[str, ...]
     best: str | None = None
     feature: str | None = None
@@ -67,8 +68,8 @@ def judge(results: Sequence[Result], baseline_name: str | None, flatters: bool |
     """Says whether the enhanced candidates are better than the baseline, and which is best.
 
     The best is the nearest to the reference's distribution among those that lose no PSNR; where there is none, among
-    those that lose at most 1 dB; else the nearest of all. A candidate that another measure finds farther away is only
-    taken where that is true of all.
+    those that lose at most 1 dB; else the nearest of all. A candidate that another measure finds clearly farther away
+    is never advised: where that is true of all, the answer is "undecided".
 
     Args:
         results: of all candidates.
@@ -113,8 +114,18 @@ def judge(results: Sequence[Result], baseline_name: str | None, flatters: bool |
         notes = [*_second_opinions(baseline, nearest, feature), *_cautions(nearest, feature, flatters)]
         return Verdict("avoid", (first, *notes), None, feature)
     clear = [result for result in measured if gain(result) >= _CLEAR_GAIN]
-    # Where the measures contradict each other about some alphas, the others are the safer advice.
-    clear = [result for result in clear if not _farther_by(result, baseline)] or clear
+    agreed = [result for result in clear if not _farther_by(result, baseline)]
+    if not agreed:
+        against = " and ".join(
+            f"{_nearer(_gain(nearest, baseline, f) or 0.0)} by {MEASURES[f]}" for f in _farther_by(nearest, baseline)
+        )
+        first = (
+            f"Undecided, because the measures contradict each other: {_at(nearest)} the results are "
+            f"{_nearer(gain(nearest))} to natural images by {MEASURES[feature]}, but {against}. "
+            "Look at the pictures, or add an independent measure with --features inception."
+        )
+        return Verdict("undecided", (first, *_cautions(nearest, feature, flatters)), None, feature)
+    clear = agreed
     free = [result for result in clear if cost(result) <= _CLEAR_DB]
     fair = [result for result in clear if cost(result) <= _FAIR_PRICE]
     best = max(free or fair or [nearest], key=gain)
