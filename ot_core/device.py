@@ -1,4 +1,4 @@
-"""What an error says of the device: whether it lacks memory, or is lost to this process.
+"""A device's name, and what an error says of it: whether it lacks memory, or is lost to this process.
 
 Some errors of an accelerator break its context: whatever the process asks of it afterwards fails, too. So they concern
 no single image, and only a new process can go on.
@@ -6,9 +6,13 @@ no single image, and only a new process can go on.
 
 from __future__ import annotations
 
+import functools
+import platform
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 _OF_DEVICE: Final = re.compile(
@@ -34,6 +38,24 @@ _OF_LIBRARY: Final = re.compile(
     r"|(cuda|hip|mps|xpu) error|failure \d+",
     re.IGNORECASE,
 )
+
+#: Where Linux tells the version of NVIDIA's driver.
+_DRIVER: Final = Path("/sys/module/nvidia/version")
+
+
+@functools.cache
+def described(device: str) -> str:
+    """A torch device in words, with a GPU's driver where the system tells it.
+
+    For example `cpu (x86_64, 8 threads)` or `cuda (NVIDIA L4, driver 550.54, CUDA 12.8)`.
+    """
+    torch = sys.modules["torch"]
+    if not device.startswith("cuda"):
+        return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)" if device == "cpu" else device
+    told = [torch.cuda.get_device_name(device)]
+    with suppress(OSError):
+        told.append(f"driver {_DRIVER.read_text().strip()}")
+    return f"{device} ({', '.join([*told, f'CUDA {torch.version.cuda}'])})"
 
 
 class DeviceLostError(RuntimeError):

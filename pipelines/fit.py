@@ -310,8 +310,8 @@ def _advice(fitted: TransportMap, distance: float, shared: int) -> list[str]:
             more = f"about {times} times as many" if times else "many more"
             share = floor / distance if distance > floor else 1.0
             lines.append(
-                f"  WARNING: chance explains {share:.0%} of the distance: the map also carries what the two sides happen "
-                f"to show. Fit on {more} images, or on pairs (--paired)"
+                f"  WARNING: chance explains {share:.0%} of the distance: the map also carries what the two sides "
+                f"happen to show. Fit on {more} images, or on pairs (--paired)"
             )
     if shared:
         lines.append(f"  {shared} keys are on both sides; --paired fits on these alone, which is usually much better")

@@ -94,6 +94,7 @@ def summary(found: Measured, seconds: float, stages: bool = False) -> str:
         line = f"  batches: {batches.times}, of {batches.mean:.1f} images on average, {batches.largest} at most"
         pixels = found.distributions.get(metrics.BATCH_PIXELS)
         lines.append(line + (f"; {pixels.largest / 1e6:.2f} megapixels at most at once" if pixels else ""))
+    lines += [f"  device: {device}" for device in _devices(counters)]
     memory = found.distributions.get(metrics.DEVICE_MEMORY)
     if memory:
         lines.append(f"  device memory: {memory.largest / 1e6:.0f} MB at most")
@@ -111,6 +112,7 @@ def as_json(job: str, found: Measured, seconds: float) -> bytes:
         "images": {**images, "failed": counters.get(metrics.FAILURES, 0)},
         "failures": _parts(counters, metrics.FAILURES),
         "ignored": _parts(counters, metrics.FILES_IGNORED),
+        "devices": _devices(counters),
     }
     return json.dumps(told, indent=1).encode()
 
@@ -122,6 +124,11 @@ def is_summary(data: bytes) -> bool:
     except ValueError:
         return False
     return isinstance(told, dict) and {"job", "ended", "images", "failures"} <= told.keys()
+
+
+def _devices(counters: Counters) -> list[str]:
+    """What models ran on, over all workers."""
+    return sorted(name.removeprefix(metrics.DEVICE) for name in counters if name.startswith(metrics.DEVICE))
 
 
 def _parts(counters: Counters, whole: str) -> dict[str, int]:

@@ -43,6 +43,8 @@ SHARDS_WRITTEN = "shards_written"
 BATCH_SIZE = "batch_size"
 BATCH_PIXELS = "batch_pixels"
 DEVICE_MEMORY = "device_memory_bytes"
+#: A counter of batches for each device, whose name follows.
+DEVICE = "batches_on_"
 MAPS_WRITTEN = "maps_written"
 MAPS_MOSTLY_NOISE = "maps_mostly_noise"
 

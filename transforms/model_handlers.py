@@ -26,6 +26,7 @@ from ot_core import (
 )
 from ot_core.autoencoder import default_device, default_tile_pixels
 from ot_core.choices import INTERPOLATIONS
+from ot_core.device import described
 from ot_core.engine import over_images, workers_of
 from ot_core.features import FeatureExtractor, LatentFeatures
 from ot_core.fitting import autoencoder_of_map, read_maps
@@ -114,6 +115,7 @@ class ImageModelHandler(ModelHandler[Any, Any, Any]):
     def loaded(self, batch: Sequence[LoadedImage | NDArray[np.uint8]]) -> list[LoadedImage]:
         """The images of a batch, each an object of its own; counts them."""
         metrics.observe(metrics.BATCH_SIZE, len(batch))
+        metrics.count(metrics.DEVICE + described(getattr(self, "_device", None) or default_device()))
         return [
             LoadedImage(ImageRef("", ""), DecodedImage(image), 0.0) if isinstance(image, np.ndarray) else image
             for image in batch

@@ -79,6 +79,7 @@ def test_the_summary_tells_images_bytes_batches_and_the_seconds_of_each_stage(ar
     given, made = _megabytes(archive / "restored"), _megabytes(tmp_path / "out/images")
     assert f"images: 7 listed, 7 read, 6 written; {given} MB read, {made} MB written" in printed
     assert "batches: 1, of 6.0 images on average, 6 at most" in printed
+    assert "\n  device: cpu (" in printed or "\n  device: cuda (" in printed
     assert "seconds of a stage" not in printed
     assert _transport(archive, tmp_path / "map.safetensors", tmp_path / "again", "--verbose") == 0
     assert _stages(capsys.readouterr().out) == {
