@@ -25,32 +25,39 @@ CROP = 224
 #: Enhanced columns beside a picture, at most; with those, the restored and the reference six columns.
 _ENHANCED_COLUMNS = 4
 _STYLE = """
+:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1c2128; --soft: #444c56; --line: #e3e6ea;
+  --best: #eaf6ec; }
+@media (prefers-color-scheme: dark) { :root { --page: #0d1117; --card: #161b22; --text: #e6edf3; --soft: #adbac7;
+  --line: #30363d; --best: #12301b; } circle { stroke: var(--card); } circle[fill="#444"] { fill: #adbac7; } }
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
-  color: #1c2128; margin: 0; background: #f6f7f9; }
+  color: var(--text); margin: 0; background: var(--page); }
 main { max-width: 1180px; margin: 0 auto; padding: 32px 24px 64px; }
 h1 { font-size: 26px; margin: 0 0 20px; } h2 { font-size: 19px; margin: 40px 0 12px; }
-.verdict { background: #fff; border-left: 6px solid #8b949e; border-radius: 6px; padding: 18px 24px;
+.verdict { background: var(--card); border-left: 6px solid #8b949e; border-radius: 6px; padding: 18px 24px;
   box-shadow: 0 1px 3px #0002; }
-.verdict p { margin: 6px 0; color: #444c56; }
-.verdict p:first-child { font-size: 21px; line-height: 1.35; color: #111; }
+.verdict p { margin: 6px 0; color: var(--soft); }
+.verdict p:first-child { font-size: 21px; line-height: 1.35; color: var(--text); }
 .use { border-color: #1a7f37; } .trade, .undecided { border-color: #bf8700; } .avoid { border-color: #cf222e; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 20px; }
-figure { background: #fff; border-radius: 6px; margin: 0; padding: 14px 16px 8px; box-shadow: 0 1px 3px #0002; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 20px; }
+figure { background: var(--card); border-radius: 6px; margin: 0; padding: 14px 16px 8px; box-shadow: 0 1px 3px #0002; }
 .charts figure { max-width: 640px; } figcaption { font-weight: 600; }
-svg { width: 100%; height: auto; font-size: 12px; fill: #57606a; } .grid { stroke: #e3e6ea; } .axis { font-size: 13px; }
-.point { fill: #1c2128; paint-order: stroke; stroke: #fff; stroke-width: 3px; } .best { font-weight: 700; }
-.scroll { overflow-x: auto; background: #fff; border-radius: 6px; box-shadow: 0 1px 3px #0002; }
+svg { width: 100%; height: auto; font-size: 12px; fill: var(--soft); }
+.grid { stroke: var(--line); } .axis { font-size: 13px; }
+.point { fill: var(--text); paint-order: stroke; stroke: var(--card); stroke-width: 3px; } .best { font-weight: 700; }
+.scroll { overflow-x: auto; background: var(--card); border-radius: 6px; box-shadow: 0 1px 3px #0002; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 8px 14px; text-align: right; border-bottom: 1px solid #e3e6ea; white-space: nowrap; }
-th { font-size: 13px; color: #57606a; vertical-align: bottom; } td:first-child, th:first-child { text-align: left; }
+th, td { padding: 8px 14px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { font-size: 13px; color: var(--soft); vertical-align: bottom; } td:first-child, th:first-child { text-align: left; }
 figure.best { outline: 3px solid #1a7f37; }
-tr.best td { background: #eaf6ec; font-weight: 600; } tr:last-child td { border-bottom: 0; }
-code { white-space: nowrap; background: #eef0f3; border-radius: 4px; padding: 1px 5px; }
-td small { color: #57606a; font-weight: 400; margin-left: 6px; }
+tr.best td { background: var(--best); font-weight: 600; } tr:last-child td { border-bottom: 0; }
+code { white-space: nowrap; background: var(--line); border-radius: 4px; padding: 1px 5px; }
+td small { color: var(--soft); font-weight: 400; margin-left: 6px; }
 .row { display: grid; gap: 8px; margin: 0 0 18px; } .row figure { padding: 8px; }
 .row img { display: block; width: 100%; height: auto; border-radius: 3px; } .row figcaption { font-size: 13px; }
-.key { font-size: 14px; color: #57606a; margin: 0 0 6px; } dl { font-size: 15px; } dt { font-weight: 600; }
-dd { margin: 0 0 10px; color: #444c56; } .path { overflow-wrap: anywhere; }
+.key { font-size: 14px; color: var(--soft); margin: 0 0 6px; } dl { font-size: 15px; } dt { font-weight: 600; }
+dd { margin: 0 0 10px; color: var(--soft); } .path { overflow-wrap: anywhere; }
+@media (max-width: 600px) { main { padding: 20px 12px 40px; }
+  .row { grid-template-columns: 1fr 1fr !important; } .row figcaption { overflow-wrap: anywhere; } }
 """
 
 
@@ -247,7 +254,8 @@ def _table(results: Sequence[Result], baseline: str | None, best: str | None) ->
 def _row(picture: Picture, best: str | None) -> str:
     crops = "".join(
         f"<figure{' class=best' if crop.title == best else ''}>"
-        f'<img alt="{_text(crop.title)}" src="{crop.uri}"><figcaption>{_text(crop.title)}</figcaption></figure>'
+        f'<img alt="Part of {_text(picture.key)}: {_text(crop.title)}" src="{crop.uri}">'
+        f"<figcaption>{_text(crop.title)}</figcaption></figure>"
         for crop in picture.crops
     )
     columns = f"grid-template-columns: repeat({len(picture.crops)}, minmax(0, {CROP + 16}px))"
