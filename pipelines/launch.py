@@ -147,8 +147,9 @@ def _running(
             if local or here or has_job_server(runner):
                 limited = getattr(args, "max_images", None) is not None
                 work = _WORK.get(title, "working")
+                times = 2 if title == "dot-fit" and args.degrade else 1  # the original and what is made of it
                 form = "none" if getattr(args, "quiet", False) else getattr(args, "progress", "auto")
-                stack.enter_context(progress.shown(form, title, work, look, limited))
+                stack.enter_context(progress.shown(form, title, work, look, limited, times))
             yield results
     except UserError as error:
         raise JobError(str(error)) from None

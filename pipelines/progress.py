@@ -158,7 +158,7 @@ def here(before: Counters | None = None) -> Callable[[], Seen]:
 
 
 @contextmanager
-def shown(form: str, title: str, work: str, look: Callable[[], Seen], limited: bool) -> Iterator[None]:
+def shown(form: str, title: str, work: str, look: Callable[[], Seen], limited: bool, times: int = 1) -> Iterator[None]:
     """Tells how far a job is that runs within this block.
 
     Args:
@@ -166,6 +166,7 @@ def shown(form: str, title: str, work: str, look: Callable[[], Seen], limited: b
         title: the job's name.
         work: what it is at when nothing in particular.
         look: gives what is counted; an engine that doesn't answer is asked again.
+        times: how often each image is counted.
         limited: whether not all images that are listed are taken, so that it isn't known how many are left.
     """
     chosen = None
@@ -175,7 +176,7 @@ def shown(form: str, title: str, work: str, look: Callable[[], Seen], limited: b
         yield
         return
     ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(chosen, work, look, limited, ended), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(chosen, work, look, limited, times, ended), daemon=True)
     watcher.start()
     try:
         yield
@@ -184,7 +185,9 @@ def shown(form: str, title: str, work: str, look: Callable[[], Seen], limited: b
         watcher.join(2 * _IN_LOG)  # an engine may be slow to answer
 
 
-def _watch(chosen: _Teller, work: str, look: Callable[[], Seen], limited: bool, ended: threading.Event) -> None:
+def _watch(
+    chosen: _Teller, work: str, look: Callable[[], Seen], limited: bool, times: int, ended: threading.Event
+) -> None:
     start, first = time.perf_counter(), None
     with suppress(OSError, ValueError, AttributeError):  # stderr may be closed, or its reader gone
         last = False
@@ -195,15 +198,15 @@ def _watch(chosen: _Teller, work: str, look: Callable[[], Seen], limited: bool, 
             except Exception:  # of an engine: each has its own
                 continue
             now = time.perf_counter()
-            step = _step(seen, work, limited, now - start, None if first is None else now - first)
+            step = _step(seen, work, limited, now - start, None if first is None else now - first, times)
             first = now if first is None and step.done else first
             chosen.tell(step)
         chosen.close()
 
 
-def _step(seen: Seen, work: str, limited: bool, seconds: float, working: float | None) -> Step:
+def _step(seen: Seen, work: str, limited: bool, seconds: float, working: float | None, times: int = 1) -> Step:
     counters = seen.counters
-    done = sum(counters.get(name, 0) for name in DONE)
+    done = sum(counters.get(name, 0) for name in DONE) // times
     listed = counters.get(metrics.IMAGES_LISTED, 0) - counters.get(metrics.IMAGES_OLDER, 0)
     left = None if limited or not listed else max(listed - done, 0)
     at_work = [phase for stage, phase in _PHASES.items() if seen.stages.get(stage)]

@@ -32,6 +32,8 @@ def test_rate_and_rest_are_those_of_images_that_came_to_something():
     step = _step(Seen(counters, {}), "transporting", False, 9.0, 2.0)
     assert (step.done, step.left, step.rate, step.seconds_left) == (4, 6, 2.0, 3.0)
     assert _step(Seen(counters, {}), "transporting", True, 9.0, 2.0).left is None
+    twice = _step(Seen(counters, {}), "encoding", False, 9.0, 2.0, times=2)
+    assert (twice.done, twice.left) == (2, 8)
 
 
 def test_a_line_is_printed_where_something_has_changed(capsys):
