@@ -206,7 +206,9 @@ def _watch(
 
 def _step(seen: Seen, work: str, limited: bool, seconds: float, working: float | None, times: int = 1) -> Step:
     counters = seen.counters
-    done = sum(counters.get(name, 0) for name in DONE) // times
+    ended = sum(counters.get(name, 0) for name in DONE)
+    begun_to_end = (metrics.THROUGH_MODEL, metrics.IMAGES_SKIPPED, metrics.FAILURES)
+    done = max(ended, sum(counters.get(name, 0) for name in begun_to_end)) // times
     listed = counters.get(metrics.IMAGES_LISTED, 0) - counters.get(metrics.IMAGES_OLDER, 0)
     left = None if limited or not listed else max(listed - done, 0)
     at_work = [phase for stage, phase in _PHASES.items() if seen.stages.get(stage)]

@@ -12,8 +12,9 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from apache_beam.metrics import Metrics
 
@@ -48,6 +49,11 @@ DEVICE = "batches_on_"
 MAPS_WRITTEN = "maps_written"
 MAPS_MOSTLY_NOISE = "maps_mostly_noise"
 
+#: Of the tally alone.
+THROUGH_MODEL = "images_through_model"
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
 Captured = list[tuple[Callable[[str, int], None], str, int]]
 
 
@@ -76,6 +82,16 @@ def count(name: str, n: int = 1) -> None:
     with _lock:
         _tally[name] += n
     _leave()
+
+
+def through_model(images: Iterable[tuple[_Item, _Result | Exception]]) -> Iterator[tuple[_Item, _Result | Exception]]:
+    """The same, each counted in the tally once the model is done with it: Beam's counters tell of whole batches."""
+    for image, result in images:
+        if not isinstance(result, Exception):
+            with _lock:
+                _tally[THROUGH_MODEL] += 1
+            _leave()
+        yield image, result
 
 
 def observe(name: str, value: int) -> None:

@@ -178,9 +178,11 @@ class FeatureStatisticsModelHandler(ImageModelHandler):
         failures: list[Failure] = []
         found: dict[str, dict[int, GaussianStatistics]] = {}  # by the image's identity: two may have one reference
         images = self.loaded(batch)
+        *_, last = self._extractors
         for feature in self._extractors:
             found[feature] = {}
-            for loaded, result in self._extract(feature, images, model):
+            extracted = self._extract(feature, images, model)
+            for loaded, result in metrics.through_model(extracted) if feature == last else extracted:
                 if isinstance(result, Exception):
                     failures.append(Failure.of(loaded.ref, "encode", result))
                 else:
@@ -394,7 +396,7 @@ class TransportModelHandler(ImageModelHandler):
         start = time.perf_counter()
         images = self.loaded(batch)
         with metrics.timed("transport"):
-            outcomes = list(self._outcomes(images, model))
+            outcomes = list(metrics.through_model(self._outcomes(images, model)))
         share = (time.perf_counter() - start) / max(len(images), 1)
         results: list[TransportPrediction] = []
         statistics: list[ImageStatistics] = []

@@ -36,6 +36,17 @@ def test_rate_and_rest_are_those_of_images_that_came_to_something():
     assert (twice.done, twice.left) == (2, 8)
 
 
+def test_images_that_the_model_is_done_with_are_done():
+    counters = {
+        metrics.IMAGES_LISTED: 9,
+        metrics.THROUGH_MODEL: 4,
+        metrics.IMAGES_SKIPPED: 2,
+        metrics.IMAGES_WRITTEN: 1,
+    }
+    assert _step(Seen(counters, {}), "transporting", False, 9.0, 2.0).done == 6
+    assert [image for image, _ in metrics.through_model([(1, 1.0), (2, ValueError())])] == [1, 2]
+
+
 def test_a_line_is_printed_where_something_has_changed(capsys):
     lines = Lines("dot-test")
     for done in (1, 1, 2):
