@@ -55,7 +55,7 @@ from benchmarks.restorers import bicubic, jpeg
 PATCH = 3
 REFIT_STEPS = 150
 # How hard each loss pulls on an image, relative to content's pull.
-TEXTURE_SHARE, SPECTRUM_SHARE, GRID_SHARE = 1.5, 1.0, 3.0
+TEXTURE_SHARE, SPECTRUM_SHARE, GRID_SHARE = 1.5, 1.0, 1.0
 ROUNDING = (2 / 255) ** 2 / 12  # variance of rounding to 8 bits, pixels being in [-1, 1]
 RIDGE = 0.01  # added to covariances when fitting a map here: bounds its gains by about 10
 
