@@ -29,7 +29,13 @@ help:  ## print this list
 
 install: .venv/installed  ## make .venv with everything that development needs
 
-demo: .venv/installed  ## fit a map, transport bundled photographs, draw demo-output/before-after.png
+.venv/demo-installed: setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+# Where everything is installed already, the demo needs no installation of its own.
+demo: $(if $(wildcard .venv/installed),.venv/installed,.venv/demo-installed)  ## fit a map, transport bundled photographs, draw demo-output/before-after.png
 	$(BIN)/dot-demo --output demo-output
 
 # Two files of tests at a time: much of what they start uses one core, or waits.
