@@ -46,7 +46,7 @@ def test_help_is_told_without_torch_and_beam(command):
     [
         (["--imput", "x"], "--imput: unknown flag; did you mean --input?"),
         (["--runer", "x"], "--runer: unknown flag; did you mean --runner?"),
-        (["--quux"], "--quux: unknown flag; see dot-transport --help"),
+        (["--zzzz"], "--zzzz: unknown flag; see dot-transport --help"),
         (["--input", "x"], "the following arguments are required: --map, --output (see dot-transport --help)"),
         (["--alpha", "much"], "argument --alpha: much: expected auto or a number (see dot-transport --help)"),
         (["--config", "none.yaml"], "--config none.yaml: not found"),

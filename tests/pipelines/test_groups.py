@@ -42,7 +42,7 @@ def fitted(archive, vae) -> tuple[str, str]:
     """The pattern of the maps, fitted in one pass, and what that printed."""
     pattern = f"{archive}/maps/{{group}}.safetensors"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert _fit(archive, vae, "--map", pattern, "--group_by", "folder:1") == 0
+        assert _fit(archive, vae, "--map", pattern, "--group_by", "folder:1", "--verbose") == 0
     return pattern, printed.getvalue()
 
 
@@ -124,7 +124,7 @@ def _transport(archive: Path, output: Path, *flags: str, given: str = "restored"
 
 
 def test_each_image_is_transported_with_the_map_of_its_group(archive, maps, tmp_path, capsys):
-    assert _transport(archive, tmp_path / "out", "--map", maps, "--group_by", "folder:1") == 0
+    assert _transport(archive, tmp_path / "out", "--map", maps, "--group_by", "folder:1", "--verbose") == 0
     printed = capsys.readouterr().out
     assert "40 images transported" in printed
     assert re.search(r"^  load model +1 ", printed, re.MULTILINE)
