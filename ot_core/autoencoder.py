@@ -17,6 +17,7 @@ import copy
 import functools
 import hashlib
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -68,7 +69,8 @@ class Autoencoder:
         device: where it computes.
         precision: in which it computes; float32 where it has no weights.
         margin: pixels that an image is continued by on each side before it is encoded (`ot_core.margin`), and that are
-            cut off again when it is decoded.
+            cut off again when it is decoded. With a margin, convolutions continue what they see by replication too,
+            where they would take zeros.
 
     Args:
         module: encodes and decodes; it becomes ours, on the device and in the precision.
@@ -90,9 +92,10 @@ class Autoencoder:
         self.fingerprint = fingerprint_of(module)
         self.precision = precision if any(True for _ in module.parameters()) else "float32"
         self.name, self.device, self._dtype = name, torch.device(device), getattr(torch, self.precision)
-        self.margin = 0
+        self.margin, self._compiled = 0, compiled
         declared = getattr(module, "downsampling_factor", None)
         self._module: Any = module.to(self.device, self._dtype).eval().requires_grad_(False)
+        self._modules = {False: self._module}  # whether convolutions replicate; shared by copies
         self._encode, self._decode = self._module.encode, self._module.decode
         try:
             latent = self._probe(torch.channels_last)
@@ -113,11 +116,25 @@ class Autoencoder:
         return latent
 
     def with_margin(self, margin: int) -> Autoencoder:
-        """The same autoencoder with another margin, a multiple of the downsampling factor; both share one module."""
+        """The same autoencoder with another margin, a multiple of the downsampling factor; both share the weights."""
         if margin == self.margin:
             return self
-        other = copy.copy(self)
+        other = self.bare()
         other.margin = margin
+        replicates = margin > 0
+        if replicates not in self._modules:
+            self._modules[replicates] = _replicating(self._module)
+        if other._module is not self._modules[replicates]:
+            other._module = self._modules[replicates]
+            other._encode, other._decode = other._module.encode, other._module.decode
+            if self._compiled:
+                other._encode, other._decode = map(torch.compile, (other._encode, other._decode))
+        return other
+
+    def bare(self) -> Autoencoder:
+        """The same autoencoder, for images that are continued by the margin already and latents that keep it."""
+        other = copy.copy(self)
+        other.margin = 0
         return other
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
@@ -163,6 +180,20 @@ class Autoencoder:
 
     def _input(self, x: Tensor) -> Tensor:
         return x.to(self._dtype).contiguous(memory_format=self._memory_format)
+
+
+def _replicating(module: nn.Module) -> nn.Module:
+    """The same module with the same weights, whose convolutions pad by replication.
+
+    Zeros, which most are built with, are an edge to what follows. A margin alone keeps them only as far away as it
+    reaches, and a transport map may amplify what is left of them a hundredfold.
+    """
+    shared = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
+    found = copy.deepcopy(module, shared)
+    for one in found.modules():
+        if isinstance(one, nn.Conv2d) and one.padding_mode == "zeros" and not isinstance(one.padding, str):
+            one.padding_mode = "replicate" if any(one.padding) else "zeros"
+    return found
 
 
 def fingerprint_of(module: Any) -> str:

@@ -2,7 +2,8 @@
 
 An encoder sees something where an image ends: most often zeros, which are black to some layers and mid-grey to others.
 Its latents along the edges then differ from those inside, and a transport map amplifies the difference. Replicated
-pixels are better surroundings than zeros for most encoders, but not for all of them. So it is measured.
+pixels around the image, and replicated features around what its convolutions see, are better surroundings than zeros
+for most encoders, but not for all of them. So it is measured.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def encode_in_tiles(autoencoder: Autoencoder, pixels: Pixels, max_pixels: int) -
         pixels: (H, W, 3), uint8 or float32 in [0, 1].
         max_pixels: at least SMALLEST_TILE_PIXELS counts.
     """
-    factor, margin, bare = autoencoder.downsampling_factor, autoencoder.margin, autoencoder.with_margin(0)
+    factor, margin, bare = autoencoder.downsampling_factor, autoencoder.margin, autoencoder.bare()
     height, width = (side + 2 * margin for side in autoencoder.padded_size(*pixels.shape[:2]))
 
     def replicated(span: slice, side: int) -> NDArray[np.int64]:
@@ -45,7 +45,7 @@ def decode_in_tiles(autoencoder: Autoencoder, latents: Tensor, max_pixels: int) 
     """Decodes latents (1, C, h, w) in tiles of at most max_pixels; gives (rows, (1, 3, rows, W) in [0, 1]) from top to
     bottom, so that the whole never has to be in memory. The latents' margin is cut off.
     """
-    factor, margin, bare = autoencoder.downsampling_factor, autoencoder.margin, autoencoder.with_margin(0)
+    factor, margin, bare = autoencoder.downsampling_factor, autoencoder.margin, autoencoder.bare()
     height, width = (side * factor for side in latents.shape[-2:])
 
     def decode(rows: slice, columns: slice) -> Tensor:

@@ -49,13 +49,32 @@ def test_the_default_autoencoder_wants_one_and_its_latents_keep_their_size() -> 
 
 
 def test_latents_are_those_of_the_image_continued_by_hand() -> None:
-    plain = load_autoencoder()
-    images = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
-    continued, wide = F.pad(images, (16,) * 4, mode="replicate"), plain.with_margin(16)
+    wide = load_autoencoder().with_margin(16)
+    images, bare = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)), wide.bare()
+    continued = F.pad(images, (16,) * 4, mode="replicate")
     latents = wide.encode(images)
-    torch.testing.assert_close(latents, plain.encode(continued))
-    torch.testing.assert_close(wide.inner(latents), plain.encode(continued)[..., 2:-2, 2:-2])
-    torch.testing.assert_close(wide.decode(latents), plain.decode(latents)[..., 16:-16, 16:-16])
+    torch.testing.assert_close(latents, bare.encode(continued))
+    torch.testing.assert_close(wide.inner(latents), bare.encode(continued)[..., 2:-2, 2:-2])
+    torch.testing.assert_close(wide.decode(latents), bare.decode(latents)[..., 16:-16, 16:-16])
+
+
+def test_with_a_margin_nothing_tells_that_an_image_ends() -> None:
+    plain = load_autoencoder()
+    wide = plain.with_margin(8)
+    stripes = torch.rand(1, 3, 1, 64, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 64, -1)
+    latents = wide.encode(stripes)
+    torch.testing.assert_close(latents, latents[..., :1, :].expand_as(latents), atol=1e-4, rtol=1e-4)
+    zeros = plain.encode(stripes)  # the convolutions of the first are as they were
+    assert (zeros - zeros[..., 4:5, :]).abs().max() > 0.1
+    assert plain.with_margin(16).bare()._module is wide._module  # and one copy serves all margins
+
+
+def test_a_copy_with_a_margin_shares_the_weights() -> None:
+    plain = load_autoencoder()
+    mine, theirs = plain._module.state_dict(), plain.with_margin(8)._module.state_dict()
+    assert {key: tensor.data_ptr() for key, tensor in mine.items()} == {
+        key: tensor.data_ptr() for key, tensor in theirs.items()
+    }
 
 
 def test_tiles_are_continued_at_the_edges_of_the_image_alone() -> None:
