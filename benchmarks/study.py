@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.judge import JUDGE, load, psnr, sample
+from benchmarks.judge import JUDGE, load, mean_niqe, psnr, sample
 from benchmarks.restorers import RESTORERS, restored_folder, shared_data
 from benchmarks.study_tables import curves, render
 from ot_core import (
@@ -156,6 +156,7 @@ class Study:
             "judge": gelbrich_distance_squared(_judged(self.judge, images), judged),
             "pixel": gelbrich_distance_squared(_squares(images), squares),
             "spectrum": log_spectral_distance(images, self.originals),
+            "niqe": mean_niqe(images),
             "grid": grid_power(images),
             "edge": float(worst),
         }

@@ -63,7 +63,7 @@ def grid_power(images: Sequence[Pixels], period: int = 4) -> float:
     ).T
     found = []
     for image in (image for image in images if min(image.shape[:2]) >= _WINDOW):
-        windows = np.lib.stride_tricks.sliding_window_view(_luma(image), (_WINDOW, _WINDOW))
+        windows = np.lib.stride_tricks.sliding_window_view(luma(image), (_WINDOW, _WINDOW))
         for row in windows[:: _WINDOW // 2, :: _WINDOW // 2]:
             power = _power(row) + _ROUNDING
             nearby = power[:, (rows[:, None] + near_rows) % _WINDOW, (columns[:, None] + near_columns) % _WINDOW].mean(
@@ -94,14 +94,15 @@ def _edges(images: Sequence[Pixels]) -> _Plane:
     """Detail at the four edges, each divided by the inside's."""
     edges, inside = np.zeros(4), np.zeros(4)
     for image in images:
-        for turn, plane in enumerate((luma := _luma(image), luma[::-1], luma.T, luma.T[::-1])):
+        for turn, plane in enumerate((whole := luma(image), whole[::-1], whole.T, whole.T[::-1])):
             detail = np.square(np.diff(plane, axis=1))
             edges[turn] += detail[:_EDGE].mean()
             inside[turn] += detail[_BETWEEN:-_BETWEEN, _BETWEEN:-_BETWEEN].mean()
     return (edges + _ROUNDING) / (inside + _ROUNDING)
 
 
-def _luma(image: Pixels) -> _Plane:
+def luma(image: NDArray[np.generic]) -> _Plane:
+    """Brightness (H, W) of (H, W, 3), in the same units."""
     plane: _Plane = image @ _LUMA
     return plane
 
@@ -116,7 +117,7 @@ def _power(planes: _Plane) -> _Plane:
 
 def _rings(image: Pixels) -> _Plane:
     """10 log10 of the mean power in each ring, without the innermost."""
-    power = _power(_luma(image))
+    power = _power(luma(image))
     steps = min(power.shape)
     frequency = np.hypot(np.fft.fftfreq(power.shape[0])[:, None], np.fft.fftfreq(power.shape[1]))
     ring = np.minimum((frequency * steps).astype(int), steps // 2).ravel()
