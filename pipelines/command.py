@@ -279,13 +279,13 @@ def _end(prog: str, number: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (_STDERR, _ending.stderr):  # other threads may yet have something to say about their lost processes
         os.dup2(nowhere, stream)
-    for process in _descendants(os.getpid()):
+    for process in descendants(os.getpid()):
         with contextlib.suppress(OSError):
             os.kill(process, signal.SIGKILL)
     os._exit(128 + number)
 
 
-def _descendants(ancestor: int) -> list[int]:
+def descendants(ancestor: int) -> list[int]:
     """Processes that a process started, and those that they did; none where the system doesn't tell."""
     children: dict[int, list[int]] = collections.defaultdict(list)
     for stat in Path("/proc").glob("[0-9]*/stat"):

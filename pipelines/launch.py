@@ -17,7 +17,7 @@ from ot_core import Cause, UserError, listing, storage
 from ot_core.errors import TooManyBytesError
 from ot_core.groups import Grouping
 from ot_core.names import Ignored, told_ignored
-from pipelines import progress
+from pipelines import local_workers, progress
 from pipelines.command import JobError, command, complain, on_ending, print_messages, say, told, workers_kept_quiet
 from pipelines.flags import ArgumentParser, has_job_server
 from pipelines.options import LOCAL_RUNNER, parse
@@ -136,6 +136,7 @@ def _running(
             results: list[Any] = []
             look = progress.here()
             if processes:
+                stack.enter_context(local_workers.watched())
                 stack.enter_context(metrics.shared_tally())
                 look = progress.here()
             elif not local:
