@@ -28,6 +28,7 @@ from benchmarks.restorers import jpeg, shared_data
 from ot_core import GaussianStatistics, TransportMap, latent_statistics, load_autoencoder
 from ot_core.autoencoder import to_tensor
 from ot_core.drift import DriftMeter, Verdict
+from ot_core.parts import SOURCE, Part
 from pipelines import fit, transport
 from transforms import ListImages, TransportImages, WriteDrift, WriteManifest
 
@@ -99,7 +100,7 @@ def draws(photos: Sequence[Path], many: int, limit: float) -> Iterator[str]:
         told: dict[tuple[str, int], list[Verdict]] = {}
         for _ in range(many):
             chosen = rng.permutation(half)[:n_map]
-            parts = {f"source/{i}": GaussianStatistics.total([fitted[j] for j in chosen[i::4]]) for i in range(4)}
+            parts = {Part(SOURCE, i): GaussianStatistics.total([fitted[j] for j in chosen[i::4]]) for i in range(4)}
             sides = [GaussianStatistics.total(list(parts.values())), GaussianStatistics.total(target)]
             meter = DriftMeter(TransportMap.fit(*sides, patch_size=3, parts=parts), "source")
             for n in (3, 10, 30, 100):

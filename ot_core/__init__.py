@@ -10,6 +10,7 @@ from ot_core.images import DecodedImage, decode_image, encode_image
 from ot_core.lazy import lazy_attributes
 from ot_core.map_file import read_map, write_map
 from ot_core.noise import noise_floor
+from ot_core.parts import Part
 from ot_core.statistics import GaussianStatistics
 from ot_core.transport_map import TransportMap, gelbrich_distance_squared
 
@@ -57,6 +58,7 @@ __all__ = [
     "LatentTransport",
     "MapFileError",
     "OTError",
+    "Part",
     "Restorer",
     "TransportMap",
     "Transporter",

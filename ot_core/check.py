@@ -42,9 +42,9 @@ class Pair(NamedTuple):
 
 
 class KeptBack(NamedTuple):
-    """Pairs of one random part of the images (`ot_core.noise.part_of`), by the part's number."""
+    """Pairs of one random part of the images (`ot_core.parts`), and the part's number."""
 
-    part: str
+    number: int
     pairs: Sequence[Pair]
 
 
@@ -149,11 +149,11 @@ class MapCheck:
             raise ValueError(f"not what the check of a map looks like ({error!r})") from None
 
 
-def part_to_keep_back(pairs: Mapping[str, Sized]) -> str | None:
+def part_to_keep_back(pairs: Mapping[int, Sized]) -> int | None:
     """The random part with the fewest pairs that are enough, or with the most where none has enough; None of no pair.
 
     Args:
-        pairs: those of each part.
+        pairs: those of each part, by its number.
     """
     found = sorted((min(len(of_part), MOST_PAIRS), part) for part, of_part in pairs.items() if len(of_part))
     enough = [part for count, part in found if count >= _ENOUGH_PAIRS]

@@ -9,6 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from ot_core.noise import variance_of_mean
+from ot_core.parts import SIDES
 from ot_core.statistics import Array, GaussianStatistics
 from ot_core.transport_map import RANK_TOLERANCE, TransportMap, gelbrich_distance_squared
 
@@ -89,11 +90,11 @@ class DriftMeter:
     """
 
     def __init__(self, transport_map: TransportMap, side: str) -> None:
-        sides = {"source": transport_map.source, "target": transport_map.target}
-        self._map, self._fitted, other = transport_map, sides.pop(side), sides.popitem()[1]
+        (other,) = set(SIDES) - {side}
+        self._map, self._fitted = transport_map, transport_map.side(side)
         self._to_standard = _inverse_root(self._fitted.covariance())
         self._standard = self._transformed(self._fitted)
-        scale = gelbrich_distance_squared(self._transformed(other), self._standard)
+        scale = gelbrich_distance_squared(self._transformed(transport_map.side(other)), self._standard)
         nothing = RANK_TOLERANCE * len(self._to_standard)  # what rounding makes of no distance, beside a variance of 1
         self._scale, self._nothing = scale if scale > nothing else 0.0, nothing
         self._variance = variance_of_mean([self._transformed(part) for part in transport_map.parts_of(side)])

@@ -7,20 +7,19 @@ of few images doesn't fail by chance, and what came before can't hide a drift fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ot_core.drift import Verdict
 from ot_core.map_file import LatentSets
-from ot_core.statistics import GaussianStatistics
+from ot_core.parts import PartStatistics, added
 
-Groups = Mapping[str, GaussianStatistics]
+#: What the sides of kept statistics begin with in the file.
 _PENDING, _EARLIER = "pending ", "earlier "
 
 
 @dataclass(frozen=True)
 class DriftHistory:
-    """Statistics of an output's runs, by name: source and results in their random parts, such as "source/0".
+    """Statistics of an output's runs, of source and results in their random parts.
 
     Attributes:
         recent: this run's, and those pending.
@@ -28,12 +27,12 @@ class DriftHistory:
         earlier: of the last ones before those that could, and were like the map's.
     """
 
-    recent: Groups
-    pending: Groups
-    earlier: Groups
+    recent: PartStatistics
+    pending: PartStatistics
+    earlier: PartStatistics
 
     @classmethod
-    def going_on(cls, before: LatentSets | None, gathered: Groups, run: str) -> DriftHistory:
+    def going_on(cls, before: LatentSets | None, gathered: PartStatistics, run: str) -> DriftHistory:
         """The history with one more run.
 
         Args:
@@ -45,14 +44,15 @@ class DriftHistory:
             return cls(gathered, {}, {})
         pending, earlier = _named(before, _PENDING), _named(before, _EARLIER)
         if before.run != run:
-            recent = {name: found for name, found in before.groups.items() if not name.startswith((_PENDING, _EARLIER))}
+            old = (_PENDING, _EARLIER)
+            recent = {part: found for part, found in before.statistics.items() if not part.side.startswith(old)}
             pending = recent if before.verdict == Verdict.UNKNOWN else {}
             earlier = recent if before.verdict == Verdict.LIKE else earlier
-        return cls(_sum(pending, gathered), pending, earlier)
+        return cls(added(pending, gathered), pending, earlier)
 
-    def with_earlier(self) -> Groups:
+    def with_earlier(self) -> PartStatistics:
         """Recent and earlier runs together."""
-        return _sum(self.earlier, self.recent)
+        return added(self.earlier, self.recent)
 
     def in_file(self, like: LatentSets, run: str, verdict: Verdict) -> LatentSets:
         """What is kept of it.
@@ -62,15 +62,17 @@ class DriftHistory:
             run: the name of this run.
             verdict: on the recent ones alone.
         """
-        pending = {_PENDING + name: found for name, found in self.pending.items()}
-        earlier = {_EARLIER + name: found for name, found in self.earlier.items()}
-        return replace(like, groups={**self.recent, **pending, **earlier}, run=run, verdict=verdict)
+        kept = {**self.recent, **_renamed(self.pending, _PENDING), **_renamed(self.earlier, _EARLIER)}
+        return replace(like, statistics=kept, run=run, verdict=verdict)
 
 
-def _named(sets: LatentSets, prefix: str) -> Groups:
-    return {name.removeprefix(prefix): found for name, found in sets.groups.items() if name.startswith(prefix)}
+def _named(sets: LatentSets, prefix: str) -> PartStatistics:
+    return {
+        part._replace(side=part.side.removeprefix(prefix)): found
+        for part, found in sets.statistics.items()
+        if part.side.startswith(prefix)
+    }
 
 
-def _sum(some: Groups, more: Groups) -> Groups:
-    both = {name: found + more[name] if name in more else found for name, found in some.items()}
-    return {**more, **both}
+def _renamed(statistics: PartStatistics, prefix: str) -> PartStatistics:
+    return {part._replace(side=prefix + part.side): found for part, found in statistics.items()}

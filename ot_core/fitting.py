@@ -16,11 +16,12 @@ from ot_core.decoder import DecoderGeometry, decoder_geometry
 from ot_core.errors import MapFileError
 from ot_core.map_file import LatentSets, read_map
 from ot_core.noise import noise_floor
+from ot_core.parts import SIDES, WHOLE, PartStatistics, of_side
 from ot_core.restorer import Restorer
 from ot_core.rounding import rounding_covariance
 from ot_core.statistics import GaussianStatistics
 from ot_core.transport import LatentTransport
-from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin, TransportMap
+from ot_core.transport_map import UNKNOWN_ORIGIN, SourceOrigin, TransportMap
 
 _NOTHING = GaussianStatistics.single([0.0])
 
@@ -38,13 +39,8 @@ def is_noisy(transport_map: TransportMap) -> bool:
     return floor is not None and floor > transport_map.distance_squared() / 3
 
 
-def parts_of(side: str, statistics: Mapping[str, GaussianStatistics]) -> list[GaussianStatistics]:
-    """The statistics of a side, whole or in parts, in order of their names."""
-    return [statistics[name] for name in sorted(statistics) if name.partition("/")[0] == side]
-
-
 def fit_map(
-    statistics: Mapping[str, GaussianStatistics],
+    statistics: PartStatistics,
     autoencoder: Autoencoder,
     patch_size: int,
     method: str,
@@ -56,8 +52,8 @@ def fit_map(
     """Fits a map from statistics of both sides.
 
     Args:
-        statistics: by name: "source" and "target", or their random parts, "source/0" and so on. Of parts, the map also
-            carries the noise floor of its distance, and the parts themselves.
+        statistics: of both sides, whole or in random parts. Of these, the map also carries the noise floor of its
+            distance, and the parts themselves.
         autoencoder: whose latents these are; the map remembers its name, fingerprint and margin.
         patch_size: p of the patches.
         method: "matched" takes differences in the mean colour of patches for content (`ot_core.decoder`), which suits
@@ -70,15 +66,17 @@ def fit_map(
             itself is fitted on all parts.
         residual: the map's residual weight; default the best for the pairs, or 0 where there are none.
     """
-    source, target = (functools.reduce(operator.add, parts_of(side, statistics)) for side in SIDES)
+    sides = {side: of_side(statistics, side) for side in SIDES}
+    source, target = (functools.reduce(operator.add, of_parts.values()) for of_parts in sides.values())
     known: dict[str, Any] = {}
     if method != "paper":
         geometry = geometry or decoder_geometry(autoencoder, target, patch_size)
         known["metric"] = geometry.metric
         known["invariant"] = geometry.colour if method == "matched" else None
         known["rounding"] = rounding_covariance(autoencoder, source, patch_size)
-    in_parts = {side: [] if side in statistics else parts_of(side, statistics) for side in SIDES}
-    floor = noise_floor(in_parts["source"], in_parts["target"], known.get("invariant"))
+    in_parts = [{} if any(part.number == WHOLE for part in of_parts) else of_parts for of_parts in sides.values()]
+    source_parts, target_parts = (list(of_parts.values()) for of_parts in in_parts)
+    floor = noise_floor(source_parts, target_parts, known.get("invariant"))
     fitted = TransportMap.fit(
         source,
         target,
@@ -88,17 +86,17 @@ def fit_map(
         margin=autoencoder.margin,
         **known,
         noise_floor=floor if math.isfinite(floor) else None,
-        parts={name: s for name, s in statistics.items() if in_parts.get(name.partition("/")[0])},
+        parts={**in_parts[0], **in_parts[1]},
         origin=origin,
         residual=residual or 0.0,
     )
     if kept_back is None or not kept_back.pairs:
         return fitted
-    others = {name: found for name, found in statistics.items() if name.partition("/")[2] != kept_back.part}
-    sides = [GaussianStatistics.total(parts_of(side, others) or [_NOTHING]) for side in SIDES]
-    if min(side.count for side in sides) < 2:
+    others = [[found for part, found in sides[side].items() if part.number != kept_back.number] for side in SIDES]
+    totals = [GaussianStatistics.total(side or [_NOTHING]) for side in others]
+    if min(side.count for side in totals) < 2:
         return fitted
-    of_others = TransportMap.fit(*sides, patch_size=patch_size, **known)
+    of_others = TransportMap.fit(*totals, patch_size=patch_size, **known)
     transport = LatentTransport(of_others, device=autoencoder.device)
     weight, check = check_map(kept_back.pairs, autoencoder, transport, residual)
     return dataclasses.replace(fitted, residual=weight, check=check)

@@ -23,13 +23,15 @@ from safetensors.numpy import save
 from ot_core import storage
 from ot_core.check import MapCheck
 from ot_core.errors import MapFileError
+from ot_core.parts import SIDES, WHOLE, Part, PartStatistics, of_side
 from ot_core.statistics import GaussianStatistics
 from ot_core.transport_map import UNKNOWN_ORIGIN, SourceOrigin, TransportMap
 
 FORMAT_VERSION = "1"
 CREATED_BY = "dot-beam"
 _MAX_BYTES = 2**32
-_PART = re.compile(r"((?:source|target)/.+)\.count")
+#: A part as tensors are named: "source", "source/3", "source/3/group".
+_PART = re.compile(r"([^/]*)(?:/(\d+))?(?:/(.*))?", re.DOTALL)
 _COUNT = ".count"
 _IMAGES = ".images"
 
@@ -39,18 +41,18 @@ class LatentSets:
     """Statistics of sets of latent patches, and what they were gathered with.
 
     Attributes:
-        groups: statistics by name; those of a set in random parts are named like "source/0".
+        statistics: of each part.
         patch_size: p, odd; their dimension is C p^2.
         latent_channels: C.
         vae: the name that the autoencoder was loaded from, or "" if unknown.
         vae_sha256: fingerprint of the autoencoder's weights and config, or "" if unknown.
         margin: pixels that images were continued by before they were encoded.
-        origin: how the images of the set "source" were made.
+        origin: how the images of the side "source" were made.
         run: which run of transport they were gathered in, or "".
         verdict: on their drift, as `ot_core.drift.Verdict`, or "".
     """
 
-    groups: Mapping[str, GaussianStatistics]
+    statistics: PartStatistics
     patch_size: int
     latent_channels: int
     vae: str = ""
@@ -63,12 +65,9 @@ class LatentSets:
     @classmethod
     def of_map(cls, transport_map: TransportMap) -> LatentSets:
         """What a map was fitted from: each side in its parts, or whole where they aren't known."""
-        groups = dict(transport_map.parts)
-        for side, whole in (("source", transport_map.source), ("target", transport_map.target)):
-            if not transport_map.parts_of(side):
-                groups[side] = whole
+        wholes = {Part(side): transport_map.side(side) for side in SIDES if not transport_map.parts_of(side)}
         return cls(
-            groups,
+            {**transport_map.parts, **wholes},
             transport_map.patch_size,
             transport_map.latent_channels,
             transport_map.vae,
@@ -78,13 +77,13 @@ class LatentSets:
         )
 
     @property
-    def names(self) -> list[str]:
-        """Of the sets."""
-        return sorted({group.partition("/")[0] for group in self.groups})
+    def sides(self) -> list[str]:
+        """Those that there are statistics of."""
+        return sorted({part.side for part in self.statistics})
 
-    def named(self, name: str) -> dict[str, GaussianStatistics]:
-        """The groups of one set, which is whole or in parts; empty where there is no such set."""
-        return {group: s for group, s in self.groups.items() if group.partition("/")[0] == name}
+    def of_side(self, side: str) -> dict[Part, GaussianStatistics]:
+        """See `ot_core.parts.of_side`."""
+        return of_side(self.statistics, side)
 
 
 def write_map(transport_map: TransportMap, url: str) -> None:
@@ -105,7 +104,7 @@ def write_statistics(sets: LatentSets, url: str) -> None:
     """Writes statistics atomically to any fsspec URL."""
     metadata = _metadata(sets)
     metadata |= {name: value for name, value in (("run", sets.run), ("verdict", sets.verdict)) if value}
-    storage.write_bytes(url, _to_safetensors(_tensors(sets.groups), metadata))
+    storage.write_bytes(url, _to_safetensors(_tensors(sets.statistics), metadata))
 
 
 def read_statistics(url: str) -> LatentSets:
@@ -141,7 +140,8 @@ def to_bytes(transport_map: TransportMap) -> bytes:
         tensors["map.metric"] = transport_map.metric
     if transport_map.invariant is not None:
         tensors["map.invariant"] = transport_map.invariant
-    tensors |= _tensors({"source": transport_map.source, "target": transport_map.target, **transport_map.parts})
+    wholes = {Part(side): transport_map.side(side) for side in SIDES}
+    tensors |= _tensors({**wholes, **transport_map.parts})
     metadata = _metadata(transport_map)
     if transport_map.residual:
         metadata["residual"] = repr(float(transport_map.residual))
@@ -152,9 +152,22 @@ def to_bytes(transport_map: TransportMap) -> bytes:
     return _to_safetensors(tensors, metadata)
 
 
-def _tensors(groups: Mapping[str, GaussianStatistics]) -> dict[str, np.ndarray]:
+def _name_of(part: Part) -> str:
+    number = [] if part.number == WHOLE else [str(part.number)]
+    return "/".join([part.side, *number, *([part.group] if part.group else [])])
+
+
+def _part_of(name: str) -> Part:
+    found = _PART.fullmatch(name)
+    assert found is not None  # any text is a part's name
+    side, number, group = found.groups()
+    return Part(side, WHOLE if number is None else int(number), group or "")
+
+
+def _tensors(of_parts: PartStatistics) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
-    for name, statistics in groups.items():
+    for part, statistics in of_parts.items():
+        name = _name_of(part)
         tensors[name + _COUNT] = np.array(statistics.count, dtype=np.int64)
         tensors[f"{name}.mean"] = statistics.mean
         tensors[f"{name}.scatter"] = statistics.scatter
@@ -222,9 +235,9 @@ class _Checker:
 
     def sets(self) -> LatentSets:
         patch_size, channels = self._sizes()
-        names = [key.removesuffix(_COUNT) for key in self.tensors if key.endswith(_COUNT)]
+        names = self._names()
         return LatentSets(
-            {name: self._statistics(name, channels * patch_size**2, least=1) for name in sorted(names)},
+            {_part_of(name): self._statistics(name, channels * patch_size**2, least=1) for name in names},
             patch_size,
             channels,
             self.metadata.get("vae", ""),
@@ -234,6 +247,10 @@ class _Checker:
             run=self.metadata.get("run", ""),
             verdict=self.metadata.get("verdict", ""),
         )
+
+    def _names(self) -> list[str]:
+        """Of the parts."""
+        return sorted(key.removesuffix(_COUNT) for key in self.tensors if key.endswith(_COUNT))
 
     def _margin(self) -> int:
         """Files without one are of images that were encoded as they are."""
@@ -297,9 +314,9 @@ class _Checker:
             raise self._refusal(f"metadata patch_size is {patch_size}, expected an odd number")
         return patch_size, channels
 
-    def _parts(self, side: str, whole: GaussianStatistics) -> dict[str, GaussianStatistics]:
-        names = sorted(found[1] for key in self.tensors if (found := _PART.fullmatch(key)) and key.startswith(side))
-        parts = {name: self._statistics(name, whole.dimension, least=1) for name in names}
+    def _parts(self, side: str, whole: GaussianStatistics) -> dict[Part, GaussianStatistics]:
+        names = [name for name in self._names() if name.startswith(f"{side}/")]
+        parts = {_part_of(name): self._statistics(name, whole.dimension, least=1) for name in names}
         count = sum(part.count for part in parts.values())
         if parts and count != whole.count:
             raise self._refusal(f"tensor {side}.count is {whole.count}, but its parts hold {count}")

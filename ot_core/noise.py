@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import zlib
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -12,24 +11,6 @@ import numpy as np
 
 from ot_core.statistics import Array, GaussianStatistics
 from ot_core.transport_map import gelbrich_distance_squared, matched
-
-#: Sets of images are gathered in so many random parts, whose halves tell how much the choice of images matters.
-PARTS = 4
-
-
-def part_of(name: str, key: str, group: str = "") -> str:
-    """The name of the random part of a set that an image falls into, such as "source/3": the same one in every job.
-
-    In groups, each of which has sets of its own, also the group, as in "source/3/camera"; `split_group` undoes that.
-    """
-    part = f"{name}/{zlib.crc32(key.encode('utf-8', 'surrogatepass')) % PARTS}"
-    return f"{part}/{group}" if group else part
-
-
-def split_group(part: str) -> tuple[str, str]:
-    """The name of a part without its group, and the group or ""."""
-    pieces = part.split("/", 2)
-    return "/".join(pieces[:2]), "".join(pieces[2:])
 
 
 def noise_floor(

@@ -6,12 +6,12 @@ Meir (2021), arXiv 2107.02555, which Adrai et al. (2023), arXiv 2306.02342, appl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from ot_core.parts import SOURCE, TARGET, PartStatistics, of_side
 from ot_core.statistics import Array, GaussianStatistics
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 #: Eigenvalues of a covariance below this share of its largest one count as zero.
 RANK_TOLERANCE = 1e-10
-#: What a map carries from, and to.
-SIDES = ("source", "target")
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,8 @@ class TransportMap:
             of content; the target is matched to the source there. None keeps the target as it is.
         noise_floor: squared distance between source and target that chance alone would give (`ot_core.noise_floor`),
             or None if unknown.
-        parts: the same statistics in random parts, by name: "source/0" and so on, "target/0" and so on. Their halves
-            tell how much the choice of images matters. Of a side whose parts aren't known there are none.
+        parts: the same statistics in random parts, whose halves tell how much the choice of images matters. Of a side
+            whose parts aren't known there are none.
         origin: how the source's images were made.
         residual: the share of what the autoencoder loses of an image that is added back to its result
             (`ot_core.transporting`).
@@ -84,7 +82,7 @@ class TransportMap:
     metric: Array | None = None
     invariant: Array | None = None
     noise_floor: float | None = None
-    parts: Mapping[str, GaussianStatistics] = field(default_factory=dict)
+    parts: PartStatistics = field(default_factory=dict)
     origin: SourceOrigin = UNKNOWN_ORIGIN
     residual: float = 0.0
     check: MapCheck | None = None
@@ -103,7 +101,7 @@ class TransportMap:
         invariant: Array | None = None,
         rounding: Array | None = None,
         noise_floor: float | None = None,
-        parts: Mapping[str, GaussianStatistics] | None = None,
+        parts: PartStatistics | None = None,
         origin: SourceOrigin = SourceOrigin(),
         residual: float = 0.0,
     ) -> TransportMap:
@@ -190,7 +188,11 @@ class TransportMap:
 
     def parts_of(self, side: str) -> list[GaussianStatistics]:
         """The random parts of the source or the target; none where they aren't known."""
-        return [part for name, part in sorted(self.parts.items()) if name.partition("/")[0] == side]
+        return list(of_side(self.parts, side).values())
+
+    def side(self, side: str) -> GaussianStatistics:
+        """The statistics of the source or the target."""
+        return {SOURCE: self.source, TARGET: self.target}[side]
 
     def __call__(self, samples: Array) -> Array:
         """Maps samples (n, D) to (n, D), without the noise term."""

@@ -26,11 +26,11 @@ from ot_core.fitting import autoencoder_of_map, check_restorer, fit_map
 from ot_core.images import DecodedImage, decoded_picture, eight_bits, picture_of
 from ot_core.map_file import read_map, write_map
 from ot_core.margin import with_margin
-from ot_core.noise import part_of
+from ot_core.parts import SIDES, Part, number_of
 from ot_core.restorer import Restorer, load_restorer, restore_image
 from ot_core.statistics import GaussianStatistics
 from ot_core.transport import LatentTransport
-from ot_core.transport_map import SIDES, SourceOrigin, TransportMap
+from ot_core.transport_map import SourceOrigin, TransportMap
 from ot_core.transporting import transport_pixels
 
 #: A picture as users have it: a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (C, H, W) or
@@ -130,14 +130,15 @@ class Transporter:
             raise ValueError(f"method {method}: expected one of {', '.join(METHODS)}")
         features = LatentFeatures(vae, patch_size, device)
         encoder, loaded = features.load(), load_restorer(restorer, device) if restorer else None
-        statistics: dict[str, list[GaussianStatistics]] = {}
+        statistics: dict[Part, list[GaussianStatistics]] = {}
         kept = _Kept()
 
         def add(side: str, image: DecodedImage, key: str) -> None:
             def gather(images: Sequence[DecodedImage], _: int) -> list[Any]:
                 return features.statistics([one.pixels for one in images], encoder)
 
-            statistics.setdefault(part_of(side, key), []).append(_alone(image, encoder, gather))
+            part = Part(side, number_of(key))
+            statistics.setdefault(part, []).append(_alone(image, encoder, gather))
 
         degradation = Degradation(degrade) if degrade else None
         for key, image in _numbered(natural):
@@ -152,12 +153,12 @@ class Transporter:
             source = _restored(image, loaded)
             add("source", source, key)
             kept.put("source", key, source)
-        counts = {side: sum(len(s) for name, s in statistics.items() if name.startswith(side)) for side in SIDES}
+        counts = {side: sum(len(s) for part, s in statistics.items() if part.side == side) for side in SIDES}
         if not all(counts.values()) or (paired and len(set(counts.values())) > 1):
             raise ValueError(f"Transporter.fit: expected pictures on both sides, as many where paired; found {counts}")
         name, fingerprint = (loaded.name, loaded.fingerprint) if loaded else ("", "")
         origin = SourceOrigin(name, fingerprint, degrade or "")
-        totals = {name: GaussianStatistics.total(several) for name, several in statistics.items()}
+        totals = {part: GaussianStatistics.total(several) for part, several in statistics.items()}
         method = method or ("pixels" if paired or degrade else "matched")
         exact = with_margin(load_autoencoder(vae), encoder.margin)
         pairs = kept.back() if paired or degrade else None
@@ -206,11 +207,11 @@ class _Kept:
     """The middles of the first few images of each random part, of which one part is kept back as pairs."""
 
     def __init__(self) -> None:
-        self._parts: dict[str, dict[str, dict[str, NDArray[Any]]]] = {}
+        self._parts: dict[int, dict[str, dict[str, NDArray[Any]]]] = {}
 
     def put(self, side: str, key: str, image: DecodedImage) -> None:
         """Takes the image of a side of a pair."""
-        of_part = self._parts.setdefault(part_of("", key).removeprefix("/"), {})
+        of_part = self._parts.setdefault(number_of(key), {})
         pixels = middle(image.pixels)
         if pixels is not None and (key in of_part or len(of_part) < MOST_PAIRS):
             of_part.setdefault(key, {})[side] = pixels.copy()

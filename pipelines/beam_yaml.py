@@ -87,8 +87,8 @@ class ListImages(_YamlTransform):
     """Lists images: a row of `images` for each key.
 
     Args:
-        inputs: a URL, a list of them, or either for each of several groups.
-        group_by: what tells the subgroup of an image, of all groups or for some of several groups.
+        inputs: a URL, a list of them, or either for each of several sides.
+        group_by: what tells the group of an image, of all sides or for some of several.
         **parameters: of `dot-fit` and `dot-transport`; also `versions` (see `transforms.ListImages`).
     """
 
@@ -96,7 +96,7 @@ class ListImages(_YamlTransform):
     _yaml_requires_inputs = False
 
     def __init__(self, inputs: Any = None, group_by: Any = None, **parameters: Any) -> None:
-        self._inputs = _groups_of(inputs)
+        self._inputs = _sides_of(inputs)
         self._group_by = group_by if isinstance(group_by, Mapping) else dict.fromkeys(self._inputs, group_by)
         super().__init__(**parameters)
 
@@ -107,14 +107,14 @@ class ListImages(_YamlTransform):
         flags._add_action(transport.parser().flags()["since"])
         flags.add_argument("--versions", action="store_true")
         for name in ("--inputs", "--group_by"):
-            flags.add_argument(name)  # checked by itself, since a flag can't hold groups; here so that it is known
+            flags.add_argument(name)  # checked by itself, since a flag can't hold sides; here so that it is known
         return flags
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
-        group_by = {group: str(spec) for group, spec in self._group_by.items() if spec}
-        for group, specs in self._inputs.items():
-            check_inputs((f"inputs {group}".strip(), specs), group_by=group_by.get(group))
+        group_by = {side: str(spec) for side, spec in self._group_by.items() if spec}
+        for side, specs in self._inputs.items():
+            check_inputs((f"inputs {side}".strip(), specs), group_by=group_by.get(side))
         listed = transforms.ListImages(
             self._inputs,
             args.max_images,
@@ -130,7 +130,7 @@ class ListImages(_YamlTransform):
 
 
 class FitTransportMap(_YamlTransform):
-    """Fits a map from images of the groups `source` and `target`, and writes it: a row of `maps`."""
+    """Fits a map from images of the sides `source` and `target`, and writes it: a row of `maps`."""
 
     takes = ImageRef
     gives = ("maps", File)
@@ -269,16 +269,16 @@ def _output_of(error_handling: Mapping[str, Any] | None, taken: str) -> str:
     return name
 
 
-def _groups_of(inputs: Any) -> dict[str, list[str]]:
-    groups = inputs if isinstance(inputs, Mapping) else {"": inputs}
-    listed = {str(group): [specs] if isinstance(specs, str) else specs for group, specs in groups.items()}
+def _sides_of(inputs: Any) -> dict[str, list[str]]:
+    sides = inputs if isinstance(inputs, Mapping) else {"": inputs}
+    listed = {str(side): [specs] if isinstance(specs, str) else specs for side, specs in sides.items()}
     for specs in listed.values():
         if not isinstance(specs, list) or not specs or not all(isinstance(spec, str) for spec in specs):
-            raise UserError("inputs: expected a URL, a list of URLs, or either for each of several groups")
+            raise UserError("inputs: expected a URL, a list of URLs, or either for each of several sides")
         if not all(spec.strip() for spec in specs):
             raise UserError("inputs: empty; expected a path or URL (is a variable unset?)")
     if not listed:
-        raise UserError("inputs: expected at least one group")
+        raise UserError("inputs: expected at least one side")
     return listed
 
 

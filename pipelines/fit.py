@@ -16,7 +16,8 @@ from ot_core.fitting import autoencoder_of_map, check_restorer, is_noisy, method
 from ot_core.groups import GROUP, is_pattern, map_of_group
 from ot_core.layout import numbered
 from ot_core.map_file import read_statistics
-from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin
+from ot_core.parts import SIDES
+from ot_core.transport_map import UNKNOWN_ORIGIN, SourceOrigin
 from pipelines import options, parsers
 from pipelines.apart import check_apart
 from pipelines.launch import check_inputs, launch
@@ -33,7 +34,7 @@ from transforms import (
     WriteTransportMap,
     metrics,
 )
-from transforms.groups import NameStatisticsDoFn
+from transforms.groups import ChoosePartDoFn
 from transforms.pairs import KeepBackPairs, KeptRefs, PairReader
 from transforms.quiet_beam import beam
 
@@ -163,9 +164,9 @@ def _agree(args: argparse.Namespace, statistics: Sequence[tuple[str, str]]) -> N
         if statistics.count((side, url)) > 1:
             raise UserError(f"--{side} {url}: given twice, so its statistics would count twice")
         sets = read_statistics(url)
-        if not sets.named(side):
+        if not sets.of_side(side):
             raise UserError(
-                f"--{side} {url}: holds statistics of {', '.join(sets.names) or 'nothing'}, not of a {side}"
+                f"--{side} {url}: holds statistics of {', '.join(sets.sides) or 'nothing'}, not of a {side}"
             )
         args.patch_size = args.patch_size or sets.patch_size
         if sets.patch_size != args.patch_size:
@@ -211,9 +212,9 @@ def fit_map(
         margin=args.margin,
     )
     grouped = _grouped(args)
-    name = beam.ParDo(NameStatisticsDoFn(grouped)).with_output_types(ImageRef)
-    named, unnamed = images | "SplitSides" >> name.with_outputs("failures", main="images")
-    statistics, unread = named | "LatentStatistics" >> options.on_accelerator(encode, args)
+    choose = beam.ParDo(ChoosePartDoFn(grouped)).with_output_types(ImageRef)
+    chosen, ungrouped = images | "SplitSides" >> choose.with_outputs("failures", main="images")
+    statistics, unread = chosen | "LatentStatistics" >> options.on_accelerator(encode, args)
     earlier = statistics_of(args)
     if earlier:
         read = images.pipeline | "ReadStatistics" >> ReadStatistics(earlier)
@@ -226,12 +227,12 @@ def fit_map(
         grouped=bool(grouped),
         origin=origin_of(args),
         margin=args.margin,
-        kept_back=kept_back_for(named, args),
+        kept_back=kept_back_for(chosen, args),
         read_pair=PairReader(args.degrade, args.restorer, args.max_pixels, args.max_bytes),
         residual=args.residual,
     )
     maps, unfitted = statistics | "FitTransportMap" >> fit
-    return maps | "WriteTransportMap" >> WriteTransportMap(args.map), (unnamed, unread, unfitted)
+    return maps | "WriteTransportMap" >> WriteTransportMap(args.map), (ungrouped, unread, unfitted)
 
 
 def kept_back_for(

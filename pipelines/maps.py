@@ -17,8 +17,8 @@ from ot_core.check import MapCheck
 from ot_core.drift import DriftMeter
 from ot_core.fitting import method_of
 from ot_core.map_file import metadata_of
+from ot_core.parts import SIDES
 from ot_core.statistics import Array
-from ot_core.transport_map import SIDES
 from pipelines import parsers
 from pipelines.command import command, say
 
@@ -44,7 +44,7 @@ def inspect(url: str) -> dict[str, Any]:
         "vae": found.vae,
         "vae_sha256": found.vae_sha256,
         "margin": found.margin,
-        **{f"{side}_patches": getattr(found, side).count for side in SIDES},
+        **{f"{side}_patches": found.side(side).count for side in SIDES},
         **{f"{side}_parts": len(found.parts_of(side)) for side in SIDES},
         "distance_squared": found.distance_squared(),
         "noise_floor": found.noise_floor,
@@ -91,9 +91,9 @@ def diff(a_url: str, b_url: str) -> dict[str, Any]:
             )
     sides = {}
     for side in SIDES:
-        drift = DriftMeter(a, side).drift_of(getattr(b, side))
+        drift = DriftMeter(a, side).drift_of(b.side(side))
         assert drift is not None  # maps hold two patches of each side or more
-        counts = {"patches_a": getattr(a, side).count, "patches_b": drift.patches}
+        counts = {"patches_a": a.side(side).count, "patches_b": drift.patches}
         sides[side] = {**counts, **{k: v for k, v in dataclasses.asdict(drift).items() if k != "patches"}}
     return {
         "a": a_url,

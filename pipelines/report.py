@@ -149,7 +149,7 @@ def picture(
     Returns:
         None where the image can't be read any more: a page lacks a row rather than the job fail.
     """
-    refs = {ref.group: ref for ref in change.refs}
+    refs = {ref.side: ref for ref in change.refs}
     names = [name for name in names if name in refs]
     try:
         images = {name: read_image(refs[name], max_pixels, max_bytes).image for name in names}

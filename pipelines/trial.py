@@ -117,12 +117,12 @@ def _cropped(loaded: LoadedImage, side: int) -> LoadedImage:
     image = loaded.image
     part = tuple(slice(max(0, (length - side) // 2), max(0, (length - side) // 2) + side) for length in loaded.size)
     alpha = None if image.alpha is None else image.alpha[part]
-    ref = loaded.ref._replace(group=_NATURAL)
+    ref = loaded.ref._replace(side=_NATURAL)
     return loaded._replace(ref=ref, image=replace(image, pixels=np.ascontiguousarray(image.pixels[part]), alpha=alpha))
 
 
 def _is_of(loaded: LoadedImage, side: str) -> bool:
-    return loaded.ref.group == side
+    return loaded.ref.side == side
 
 
 class _Steps:

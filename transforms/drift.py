@@ -14,17 +14,16 @@ from ot_core.drift import LIMIT, Drift, DriftMeter, Verdict
 from ot_core.drift_history import DriftHistory
 from ot_core.layout import DRIFT, statistics_of_group
 from ot_core.map_file import LatentSets, read_statistics, write_statistics
-from ot_core.noise import part_of
+from ot_core.parts import SOURCE, TARGET, Part, PartStatistics, number_of, of_side
 from ot_core.patches import latent_statistics
 from transforms.elements import GatheredStatistics
 from transforms.maps import by_group
 from transforms.windows import check_windows
 
-#: Groups of the statistics that transport gathers: of the latents that it encoded, which may become the source of a
-#: map, and of the same ones transported.
-SOURCE, RESULTS = "source", "results"
-#: What is told: of which group, and which side of the map it should be like.
-_TOLD = {"inputs": (SOURCE, "source"), "results": (RESULTS, "target")}
+#: The side that transported latents are on; those that were encoded may become the source of a map.
+RESULTS = "results"
+#: What is told: of which side of the images, and which side of the map it should be like.
+_TOLD = {"inputs": (SOURCE, SOURCE), "results": (RESULTS, TARGET)}
 
 
 class ImageStatistics(NamedTuple):
@@ -51,25 +50,25 @@ class ImageStatistics(NamedTuple):
 
 
 def gather(images: Sequence[ImageStatistics]) -> GatheredStatistics:
-    """Statistics of a batch, for each kind, part and group. Nothing is fitted from results, so they are in one part."""
-    together: dict[str, list[GaussianStatistics]] = {}
+    """Statistics of a batch, by part. Nothing is fitted from results, so they are in one part of each group."""
+    together: dict[Part, list[GaussianStatistics]] = {}
     for key, before, after, group in images:
-        together.setdefault(part_of(SOURCE, key, group), []).append(before)
-        together.setdefault(f"{RESULTS}/0/{group}" if group else f"{RESULTS}/0", []).append(after)
-    return GatheredStatistics(tuple((name, GaussianStatistics.total(several)) for name, several in together.items()))
+        together.setdefault(Part(SOURCE, number_of(key), group), []).append(before)
+        together.setdefault(Part(RESULTS, 0, group), []).append(after)
+    return GatheredStatistics(tuple((part, GaussianStatistics.total(several)) for part, several in together.items()))
 
 
-@beam.typehints.with_input_types(tuple[str, GaussianStatistics])
+@beam.typehints.with_input_types(tuple[Part, GaussianStatistics])
 @beam.typehints.with_output_types(str)
 class WriteDrift(beam.PTransform):
-    """(group, GaussianStatistics) of `TransportImages` -> the URL of `<output>/drift.json`.
+    """(Part, GaussianStatistics) of `TransportImages` -> the URL of `<output>/drift.json`.
 
     Tells how far the inputs are from the map's source, and the results from its target (`ot_core.drift`). The
-    statistics themselves are written to `<output>/drift.safetensors`, for fitting a map from. Of maps by subgroup it
-    tells the same under `groups`, and writes statistics to `<output>/drift/<subgroup>.safetensors`.
+    statistics themselves are written to `<output>/drift.safetensors`, for fitting a map from. Of maps by group it
+    tells the same under `groups`, and writes statistics to `<output>/drift/<group>.safetensors`.
 
     Args:
-        map: URL of the map, or of several by subgroup, as in `TransportImages`.
+        map: URL of the map, or of several by group, as in `TransportImages`.
         output: URL of the folder.
         limit: the drift from which on images are told to be unlike those that the map was fitted on.
         resume: whether to add to what earlier runs left of images that they were too few of to judge
@@ -91,7 +90,7 @@ class WriteDrift(beam.PTransform):
         self._resume, self._after, self._run = resume, after, uuid.uuid4().hex
 
     @no_annotations
-    def expand(self, statistics: beam.PCollection[tuple[str, GaussianStatistics]]) -> beam.PCollection[str]:
+    def expand(self, statistics: beam.PCollection[tuple[Part, GaussianStatistics]]) -> beam.PCollection[str]:
         """A map's statistics meet; written even where there are none."""
         check_windows(self, statistics)
         every_map = statistics.pipeline | "EveryMap" >> beam.Create([(group, None) for group in self._maps])
@@ -117,30 +116,30 @@ class _MeasureDoFn(beam.DoFn):
         self._maps, self._output, self._limit, self._resume, self._run = maps, output, limit, resume, run
 
     def process(
-        self, element: tuple[str, Iterable[tuple[str, GaussianStatistics] | None]], *after: Any
+        self, element: tuple[str, Iterable[tuple[Part, GaussianStatistics] | None]], *after: Any
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        subgroup, given = element
-        transport_map = read_map(self._maps[subgroup])
+        group, given = element
+        transport_map = read_map(self._maps[group])
         gathered = dict(item for item in given if item is not None)
         told: dict[str, Any] = dict.fromkeys(_TOLD)
-        sets, url = LatentSets.of_map(transport_map), statistics_of_group(self._output, subgroup)
+        sets, url = LatentSets.of_map(transport_map), statistics_of_group(self._output, group)
         before = _read_before(url, sets) if self._resume else None
         if gathered:
             meters = {side: DriftMeter(transport_map, side) for _, side in _TOLD.values()}
             history = DriftHistory.going_on(before, gathered, self._run)
             judged, by_itself = history.recent, Verdict.UNKNOWN
-            recent = _drift(meters["source"], judged, SOURCE)
+            recent = _drift(meters[SOURCE], judged, SOURCE)
             if recent is not None:
                 by_itself = recent.verdict(self._limit)
             write_statistics(history.in_file(sets, self._run, by_itself), url)
             if by_itself == Verdict.UNKNOWN:
                 judged = history.with_earlier()
-            for name, (group, side) in _TOLD.items():
-                told[name] = self._told(side, _drift(meters[side], judged, group), _images_of(gathered, group))
+            for name, (ours, theirs) in _TOLD.items():
+                told[name] = self._told(theirs, _drift(meters[theirs], judged, ours), _images_of(gathered, ours))
         elif before is None:
-            write_statistics(dataclasses.replace(sets, groups={}), url)
+            write_statistics(dataclasses.replace(sets, statistics={}), url)
         distance = transport_map.distance_squared()
-        yield subgroup, {"map": self._maps[subgroup], "map_distance_squared": distance, **told}
+        yield group, {"map": self._maps[group], "map_distance_squared": distance, **told}
 
     def _told(self, side: str, drift: Drift | None, images: int) -> dict[str, Any] | None:
         if drift is None:
@@ -161,16 +160,12 @@ def _read_before(url: str, expected: LatentSets) -> LatentSets | None:
     return found if all(getattr(found, name) == getattr(expected, name) for name in like) else None
 
 
-def _of(groups: Mapping[str, GaussianStatistics], name: str) -> list[GaussianStatistics]:
-    return [found for part, found in sorted(groups.items()) if part.partition("/")[0] == name]
+def _images_of(statistics: PartStatistics, side: str) -> int:
+    return sum(found.images.count for found in of_side(statistics, side).values() if found.images is not None)
 
 
-def _images_of(groups: Mapping[str, GaussianStatistics], name: str) -> int:
-    return sum(found.images.count for found in _of(groups, name) if found.images is not None)
-
-
-def _drift(meter: DriftMeter, groups: Mapping[str, GaussianStatistics], name: str) -> Drift | None:
-    parts = _of(groups, name)
+def _drift(meter: DriftMeter, statistics: PartStatistics, side: str) -> Drift | None:
+    parts = list(of_side(statistics, side).values())
     return meter.drift_of(GaussianStatistics.total(parts)) if parts else None
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ot_core import Cause, DecodedImage, GaussianStatistics, TransportMap
 from ot_core.errors import as_image_error
+from ot_core.parts import WHOLE, Part
 from ot_core.shards import name_of
 
 
@@ -21,32 +22,34 @@ class ImageRef(NamedTuple):
     Attributes:
         key: path below the input's root, without extension; names the result.
         uri: the file that holds it.
-        group: "source", "target", a candidate's name, or "" where there is only one group.
-        part: which part of the file it is, or "" where it is the whole file.
+        side: what it is to the job: "source", "target", a candidate's name, or "" where there is only one.
+        member: which part of the file it is, or "" where it is the whole file.
         version: what changes whenever the image does, as the store tells it (an etag, or size and time); "" if unknown.
         modified: when it was last changed, in seconds since 1970; None if unknown.
-        subgroup: which map of several is its own (`ListImages` with group_by); "" where nothing tells it.
+        group: which map of several is its own (`ListImages` with group_by); "" where nothing tells it.
         alphas: those whose results are still to be made, in the order of the output's; () means all (`SkipDone`).
+        part_number: of the random part of its side that it counts in; `WHOLE` where there are none.
     """
 
     key: str
     uri: str
-    group: str = ""
-    part: str = ""
+    side: str = ""
+    member: str = ""
     version: str = ""
     modified: float | None = None
-    subgroup: str = ""
+    group: str = ""
     alphas: tuple[float, ...] = ()
+    part_number: int = WHOLE
 
     @property
     def source_uri(self) -> str:
         """What people are told: the file, and which part of it."""
-        return f"{self.uri}#{name_of(self.part)}" if self.part else self.uri
+        return f"{self.uri}#{name_of(self.member)}" if self.member else self.uri
 
     @property
-    def side(self) -> str:
-        """What the group is a random part of: "source" of "source/3"."""
-        return self.group.partition("/")[0]
+    def part(self) -> Part:
+        """Which part's statistics it counts in."""
+        return Part(self.side, self.part_number, self.group)
 
 
 class Failure(NamedTuple):
@@ -89,7 +92,7 @@ class ImageRecord(NamedTuple):
         bytes, sha256: of the written file.
         seconds: reading, decoding, this image's share of the model, and writing; 0 where another run did that.
         source_version: of the image that it was made from, as in ImageRef.
-        group: its subgroup, as in ImageRef.
+        group: as in ImageRef.
     """
 
     key: str
@@ -196,9 +199,9 @@ class RestorePrediction(NamedTuple):
 
 
 class GatheredStatistics(NamedTuple):
-    """Statistics of the latents of a batch, by group; they go the way of its images."""
+    """Statistics of the latents of a batch, by part; they go the way of its images."""
 
-    groups: tuple[tuple[str, GaussianStatistics], ...]
+    parts: tuple[tuple[Part, GaussianStatistics], ...]
 
 
 class TransportPrediction(NamedTuple):
@@ -252,7 +255,7 @@ def _nbytes(value: Any) -> int:
     if isinstance(value, TransportedImage):
         return value.nbytes
     if isinstance(value, GatheredStatistics):
-        return sum(statistics.scatter.nbytes for _, statistics in value.groups)
+        return sum(statistics.scatter.nbytes for _, statistics in value.parts)
     return value.image.nbytes if isinstance(value, LoadedImage) else 64
 
 

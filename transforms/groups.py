@@ -1,4 +1,4 @@
-"""Images in subgroups, each of which has a map of its own: the statistics they count in, and whether there is a map."""
+"""Images in groups, each of which has a map of its own: the part that they count in, and whether there is a map."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import apache_beam as beam
 
 from ot_core import Cause, ImageError
 from ot_core.groups import check_group
-from ot_core.noise import part_of
+from ot_core.parts import number_of
 from transforms.elements import Failure, ImageRef
 
 
@@ -31,11 +31,11 @@ class _ChooseDoFn(beam.DoFn):
         raise NotImplementedError
 
 
-class NameStatisticsDoFn(_ChooseDoFn):
-    """Puts the name of the statistics that an image counts in, as `FitTransportMap` expects them, in its group.
+class ChoosePartDoFn(_ChooseDoFn):
+    """Chooses the part that an image counts in, for `FitTransportMap`.
 
     Args:
-        grouped: the sides whose images count for the map of their subgroup alone; those of the others count for all.
+        grouped: the sides whose images count for the map of their group alone; those of the others count for all.
     """
 
     stage = "list"
@@ -45,14 +45,14 @@ class NameStatisticsDoFn(_ChooseDoFn):
 
     def chosen(self, ref: ImageRef) -> ImageRef:
         """See the class."""
-        grouped = ref.group in self._grouped
+        grouped = ref.side in self._grouped
         if grouped:
-            check_group(ref.subgroup)
-        return ref._replace(group=part_of(ref.group, ref.key, ref.subgroup if grouped else ""))
+            check_group(ref.group)
+        return ref._replace(part_number=number_of(ref.key), group=ref.group if grouped else "")
 
 
 class HasMapDoFn(_ChooseDoFn):
-    """Lets an image through if its subgroup has a map.
+    """Lets an image through if its group has a map.
 
     Args:
         groups: that have one.
@@ -65,7 +65,7 @@ class HasMapDoFn(_ChooseDoFn):
 
     def chosen(self, ref: ImageRef) -> ImageRef:
         """See the class."""
-        if ref.subgroup in self._groups:
+        if ref.group in self._groups:
             return ref
-        found = f"its group {ref.subgroup[:200]!r} has no map" if ref.subgroup else "it has no group, so no map"
+        found = f"its group {ref.group[:200]!r} has no map" if ref.group else "it has no group, so no map"
         raise ImageError(Cause.NO_MAP, f"{found}; fit one with dot-fit --group_by, or give a --default_map")

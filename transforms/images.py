@@ -10,6 +10,7 @@ from apache_beam.typehints.decorators import no_annotations
 from ot_core import Cause, GaussianStatistics, ImageError, storage
 from ot_core.images import DEFAULT_COMPRESS_LEVEL, DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from ot_core.layout import OutputLayout
+from ot_core.parts import Part
 from ot_core.places import Place
 from transforms.elements import Failure, ImageRecord, ImageRef
 from transforms.groups import HasMapDoFn
@@ -28,11 +29,11 @@ class TransportOutcome(NamedTuple):
 
 
 class TransportOutcomeWithStatistics(NamedTuple):
-    """The same, and (group, GaussianStatistics) of the latents: see `transforms.drift`."""
+    """The same, and (Part, GaussianStatistics) of the latents: see `transforms.drift`."""
 
     records: beam.PCollection[ImageRecord]
     failures: beam.PCollection[Failure]
-    statistics: beam.PCollection[tuple[str, GaussianStatistics]]
+    statistics: beam.PCollection[tuple[Part, GaussianStatistics]]
 
 
 @beam.typehints.with_input_types(ImageRef)
@@ -43,7 +44,7 @@ class TransportImages(beam.PTransform):
     alphas. For shards, give a layout of that kind as the output, and apply `PackShards` to the records.
 
     Args:
-        map: URL of the transport map; or of several by subgroup, of which "" is for images of any other. Without that
+        map: URL of the transport map; or of several by group, of which "" is for images of any other. Without that
             one, these are failures. Or a side input, as in `TransportLoaded`.
         output: URL of the output's root; or its layout, which then tells alphas and format, too.
         alphas: weights of the restored image in the result: 0 is full transport, 1 the restored image.
@@ -53,9 +54,9 @@ class TransportImages(beam.PTransform):
         vae: the autoencoder; default the one that the map names.
         max_pixels: larger images are failures.
         max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
-        statistics: whether to give statistics of the latents too, as a third result. Groups are "source/0" and so on,
-            of patches of the latents that were encoded, and "results/0" and so on, of the same ones fully transported;
-            of those transported with the map of a subgroup, "source/0/<subgroup>" and so on.
+        statistics: whether to give statistics of the latents too, as a third result: on the side "source", of patches
+            of the latents that were encoded, and on the side "results", of the same ones fully transported; each in the
+            group whose map they were transported with.
         restorer: what restores the images first (`RestoreImages`); default nothing, for images that are restored.
         precision: of the autoencoder and the restorer, as in `TransportModelHandler` and `RestoreImages`.
         max_bytes: larger files are failures.

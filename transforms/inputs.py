@@ -34,20 +34,20 @@ class ListedImages(NamedTuple):
 class ListImages(beam.PTransform):
     """Lists the images of one or more inputs, each key once, spread over all workers.
 
-    Where several images of a group have one key, the first by URL that can be read is given, and the others are
+    Where several images of a side have one key, the first by URL that can be read is given, and the others are
     failures. To know that, these are read here too. Files that aren't named like images are counted by their
     extensions, in `files_ignored` and the like.
 
     Args:
-        inputs: one spec, several, or a mapping from group name to one or several; a spec is a folder, a glob, one
+        inputs: one spec, several, or a mapping from side to one or several; a spec is a folder, a glob, one
             image, or a list of URLs (see `ot_core.listing.list_images`).
-        max_images: take at most so many of each group, the same ones in every run. Default all.
-        paired: take only keys that every group has; the counter `images_unpaired` says how many others there were.
+        max_images: take at most so many of each side, the same ones in every run. Default all.
+        paired: take only keys that every side has; the counter `images_unpaired` says how many others there were.
         versions: ask the store for the version and time of the images of lists too; folders and globs tell them anyway.
         since: take only images modified at this time or later, in seconds since 1970, and those whose time isn't known;
             the counter `images_older` says how many others there were.
-        group_by: what tells an image's subgroup, "folder:1" or "column:camera" (see `ot_core.groups.Grouping`); or a
-            mapping from the names of the groups that have subgroups. Of these max_images are taken of each.
+        group_by: what tells an image's group, "folder:1" or "column:camera" (see `ot_core.groups.Grouping`); or a
+            mapping from the sides that have groups. Of these max_images are taken of each.
         max_pixels, max_bytes: as in `ReadImages`: what is larger can't be read.
 
     Raises:
@@ -66,17 +66,17 @@ class ListImages(beam.PTransform):
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         super().__init__()
-        groups = inputs if isinstance(inputs, Mapping) else {"": inputs}
+        sides = inputs if isinstance(inputs, Mapping) else {"": inputs}
         if not isinstance(group_by, Mapping):
-            group_by = dict.fromkeys(groups, group_by) if group_by else {}
+            group_by = dict.fromkeys(sides, group_by) if group_by else {}
         for text in group_by.values():
             Grouping.parse(text)
         self._specs = [
-            (group, spec, group_by.get(group, ""))
-            for group, specs in groups.items()
+            (side, spec, group_by.get(side, ""))
+            for side, specs in sides.items()
             for spec in ([specs] if isinstance(specs, str) else specs)
         ]
-        self._max_images, self._groups, self._paired = max_images, len(groups), paired
+        self._max_images, self._sides, self._paired = max_images, len(sides), paired
         self._versions, self._since = versions or since is not None, since
         self._limits = max_pixels, max_bytes
 
@@ -97,7 +97,7 @@ class ListImages(beam.PTransform):
             matched.images
             | "GroupByKey" >> beam.GroupByKey()
             | "FirstByUri"
-            >> beam.ParDo(_FirstByUriDoFn(self._groups, self._paired, *self._limits)).with_outputs(
+            >> beam.ParDo(_FirstByUriDoFn(self._sides, self._paired, *self._limits)).with_outputs(
                 "failures", main="images"
             )
         )
@@ -122,7 +122,7 @@ class _MatchInputDoFn(beam.DoFn):
     _COUNTED = 1000
 
     def process(self, element: tuple[str, str, str]) -> Iterator[Any]:
-        group, spec, group_by = element
+        side, spec, group_by = element
         waiting, ignored = 0, Ignored()
         with metrics.timed("list"):
             for listed in _listed(spec, Grouping.parse(group_by) if group_by else None, ignored):
@@ -130,7 +130,7 @@ class _MatchInputDoFn(beam.DoFn):
                 if waiting == self._COUNTED:
                     metrics.count(metrics.IMAGES_LISTED, waiting)
                     waiting = 0
-                fields = (listed.uri, group, listed.part, *listed.details, listed.group)
+                fields = (listed.uri, side, listed.member, *listed.details, listed.group)
                 try:
                     if listed.problem:
                         raise listed.problem
@@ -157,19 +157,19 @@ def _listed(spec: str, grouping: Grouping | None, ignored: Ignored) -> Iterator[
 
 
 class _FirstByUriDoFn(beam.DoFn):
-    def __init__(self, groups: int, paired: bool, max_pixels: int, max_bytes: int) -> None:
-        self._groups, self._paired, self._limits = groups, paired, (max_pixels, max_bytes)
+    def __init__(self, sides: int, paired: bool, max_pixels: int, max_bytes: int) -> None:
+        self._sides, self._paired, self._limits = sides, paired, (max_pixels, max_bytes)
 
     def process(self, element: tuple[str, Iterable[tuple[Any, ...]]]) -> Iterator[Any]:
         key, images = element
-        refs = sorted((ImageRef(key, *fields) for fields in images), key=_by_group_and_uri)
+        refs = sorted((ImageRef(key, *fields) for fields in images), key=_by_side_and_uri)
         first: list[ImageRef] = []
-        for _, of_group in itertools.groupby(refs, operator.attrgetter("group")):
-            chosen, failures = self._first(list(of_group))
+        for _, of_side in itertools.groupby(refs, operator.attrgetter("side")):
+            chosen, failures = self._first(list(of_side))
             first += [chosen] if chosen else []
             yield from (beam.pvalue.TaggedOutput("failures", failure) for failure in failures)
-        shared = len(first) == self._groups
-        if self._groups > 1 and shared:
+        shared = len(first) == self._sides
+        if self._sides > 1 and shared:
             metrics.count(metrics.KEYS_SHARED)
         if self._paired and not shared:
             metrics.count(metrics.IMAGES_UNPAIRED, len(first))
@@ -193,8 +193,8 @@ class _FirstByUriDoFn(beam.DoFn):
         return chosen, failures
 
 
-def _by_group_and_uri(ref: ImageRef) -> tuple[str, str, str]:
-    return ref.group, ref.uri, ref.part
+def _by_side_and_uri(ref: ImageRef) -> tuple[str, str, str]:
+    return ref.side, ref.uri, ref.member
 
 
 def _is_since(ref: ImageRef, since: float) -> bool:
@@ -255,11 +255,11 @@ class _RowGroupsTogether(beam.PTransform):
 
 
 def _is_no_row(ref: ImageRef, partitions: int) -> int:
-    return 0 if ref.part.startswith("row:") else 1
+    return 0 if ref.member.startswith("row:") else 1
 
 
 def _by_row_group(ref: ImageRef) -> tuple[str, tuple[Any, ...]]:
-    return f"{ref.part.split(':')[1]}:{ref.uri}", tuple(ref)
+    return f"{ref.member.split(':')[1]}:{ref.uri}", tuple(ref)
 
 
 def _refs_of_row_group(element: tuple[str, Iterable[tuple[Any, ...]]]) -> Iterator[ImageRef]:
@@ -268,7 +268,7 @@ def _refs_of_row_group(element: tuple[str, Iterable[tuple[Any, ...]]]) -> Iterat
 
 
 class _LimitImages(beam.PTransform):
-    """At most n images of each group and subgroup: those whose keys hash lowest, so that every run takes the same."""
+    """At most n images of each side and group: those whose keys hash lowest, so that every run takes the same."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -285,7 +285,7 @@ class _LimitImages(beam.PTransform):
 
 
 def _by_group_with_hash(ref: ImageRef) -> tuple[tuple[str, str], tuple[str, tuple[Any, ...]]]:
-    return (ref.group, ref.subgroup), (hashlib.sha256(ref.key.encode()).hexdigest(), tuple(ref))
+    return (ref.side, ref.group), (hashlib.sha256(ref.key.encode()).hexdigest(), tuple(ref))
 
 
 def _refs_of_group(element: tuple[tuple[str, str], list[tuple[str, tuple[Any, ...]]]]) -> Iterator[ImageRef]:

@@ -21,11 +21,11 @@ from ot_core import (
 from ot_core.check import KeptBack
 from ot_core.choices import METHODS
 from ot_core.decoder import DecoderGeometry
-from ot_core.fitting import fit_map, is_noisy, parts_of
+from ot_core.fitting import fit_map, is_noisy
 from ot_core.groups import map_of_group
 from ot_core.margin import with_margin
-from ot_core.noise import split_group
-from ot_core.transport_map import SIDES, UNKNOWN_ORIGIN, SourceOrigin
+from ot_core.parts import SIDES, TARGET, WHOLE, Part, PartStatistics, added, of_side
+from ot_core.transport_map import UNKNOWN_ORIGIN, SourceOrigin
 from transforms import metrics
 from transforms.elements import Failure, failure_of_group
 from transforms.pairs import KeptRefs, PairReader
@@ -34,21 +34,20 @@ from transforms.worker import ends_with_device
 
 
 class FitOutcome(NamedTuple):
-    """Result of `FitTransportMap`: a TransportMap, in subgroups (group, TransportMap) of each; or why there is none."""
+    """Result of `FitTransportMap`: a TransportMap, in groups (group, TransportMap) of each; or why there is none."""
 
     maps: beam.PCollection[Any]
     failures: beam.PCollection[Failure]
 
 
-@beam.typehints.with_input_types(tuple[str, GaussianStatistics])
+@beam.typehints.with_input_types(tuple[Part, GaussianStatistics])
 class FitTransportMap(beam.PTransform):
-    """(group, GaussianStatistics) for the groups "source" and "target" -> one TransportMap.
+    """(Part, GaussianStatistics) for the sides "source" and "target" -> one TransportMap.
 
-    Either side may come in random parts, as groups "source/0", "source/1" and so on: then the map also carries the
-    noise floor of its distance, and the parts themselves. A group of the side's own name is all of it that isn't in
-    such parts; of a side with one, the floor isn't known.
+    Either side may come in random parts (`ot_core.parts`): then the map also carries the noise floor of its distance,
+    and the parts themselves. Of a side that has a whole as well, the floor isn't known.
 
-    With subgroups, "source/0/a" counts for the map of "a" alone, and "source/0" for all maps.
+    With groups, what is of a group counts for its map alone, and what is of none for all maps.
 
     Args:
         vae: the autoencoder whose latents these are; the map remembers its name and fingerprint.
@@ -56,7 +55,7 @@ class FitTransportMap(beam.PTransform):
         method: "matched" takes differences in the mean colour of patches for content (`ot_core.decoder`), which suits
             sides that show different things; "pixels" doesn't, which suits pairs. Both measure the map's cost in
             decoded pixels, "paper" in latents.
-        grouped: whether there are subgroups: then gives (group, TransportMap) for each.
+        grouped: whether there are groups: then gives (group, TransportMap) for each.
         origin: how the source's images were made, for the map to remember.
         margin: pixels that images were continued by before they were encoded; default measured (`ot_core.margin`).
         kept_back: what `KeepBackPairs` gives, to check each map on; default none.
@@ -87,8 +86,8 @@ class FitTransportMap(beam.PTransform):
         self._grouped = grouped
 
     @no_annotations
-    def expand(self, statistics: beam.PCollection[tuple[str, GaussianStatistics]]) -> FitOutcome:
-        """What all maps have in common is a small side input; subgroups are spread over workers."""
+    def expand(self, statistics: beam.PCollection[tuple[Part, GaussianStatistics]]) -> FitOutcome:
+        """What all maps have in common is a small side input; groups are spread over workers."""
         check_windows(self, statistics)
         common, elements = statistics, statistics.pipeline | "Once" >> beam.Create([("", ())])
         if self._grouped:
@@ -102,14 +101,14 @@ class FitTransportMap(beam.PTransform):
         return FitOutcome(fitted.maps, fitted.failures)
 
 
-def _is_of_group(item: tuple[str, GaussianStatistics], partitions: int) -> int:
-    return int(bool(split_group(item[0])[1]))
+def _is_of_group(item: tuple[Part, GaussianStatistics], partitions: int) -> int:
+    return int(bool(item[0].group))
 
 
-def by_group(item: tuple[str, GaussianStatistics]) -> tuple[str, tuple[str, GaussianStatistics]]:
-    """Statistics of a group, such as "source/3/a", as those of "source/3" under the key "a"."""
-    name, group = split_group(item[0])
-    return group, (name, item[1])
+def by_group(item: tuple[Part, GaussianStatistics]) -> tuple[str, tuple[Part, GaussianStatistics]]:
+    """Statistics of a group as those of no group, under its name."""
+    part, statistics = item
+    return part.group, (part._replace(group=""), statistics)
 
 
 class _FitDoFn(beam.DoFn):
@@ -129,17 +128,14 @@ class _FitDoFn(beam.DoFn):
 
     def process(
         self,
-        element: tuple[str, Iterable[tuple[str, GaussianStatistics]]],
-        common: Mapping[str, GaussianStatistics],
+        element: tuple[str, Iterable[tuple[Part, GaussianStatistics]]],
+        common: PartStatistics,
         kept_back: Mapping[str, KeptRefs],
     ) -> Iterator[Any]:
         group, own = element[0], dict(element[1])
-        statistics = {
-            **common,
-            **{name: found + common[name] if name in common else found for name, found in own.items()},
-        }
-        parts = {side: parts_of(side, statistics) for side in SIDES}
-        missing = [side for side in parts if sum(part.count for part in parts[side]) < 2]
+        statistics = added(own, common)
+        sides = {side: list(of_side(statistics, side).values()) for side in SIDES}
+        missing = [side for side, found in sides.items() if sum(part.count for part in found) < 2]
         for side in missing:
             of_group = f" of group {group}" if group else ""
             message = f"no usable image in the {side}{of_group}: nothing to fit"
@@ -150,10 +146,10 @@ class _FitDoFn(beam.DoFn):
             autoencoder = with_margin(load_autoencoder(self._vae), self._margin)
             geometry = None
             if self._method != "paper":
-                target = functools.reduce(operator.add, parts["target"])
-                geometry = self._geometry(autoencoder, target, common=not parts_of("target", own))
-            part, refs = kept_back.get(group, ("", ()))
-            pairs = KeptBack(part, [pair for each in refs if (pair := self._read_pair(each)) is not None])
+                target = functools.reduce(operator.add, sides[TARGET])
+                geometry = self._geometry(autoencoder, target, common=not of_side(own, TARGET))
+            number, refs = kept_back.get(group, (WHOLE, ()))
+            pairs = KeptBack(number, [pair for each in refs if (pair := self._read_pair(each)) is not None])
             fitted = fit_map(
                 statistics, autoencoder, self._patch_size, self._method, geometry, self._origin, pairs, self._residual
             )

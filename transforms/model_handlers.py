@@ -30,6 +30,7 @@ from ot_core.device import described
 from ot_core.engine import over_images, workers_of
 from ot_core.features import FeatureExtractor, LatentFeatures
 from ot_core.fitting import autoencoder_of_map, read_maps
+from ot_core.parts import Part
 from ot_core.transporting import transport_pixels
 from transforms import metrics
 from transforms.drift import ImageStatistics, gather
@@ -152,7 +153,7 @@ class FeatureModels(dict[str, Any]):
 class FeatureStatisticsModelHandler(ImageModelHandler):
     """Gathers statistics of several kinds of features.
 
-    Inference gives one ((feature, group), GaussianStatistics) for each feature and group in the batch, and a Failure
+    Inference gives one ((feature, Part), GaussianStatistics) for each feature and part in the batch, and a Failure
     for each image of which a feature could not be computed; such an image counts in no feature.
 
     Args:
@@ -189,13 +190,13 @@ class FeatureStatisticsModelHandler(ImageModelHandler):
                     found[feature][id(loaded)] = result
             images = [loaded for loaded in images if id(loaded) in found[feature]]
         metrics.count(metrics.IMAGES_ENCODED, len(images))
-        groups: dict[str, list[int]] = {}
+        parts: dict[Part, list[int]] = {}
         for loaded in images:
-            groups.setdefault(loaded.ref.group, []).append(id(loaded))
+            parts.setdefault(loaded.ref.part, []).append(id(loaded))
         totals = [
-            ((feature, group), GaussianStatistics.total([found[feature][image] for image in members]))
+            ((feature, part), GaussianStatistics.total([found[feature][image] for image in members]))
             for feature in self._extractors
-            for group, members in groups.items()
+            for part, members in parts.items()
         ]
         return [*totals, *failures]
 
@@ -216,7 +217,7 @@ class FeatureStatisticsModelHandler(ImageModelHandler):
 class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):
     """Encodes images and gathers the statistics of their latent patches.
 
-    Inference gives one (group, GaussianStatistics) for each group in the batch, and a Failure for each image that
+    Inference gives one (Part, GaussianStatistics) for each part in the batch, and a Failure for each image that
     could not be encoded.
 
     Args:
@@ -241,7 +242,7 @@ class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):
 
     def infer(
         self, batch: Sequence[LoadedImage], model: FeatureModels
-    ) -> list[tuple[str, GaussianStatistics] | Failure]:
+    ) -> list[tuple[Part, GaussianStatistics] | Failure]:
         """See the class."""
         outcomes = super().infer(batch, model)
         return [o if isinstance(o, Failure) else (o[0][1], o[1]) for o in outcomes]
@@ -253,10 +254,10 @@ class TransportModel:
 
     Attributes:
         autoencoder: encodes and decodes.
-        transports: the maps by subgroup, on the autoencoder's device; "" is for images of any other.
+        transports: the maps by group, on the autoencoder's device; "" is for images of any other.
         workers: on a CPU a thread for each core, in which torch uses one.
         patch_size: the maps'.
-        residuals: as in `transport_pixels`, by subgroup.
+        residuals: as in `transport_pixels`, by group.
     """
 
     autoencoder: Autoencoder
@@ -267,7 +268,7 @@ class TransportModel:
 
     def group_of(self, ref: ImageRef) -> str:
         """Whose map an image is transported with."""
-        return ref.subgroup if ref.subgroup in self.transports else ""
+        return ref.group if ref.group in self.transports else ""
 
     def transport(self, latents: Tensor, refs: Sequence[ImageRef]) -> Tensor:
         """Each latent by the map of its image: images of several groups are encoded and decoded together."""
@@ -308,7 +309,7 @@ class TransportModelHandler(ImageModelHandler):
     Inference gives a `TransportPrediction` for each image, and with statistics one more.
 
     Args:
-        map: URL of the transport map; or of several, by subgroup, of which "" is for images of any other.
+        map: URL of the transport map; or of several, by group, of which "" is for images of any other.
         alphas: weights of the restored image in the results, one result for each.
         vae: the autoencoder; default the one that the map names.
         device: torch device; default CUDA where there is one.

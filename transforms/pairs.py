@@ -13,33 +13,32 @@ from ot_core.autoencoder import Pixels
 from ot_core.check import CROP, MOST_PAIRS, Pair, middle, part_to_keep_back
 from ot_core.degradation import Degradation
 from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
-from ot_core.noise import split_group
+from ot_core.parts import SIDES
 from ot_core.restorer import load_restorer, restore_image
-from ot_core.transport_map import SIDES
 from transforms import metrics
 from transforms.elements import ImageRef
 from transforms.reading import read_image
 from transforms.windows import check_windows
 
-#: Subgroup, and the number of a random part of its images.
-_Part = tuple[str, str]
+#: Group, and the number of a random part of its images.
+_PartOfGroup = tuple[str, int]
 #: What orders the pairs of a part, the same in every run, and the images of one, by side.
 _Candidate = tuple[int, str, Mapping[str, ImageRef]]
-#: The part that is kept back, and the images of its pairs.
-KeptRefs = tuple[str, Sequence[Mapping[str, ImageRef]]]
+#: The number of the part that is kept back, and the images of its pairs.
+KeptRefs = tuple[int, Sequence[Mapping[str, ImageRef]]]
 
 
 @beam.typehints.with_input_types(ImageRef)
 @beam.typehints.with_output_types(tuple[str, KeptRefs])
 class KeepBackPairs(beam.PTransform):
-    """ImageRef, in groups as `NameStatisticsDoFn` names them -> (subgroup, which pairs to keep back).
+    """ImageRef, in parts as `ChoosePartDoFn` chooses them -> (group, which pairs to keep back).
 
-    References alone cross the shuffle. Of each subgroup one random part is kept back, and of that so many pairs at
+    References alone cross the shuffle. Of each group one random part is kept back, and of that so many pairs at
     most; the same ones in every run.
 
     Args:
         sides: those that an image must be on to be a pair: both, or only the target where `--degrade` makes the source.
-        most: pairs of each subgroup, at most.
+        most: pairs of each group, at most.
     """
 
     def __init__(self, sides: Sequence[str] = SIDES, most: int = MOST_PAIRS) -> None:
@@ -52,40 +51,39 @@ class KeepBackPairs(beam.PTransform):
         check_windows(self, refs)
         return (
             refs
-            | "ByKey" >> beam.Map(_by_key).with_output_types(tuple[tuple[str, str, str], ImageRef])
+            | "ByKey" >> beam.Map(_by_key).with_output_types(tuple[tuple[str, int, str], ImageRef])
             | "GroupByKey" >> beam.GroupByKey()
-            | "Pairs" >> beam.FlatMap(_pairs, self._sides).with_output_types(tuple[_Part, _Candidate])
+            | "Pairs" >> beam.FlatMap(_pairs, self._sides).with_output_types(tuple[_PartOfGroup, _Candidate])
             | "Few" >> beam.combiners.Top.SmallestPerKey(self._most, key=_order)
-            | "BySubgroup" >> beam.MapTuple(lambda part, few: (part[0], (part[1], few)))
-            | "GroupBySubgroup" >> beam.GroupByKey()
+            | "ByGroup" >> beam.MapTuple(lambda part, few: (part[0], (part[1], few)))
+            | "GroupByGroup" >> beam.GroupByKey()
             | "KeepBack" >> beam.FlatMapTuple(_kept_back).with_output_types(tuple[str, KeptRefs])
         )
 
 
-def _by_key(ref: ImageRef) -> tuple[tuple[str, str, str], ImageRef]:
-    name, subgroup = split_group(ref.group)
-    return (subgroup, name.partition("/")[2], ref.key), ref
+def _by_key(ref: ImageRef) -> tuple[tuple[str, int, str], ImageRef]:
+    return (ref.group, ref.part_number, ref.key), ref
 
 
 def _pairs(
-    element: tuple[tuple[str, str, str], Iterable[ImageRef]], sides: frozenset[str]
-) -> Iterator[tuple[_Part, _Candidate]]:
-    (subgroup, part, key), refs = element
+    element: tuple[tuple[str, int, str], Iterable[ImageRef]], sides: frozenset[str]
+) -> Iterator[tuple[_PartOfGroup, _Candidate]]:
+    (group, number, key), refs = element
     by_side = {ref.side: ref for ref in refs}
     if sides <= by_side.keys():
         order = zlib.crc32(key.encode("utf-8", "surrogatepass"), 1)
-        yield (subgroup, part), (order, key, by_side)
+        yield (group, number), (order, key, by_side)
 
 
 def _order(candidate: _Candidate) -> tuple[int, str]:
     return candidate[:2]
 
 
-def _kept_back(subgroup: str, parts: Sequence[tuple[str, Sequence[_Candidate]]]) -> Iterator[tuple[str, KeptRefs]]:
-    by_part = dict(parts)
-    part = part_to_keep_back(by_part)
-    if part is not None:
-        yield subgroup, (part, [refs for _, _, refs in by_part[part]])
+def _kept_back(group: str, parts: Sequence[tuple[int, Sequence[_Candidate]]]) -> Iterator[tuple[str, KeptRefs]]:
+    by_number = dict(parts)
+    number = part_to_keep_back(by_number)
+    if number is not None:
+        yield group, (number, [refs for _, _, refs in by_number[number]])
 
 
 @dataclass(frozen=True)

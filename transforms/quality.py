@@ -8,6 +8,7 @@ from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import Cause, GaussianStatistics, ImageError, gelbrich_distance_squared
 from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
+from ot_core.parts import Part
 from ot_core.quality import Quality, QualityTotals, load_lpips, mean_squared_error, measure
 from ot_core.restorer import load_restorer, restore_image
 from transforms import metrics
@@ -16,8 +17,10 @@ from transforms.reading import read_image
 from transforms.windows import check_windows
 from transforms.worker import ends_with_device
 
-#: The group of the images that all others are compared with.
+#: The side of the images that all others are compared with.
 REFERENCE = "reference"
+#: Statistics of a feature of the images of a part.
+_OfFeature = tuple[tuple[str, Part], GaussianStatistics]
 
 
 class CompareOutcome(NamedTuple):
@@ -38,7 +41,7 @@ class CompareOutcome(NamedTuple):
 
 @beam.typehints.with_input_types(ImageRef)
 class CompareImages(beam.PTransform):
-    """Compares the images of each candidate with those of the group "reference" that have the same key.
+    """Compares the images of each candidate with those of the side "reference" that have the same key.
 
     Only references to images are grouped; then one stage reads each image once, compares it, and hands it on, so that
     `FeatureStatistics` needn't read it again. A reference that no candidate has is handed on and counted.
@@ -108,8 +111,8 @@ class _CompareDoFn(beam.DoFn):
         # The reference and the baseline come first, because the others are compared with them.
         order = (REFERENCE, self._baseline)
         refs = [ImageRef(*fields) for fields in found]
-        refs.sort(key=lambda ref: (order.index(ref.group) if ref.group in order else len(order), ref.group))
-        has_reference = refs[0].group == REFERENCE
+        refs.sort(key=lambda ref: (order.index(ref.side) if ref.side in order else len(order), ref.side))
+        has_reference = refs[0].side == REFERENCE
         if has_reference and len(refs) == 1:
             metrics.count(metrics.REFERENCES_WITHOUT_CANDIDATE)
         kept: dict[str, LoadedImage] = {}
@@ -120,7 +123,7 @@ class _CompareDoFn(beam.DoFn):
             except Exception as error:  # one bad image costs one row, whatever went wrong with it
                 yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "read", error))
                 continue
-            if self._loaded is not None and ref.group == self._baseline:
+            if self._loaded is not None and ref.side == self._baseline:
                 try:
                     with ends_with_device(), metrics.timed("restore"):
                         loaded = loaded._replace(image=restore_image(loaded.image, self._loaded))
@@ -128,9 +131,9 @@ class _CompareDoFn(beam.DoFn):
                     yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "restore", error))
                     continue
             yield loaded
-            if ref.group in order:
-                kept[ref.group] = loaded
-            if ref.group == REFERENCE or (has_reference and REFERENCE not in kept):
+            if ref.side in order:
+                kept[ref.side] = loaded
+            if ref.side == REFERENCE or (has_reference and REFERENCE not in kept):
                 continue  # where the reference can't be read, that is one failure, not one for each candidate
             try:
                 with ends_with_device():
@@ -144,7 +147,7 @@ class _CompareDoFn(beam.DoFn):
         changes = [row.change for row in rows if row.change is not None and self._is_enhanced(row.candidate)]
         if changes:
             compared = {REFERENCE, *(row.candidate for row in rows)}
-            found_in = tuple(ref for ref in refs if ref.group in compared)
+            found_in = tuple(ref for ref in refs if ref.side in compared)
             yield beam.pvalue.TaggedOutput("changes", Change(max(changes), key, found_in))
 
     def _is_enhanced(self, candidate: str) -> bool:
@@ -153,14 +156,14 @@ class _CompareDoFn(beam.DoFn):
     def _row(self, loaded: LoadedImage, kept: dict[str, LoadedImage]) -> ImageQuality:
         ref, pixels = loaded.ref, loaded.image.pixels
         if REFERENCE not in kept:
-            raise ImageError(Cause.NO_REFERENCE, f"candidate {ref.group} has this key, but no image of the reference")
+            raise ImageError(Cause.NO_REFERENCE, f"candidate {ref.side} has this key, but no image of the reference")
         reference = kept[REFERENCE]
         height, width = pixels.shape[:2]
         expected_height, expected_width = reference.image.pixels.shape[:2]
         if (height, width) != (expected_height, expected_width):
             raise ImageError(
                 Cause.SIZE_MISMATCH,
-                f"{width}x{height} pixels in candidate {ref.group}, but its reference has "
+                f"{width}x{height} pixels in candidate {ref.side}, but its reference has "
                 f"{expected_width}x{expected_height}",
             )
         with metrics.timed("compare"):
@@ -170,7 +173,7 @@ class _CompareDoFn(beam.DoFn):
             change = 255 * mean_squared_error(pixels, baseline.image.pixels) ** 0.5
         return ImageQuality(
             ref.key,
-            ref.group,
+            ref.side,
             reference.ref.source_uri,
             ref.source_uri,
             quality.mse,
@@ -210,12 +213,12 @@ class DistanceOutcome(NamedTuple):
     failures: beam.PCollection[Failure]
 
 
-@beam.typehints.with_input_types(tuple[tuple[str, str], GaussianStatistics])
+@beam.typehints.with_input_types(_OfFeature)
 class GelbrichDistances(beam.PTransform):
-    """((feature, group), GaussianStatistics) -> ((feature, group), squared Gelbrich distance from "reference")."""
+    """((feature, Part), GaussianStatistics) -> ((feature, candidate), squared Gelbrich distance from "reference")."""
 
     @no_annotations
-    def expand(self, statistics: beam.PCollection[tuple[tuple[str, str], GaussianStatistics]]) -> DistanceOutcome:
+    def expand(self, statistics: beam.PCollection[_OfFeature]) -> DistanceOutcome:
         """The reference is a side input; each candidate is one element."""
         check_windows(self, statistics)
         reference = statistics | "Reference" >> beam.Filter(_is_reference)
@@ -228,26 +231,22 @@ class GelbrichDistances(beam.PTransform):
         return DistanceOutcome(measured.distances, measured.failures)
 
 
-def _is_reference(element: tuple[tuple[str, str], GaussianStatistics]) -> bool:
-    return element[0][1] == REFERENCE
+def _is_reference(element: _OfFeature) -> bool:
+    return element[0][1].side == REFERENCE
 
 
-def _is_candidate(element: tuple[tuple[str, str], GaussianStatistics]) -> bool:
+def _is_candidate(element: _OfFeature) -> bool:
     return not _is_reference(element)
 
 
 class _DistanceDoFn(beam.DoFn):
-    def process(
-        self,
-        element: tuple[tuple[str, str], GaussianStatistics],
-        references: dict[tuple[str, str], GaussianStatistics],
-    ) -> Iterator[Any]:
-        (feature, group), statistics = element
-        reference = references.get((feature, REFERENCE))
+    def process(self, element: _OfFeature, references: dict[tuple[str, Part], GaussianStatistics]) -> Iterator[Any]:
+        (feature, (candidate, *_)), statistics = element
+        reference = references.get((feature, Part(REFERENCE)))
         if reference is None or min(reference.count, statistics.count) < 2:
-            message = f"{feature} distance of candidate {group}: fewer than 2 vectors on one side"
-            failure = failure_of_group(group, "distance", Cause.NO_STATISTICS, message)
+            message = f"{feature} distance of candidate {candidate}: fewer than 2 vectors on one side"
+            failure = failure_of_group(candidate, "distance", Cause.NO_STATISTICS, message)
             yield beam.pvalue.TaggedOutput("failures", failure)
             return
         with metrics.timed("distance"):
-            yield (feature, group), gelbrich_distance_squared(reference, statistics)
+            yield (feature, candidate), gelbrich_distance_squared(reference, statistics)

@@ -200,7 +200,7 @@ class _DegradeDoFn(beam.DoFn):
 
     def process(self, element: LoadedImage) -> Iterator[Any]:
         ref = element.ref
-        copy = ref._replace(group=self._degraded + ref.group.removeprefix(self._original))
+        copy = ref._replace(side=self._degraded)
         start = time.perf_counter()
         try:
             with metrics.timed("degrade"):

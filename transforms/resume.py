@@ -276,4 +276,4 @@ def _record_of(ref: ImageRef, alpha: float, url: str) -> ImageRecord | None:
         return None
     digest = hashlib.sha256(data).hexdigest()
     size = width, height, len(data)
-    return ImageRecord(ref.key, ref.source_uri, url, alpha, *size, digest, 0.0, ref.version, ref.subgroup)
+    return ImageRecord(ref.key, ref.source_uri, url, alpha, *size, digest, 0.0, ref.version, ref.group)

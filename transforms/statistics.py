@@ -11,6 +11,7 @@ from ot_core import GaussianStatistics
 from ot_core.features import FeatureExtractor
 from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from ot_core.map_file import read_statistics
+from ot_core.parts import WHOLE, Part
 from transforms.batching import BatchByPixels
 from transforms.elements import Failure, ImageRef, LoadedImage
 from transforms.model_handlers import FeatureStatisticsModelHandler, LatentStatisticsModelHandler
@@ -56,19 +57,19 @@ class LatentStatistics:
     """Statistics of the latent patches of images: `LatentStatistics.PerKey` or `LatentStatistics.Globally`.
 
     Images are read, decoded and encoded in one fused stage, in which a batch of images becomes one small element
-    for each group; only those cross the shuffle. One stage serves all groups, so the model loads once.
+    for each part; only those cross the shuffle. One stage serves all sides, so the model loads once.
     """
 
     @beam.typehints.with_input_types(ImageRef | LoadedImage)
     class PerKey(beam.PTransform):
-        """ImageRef or LoadedImage -> (group, GaussianStatistics), one for each group that has a usable image.
+        """ImageRef or LoadedImage -> (Part, GaussianStatistics), one for each part that has a usable image.
 
         Args:
             vae: what `ot_core.load_autoencoder` takes; default the one that ships with the package.
             patch_size: p, odd.
             max_pixels: larger images are failures.
             max_batch_pixels: see `BatchByPixels`.
-            fanout: intermediate merges for each group, for very many bundles. Default none.
+            fanout: intermediate merges for each part, for very many bundles. Default none.
             precision: see `LatentStatisticsModelHandler`.
             degradation: makes of each image a degraded copy for the side "source" (`DegradeImages`); default none.
             restorer: restores the images of the side "source" first (`RestoreImages`); default nothing.
@@ -126,7 +127,7 @@ class LatentStatistics:
 
     @beam.typehints.with_input_types(ImageRef | LoadedImage)
     class Globally(beam.PTransform):
-        """ImageRef or LoadedImage -> GaussianStatistics over all groups; no element where no image was usable.
+        """ImageRef or LoadedImage -> GaussianStatistics over all parts; no element where no image was usable.
 
         Args:
             **kwargs: as `LatentStatistics.PerKey`.
@@ -138,45 +139,44 @@ class LatentStatistics:
 
         @no_annotations
         def expand(self, images: beam.PCollection[ImageRef | LoadedImage]) -> StatisticsOutcome:
-            """All images are put into one group."""
+            """All images are put into one part."""
             check_windows(self, images)
-            in_one_group = beam.Map(_in_one_group).with_output_types(images.element_type)
+            in_one_part = beam.Map(_in_one_part).with_output_types(images.element_type)
             statistics, failures = (
-                images | "OneGroup" >> in_one_group | "PerKey" >> LatentStatistics.PerKey(**self._kwargs)
+                images | "OnePart" >> in_one_part | "PerKey" >> LatentStatistics.PerKey(**self._kwargs)
             )
             return StatisticsOutcome(statistics | "Statistics" >> beam.Values(), failures)
 
 
 class ReadStatistics(beam.PTransform):
-    """Statistics that were gathered before: gives (group, GaussianStatistics), as `LatentStatistics.PerKey`.
+    """Statistics that were gathered before: gives (Part, GaussianStatistics), as `LatentStatistics.PerKey`.
 
     Args:
-        sets: (name, URL): of the statistics file or map at the URL, the set of that name. A set in random parts comes
-            as one group for each, "source/0" and so on.
+        sides: (side, URL): of the statistics file or map at the URL, the parts of that side.
     """
 
-    def __init__(self, sets: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, sides: Sequence[tuple[str, str]]) -> None:
         super().__init__()
-        self._sets = list(sets)
+        self._sides = list(sides)
 
     @no_annotations
-    def expand(self, pbegin: beam.Pipeline) -> beam.PCollection[tuple[str, GaussianStatistics]]:
+    def expand(self, pbegin: beam.Pipeline) -> beam.PCollection[tuple[Part, GaussianStatistics]]:
         """Read by a worker: a job's graph has no room for large matrices."""
-        return pbegin | "Files" >> beam.Create(self._sets) | "ReadFile" >> beam.FlatMapTuple(_read_set)
+        return pbegin | "Files" >> beam.Create(self._sides) | "ReadFile" >> beam.FlatMapTuple(_read_side)
 
 
-def _read_set(name: str, url: str) -> Iterator[tuple[str, GaussianStatistics]]:
-    yield from read_statistics(url).named(name).items()
+def _read_side(side: str, url: str) -> Iterator[tuple[Part, GaussianStatistics]]:
+    yield from read_statistics(url).of_side(side).items()
 
 
 @beam.typehints.with_input_types(LoadedImage)
 class FeatureStatistics(beam.PTransform):
-    """LoadedImage -> ((feature, group), GaussianStatistics), one for each feature and group that has a usable image.
+    """LoadedImage -> ((feature, Part), GaussianStatistics), one for each feature and part that has a usable image.
 
     For images that come from `ReadImages` or `CompareImages`; stays in one stage with them. A statistics object of D
     dimensions takes 8 D^2 bytes (32 MiB for Inception's 2048), so a batch of images is merged in the model's stage, and
     runners merge the batches of a bundle before they shuffle anything (combiner lifting): what crosses the shuffle, and
-    what is held, is one object for each feature, group and bundle.
+    what is held, is one object for each feature, part and bundle.
 
     Args:
         extractors: by the features' names.
@@ -225,10 +225,10 @@ def _gather(
     return StatisticsOutcome(outcomes.statistics | "MergeStatistics" >> merge, outcomes.failures)
 
 
-def _in_one_group(image: Any) -> Any:
+def _in_one_part(image: Any) -> Any:
     if isinstance(image, LoadedImage):
-        return image._replace(ref=image.ref._replace(group=""))
-    return image._replace(group="")
+        return image._replace(ref=_in_one_part(image.ref))
+    return image._replace(side="", group="", part_number=WHOLE)
 
 
 class _SplitOutcomeDoFn(beam.DoFn):

@@ -8,6 +8,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import GaussianStatistics, TransportMap
+from ot_core.parts import Part
 from transforms.batching import BatchByPixels
 from transforms.elements import (
     Failure,
@@ -30,11 +31,11 @@ class LoadedOutcome(NamedTuple):
 
 
 class LoadedOutcomeWithStatistics(NamedTuple):
-    """The same, and (group, GaussianStatistics) of the latents: see `transforms.drift`."""
+    """The same, and (Part, GaussianStatistics) of the latents: see `transforms.drift`."""
 
     images: beam.PCollection[TransportedImage]
     failures: beam.PCollection[Failure]
-    statistics: beam.PCollection[tuple[str, GaussianStatistics]]
+    statistics: beam.PCollection[tuple[Part, GaussianStatistics]]
 
 
 @beam.typehints.with_input_types(LoadedImage)
@@ -42,7 +43,7 @@ class TransportLoaded(beam.PTransform):
     """Transports images in memory with a fitted map: LoadedImage -> TransportedImage, Failure.
 
     Args:
-        map: URL of the transport map; or of several by subgroup, of which "" is for images of any other; or
+        map: URL of the transport map; or of several by group, of which "" is for images of any other; or
             `beam.pvalue.AsSingleton` of the result of `FitTransportMap`, so that one pipeline fits and transports.
         alphas: weights of the restored image in the results: 0 is full transport, 1 the restored image.
         vae: the autoencoder; default the one that the map names.
@@ -79,7 +80,7 @@ class TransportLoaded(beam.PTransform):
 
     @property
     def maps(self) -> Mapping[str, str]:
-        """URLs of the maps by subgroup; none where the map is a side input."""
+        """URLs of the maps by group; none where the map is a side input."""
         return self._handler.maps
 
     def display_data(self) -> dict[str, Any]:
@@ -117,6 +118,6 @@ def _split(prediction: TransportPrediction) -> Iterator[Any]:
     if isinstance(result, Failure):
         yield beam.pvalue.TaggedOutput("failures", result)
     elif isinstance(result, GatheredStatistics):
-        yield from (beam.pvalue.TaggedOutput("statistics", statistics) for statistics in result.groups)
+        yield from (beam.pvalue.TaggedOutput("statistics", statistics) for statistics in result.parts)
     else:
         yield result

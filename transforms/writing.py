@@ -130,7 +130,7 @@ class _WriteImageDoFn(beam.DoFn):
         seconds = result.seconds / len(result.pixels) + time.perf_counter() - start
         digest = hashlib.sha256(data).hexdigest()
         size = width, height, len(data)
-        return ImageRecord(ref.key, ref.source_uri, url, alpha, *size, digest, seconds, ref.version, ref.subgroup)
+        return ImageRecord(ref.key, ref.source_uri, url, alpha, *size, digest, seconds, ref.version, ref.group)
 
 
 def _outputs(written: _Written) -> Iterator[Any]:

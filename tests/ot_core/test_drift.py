@@ -11,6 +11,7 @@ import torch
 
 from ot_core import GaussianStatistics, TransportMap, latent_statistics
 from ot_core.drift import LIMIT, Drift, DriftMeter, Verdict
+from ot_core.parts import Part
 
 #: How sharp the images of the source, of the target, and of another restorer are.
 SOURCE, TARGET, OTHER = 0.3, 1.0, 0.7
@@ -37,7 +38,7 @@ def _set(n: int, seed: int, sharpness: float) -> GaussianStatistics:
 
 def _map(images: int = 24, seed: int = 0, **known: object) -> TransportMap:
     sides = {"source": _images(images, seed, SOURCE), "target": _images(images, seed + 1, TARGET)}
-    parts = {f"{side}/{i}": GaussianStatistics.total(of[i::4]) for side, of in sides.items() for i in range(4)}
+    parts = {Part(side, i): GaussianStatistics.total(of[i::4]) for side, of in sides.items() for i in range(4)}
     totals = {side: GaussianStatistics.total(of) for side, of in sides.items()}
     return TransportMap.fit(**totals, **{"parts": parts, **known}, patch_size=3)
 
@@ -136,7 +137,7 @@ def test_without_knowing_the_images_nothing_is_judged(meter):
 
 def test_against_a_map_whose_sides_do_not_differ_any_drift_is_infinite():
     of = _images(24, 0, SOURCE)
-    parts = {f"{side}/{i}": GaussianStatistics.total(of[i::4]) for side in ("source", "target") for i in range(4)}
+    parts = {Part(side, i): GaussianStatistics.total(of[i::4]) for side in ("source", "target") for i in range(4)}
     total = GaussianStatistics.total(of)
     unmoved = DriftMeter(TransportMap.fit(total, GaussianStatistics.total(of[::-1]), parts=parts), "source")
     assert unmoved.drift_of(_set(30, 5, TARGET)).relative == math.inf

@@ -9,22 +9,24 @@ from ot_core import GaussianStatistics
 from ot_core.drift import Verdict
 from ot_core.drift_history import DriftHistory
 from ot_core.map_file import LatentSets
+from ot_core.parts import Part
 
+SOURCE_0 = Part("source", 0)
 LIKE = LatentSets({}, 1, 2, "some/vae", "ab")
 U, L, X = Verdict.UNKNOWN, Verdict.LIKE, Verdict.UNLIKE
 
 
-def _night(index: int, n: int = 3) -> dict[str, GaussianStatistics]:
+def _night(index: int, n: int = 3) -> dict[Part, GaussianStatistics]:
     """A run, of which each night's has another count."""
     rng = np.random.default_rng(index)
-    return {name: GaussianStatistics.of(rng.standard_normal((n, 2))) for name in ("source/0", "results/0")}
+    return {Part(side, 0): GaussianStatistics.of(rng.standard_normal((n, 2))) for side in ("source", "results")}
 
 
 def _counts(groups) -> int:
     assert (
         {found.count for found in groups.values()} in ({next(iter(groups.values())).count}, set()) if groups else True
     )
-    return groups["source/0"].count if groups else 0
+    return groups[SOURCE_0].count if groups else 0
 
 
 def _runs(*runs: tuple[int, Verdict]) -> list[tuple[int, int]]:
@@ -61,9 +63,9 @@ def test_a_run_that_writes_its_statistics_twice_counts_once():
 
 
 def test_parts_that_only_one_of_the_runs_has_are_kept():
-    before = DriftHistory.going_on(None, {"source/0": _night(0)["source/0"]}, "a").in_file(LIKE, "a", U)
-    recent = DriftHistory.going_on(before, {"source/3": _night(1)["source/0"]}, "b").recent
-    assert {name: found.count for name, found in recent.items()} == {"source/0": 3, "source/3": 3}
+    before = DriftHistory.going_on(None, {SOURCE_0: _night(0)[SOURCE_0]}, "a").in_file(LIKE, "a", U)
+    recent = DriftHistory.going_on(before, {Part("source", 3): _night(1)[SOURCE_0]}, "b").recent
+    assert {part: found.count for part, found in recent.items()} == {SOURCE_0: 3, Part("source", 3): 3}
 
 
 def test_of_a_file_that_tells_no_verdict_nothing_is_added():
@@ -75,4 +77,4 @@ def test_of_a_file_that_tells_no_verdict_nothing_is_added():
 def test_only_what_is_recent_is_fitted_from():
     history = DriftHistory.going_on(None, _night(0), "a").in_file(LIKE, "a", L)
     history = DriftHistory.going_on(history, _night(1, 5), "b").in_file(LIKE, "b", U)
-    assert [found.count for found in history.named("source").values()] == [5]
+    assert [found.count for found in history.of_side("source").values()] == [5]

@@ -10,11 +10,12 @@ from safetensors.numpy import load, save
 
 from ot_core import GaussianStatistics, MapFileError, TransportMap, map_file, read_map, write_map
 from ot_core.map_file import LatentSets, read_statistics, write_statistics
+from ot_core.parts import Part
 
 
-def _parts(name: str, n: int = 4, seed: int = 0) -> dict[str, GaussianStatistics]:
+def _parts(side: str, n: int = 4, seed: int = 0) -> dict[Part, GaussianStatistics]:
     rng = np.random.default_rng(seed)
-    return {f"{name}/{i}": GaussianStatistics.of(rng.standard_normal((30 + i, 18)) + math.pi) for i in range(n)}
+    return {Part(side, i): GaussianStatistics.of(rng.standard_normal((30 + i, 18)) + math.pi) for i in range(n)}
 
 
 def _map(**changes: object) -> TransportMap:
@@ -38,16 +39,16 @@ def _with_images(statistics: GaussianStatistics, count: int = 5) -> GaussianStat
 
 
 def test_statistics_come_back_exactly_on_every_store(store: str):
-    groups = {**_parts("inputs"), "single/0": GaussianStatistics.single(np.arange(18.0))}
+    groups = {**_parts("inputs"), Part("single", 0): GaussianStatistics.single(np.arange(18.0))}
     write_statistics(LatentSets(groups, 3, 2, "some/vae", "ab" * 32), f"{store}/drift.safetensors")
     read = read_statistics(f"{store}/drift.safetensors")
     assert (read.patch_size, read.latent_channels, read.vae, read.vae_sha256) == (3, 2, "some/vae", "ab" * 32)
-    assert read.names == ["inputs", "single"]
-    assert read.groups.keys() == groups.keys()
+    assert read.sides == ["inputs", "single"]
+    assert read.statistics.keys() == groups.keys()
     for name, statistics in groups.items():
-        _assert_same(read.groups[name], statistics)
-    assert list(read.named("inputs")) == ["inputs/0", "inputs/1", "inputs/2", "inputs/3"]
-    assert read.named("nothing") == {}
+        _assert_same(read.statistics[name], statistics)
+    assert list(read.of_side("inputs")) == [Part("inputs", index) for index in range(4)]
+    assert read.of_side("nothing") == {}
 
 
 def test_statistics_over_images_come_back_and_are_unknown_of_files_without(tmp_path: Path):
@@ -57,10 +58,10 @@ def test_statistics_over_images_come_back_and_are_unknown_of_files_without(tmp_p
     read = read_statistics(url)
     assert (read.run, read.verdict) == ("r1", "like")
     for name, statistics in groups.items():
-        _assert_same(read.groups[name], statistics)
+        _assert_same(read.statistics[name], statistics)
     without = {key: tensor for key, tensor in load(Path(url).read_bytes()).items() if "images" not in key}
     Path(url).write_bytes(save(without, {"format_version": "1", "patch_size": "3", "latent_channels": "2"}))
-    assert [one.images for one in read_statistics(url).groups.values()] == [None] * 4
+    assert [one.images for one in read_statistics(url).statistics.values()] == [None] * 4
     assert read_statistics(url).run == ""
 
 
@@ -72,7 +73,7 @@ def test_the_images_of_a_map_come_back(tmp_path: Path):
     _assert_same(read.source, known.source)
     assert read.target.images is None
     assert read.parts.keys() == known.parts.keys()
-    _assert_same(read.parts["target/2"], known.parts["target/2"])
+    _assert_same(read.parts[Part("target", 2)], known.parts[Part("target", 2)])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_images_that_make_no_sense_are_refused_by_name(name, tensor, message, tm
 
 def test_no_statistics_are_statistics_too(tmp_path: Path):
     write_statistics(LatentSets({}, 3, 2), str(tmp_path / "none.safetensors"))
-    assert read_statistics(str(tmp_path / "none.safetensors")).names == []
+    assert read_statistics(str(tmp_path / "none.safetensors")).sides == []
 
 
 def test_the_parts_of_a_map_come_back_and_are_its_statistics(tmp_path: Path):
@@ -108,7 +109,7 @@ def test_the_parts_of_a_map_come_back_and_are_its_statistics(tmp_path: Path):
     for name, part in made.parts.items():
         _assert_same(read.parts[name], part)
     assert [part.count for part in read.parts_of("source")] == [30, 31, 32, 33]
-    assert read_statistics(url).groups.keys() == made.parts.keys()
+    assert read_statistics(url).statistics.keys() == made.parts.keys()
 
 
 def test_of_a_map_without_parts_the_sides_are_its_statistics(tmp_path: Path):
@@ -116,8 +117,8 @@ def test_of_a_map_without_parts_the_sides_are_its_statistics(tmp_path: Path):
     made = _map()
     write_map(TransportMap.fit(made.source, made.target, patch_size=3), url)
     sets = read_statistics(url)
-    assert sets.names == ["source", "target"]
-    _assert_same(sets.named("source")["source"], made.source)
+    assert sets.sides == ["source", "target"]
+    _assert_same(sets.of_side("source")[Part("source")], made.source)
 
 
 def test_statistics_are_no_map(tmp_path: Path):

@@ -160,7 +160,7 @@ def test_a_map_fitted_anew_from_the_statistics_finds_no_drift_any_more(archive, 
 def test_statistics_add_to_a_map_too(archive, drifted, tmp_path):
     old, new = f"{archive}/map.safetensors", str(tmp_path / "new.safetensors")
     assert fit.main(["--add_to", old, "--source", f"{drifted}/drift.safetensors", "--map", new]) == 0
-    seen = sum(part.count for part in read_statistics(f"{drifted}/drift.safetensors").named("source").values())
+    seen = sum(part.count for part in read_statistics(f"{drifted}/drift.safetensors").of_side("source").values())
     assert read_map(new).source.count == read_map(old).source.count + seen
     assert read_map(new).target.count == read_map(old).target.count
 

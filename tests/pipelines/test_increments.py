@@ -152,7 +152,7 @@ MISTAKES = {
 def test_what_does_not_agree_is_one_line(archive, vae, first, mistake, capsys, tmp_path):
     known = read_statistics(first)
     drift = str(tmp_path / "drift.safetensors")
-    write_statistics(LatentSets(known.named("source"), 3, known.latent_channels, known.vae, known.vae_sha256), drift)
+    write_statistics(LatentSets(known.of_side("source"), 3, known.latent_channels, known.vae, known.vae_sha256), drift)
     names = {"R": str(archive / "restored1"), "M": first, "D": drift}
     flags, message = MISTAKES[mistake]
     usual = ["--add_to", first, "--map", str(tmp_path / "new.safetensors")]

@@ -5,25 +5,25 @@ import json
 import numpy as np
 import pytest
 
-from ot_core import GaussianStatistics, TransportMap, gelbrich_distance_squared, write_map
+from ot_core import GaussianStatistics, Part, TransportMap, gelbrich_distance_squared, write_map
 from pipelines import maps
 
 CHANNELS, PATCH = 2, 3
 
 
-def _sets(seed: int, mean: float, scale: float = 1.0) -> dict[str, GaussianStatistics]:
+def _sets(seed: int, mean: float, scale: float = 1.0) -> list[GaussianStatistics]:
     rng = np.random.default_rng(seed)
     mixing = scale * np.random.default_rng(99).standard_normal((18, 18))
-    return {f"/{part}": GaussianStatistics.of(rng.standard_normal((400, 18)) @ mixing + mean) for part in range(4)}
+    return [GaussianStatistics.of(rng.standard_normal((400, 18)) @ mixing + mean) for _ in range(4)]
 
 
 def _map(url, seed: int = 0, mean: float = 0.0, **changes) -> TransportMap:
     source, target = _sets(seed, mean, 0.5), _sets(seed + 50, 3.0)
-    parts = {f"{side}{part}": s for side, sets in (("source", source), ("target", target)) for part, s in sets.items()}
+    parts = {Part(side, i): s for side, of in (("source", source), ("target", target)) for i, s in enumerate(of)}
     known = {"patch_size": PATCH, "vae": "some/vae", "vae_sha256": "ab" * 32, "parts": parts, "noise_floor": 0.5}
     made = TransportMap.fit(
-        GaussianStatistics.total(list(source.values())),
-        GaussianStatistics.total(list(target.values())),
+        GaussianStatistics.total(source),
+        GaussianStatistics.total(target),
         **{**known, **changes},
     )
     write_map(made, str(url))

@@ -18,7 +18,7 @@ from ot_core import DecodedImage, GaussianStatistics, LatentTransport, Transport
 from ot_core.autoencoder import Autoencoder
 from ot_core.layout import OutputLayout
 from ot_core.map_file import read_statistics
-from ot_core.noise import PARTS, part_of
+from ot_core.parts import PARTS, Part, number_of
 from transforms import TransportImages, TransportModelHandler, WriteDrift, WriteManifest
 from transforms.drift import ImageStatistics, gather
 from transforms.elements import Failure, GatheredStatistics, ImageBatch, ImageRef, LoadedImage
@@ -30,9 +30,9 @@ def _latents(n: int, side: int = 40) -> torch.Tensor:
 
 
 def test_parts_are_random_and_the_same_everywhere():
-    found = [part_of("source", f"folder/{i}") for i in range(400)]
-    assert {found.count(f"source/{part}") > 60 for part in range(PARTS)} == {True}
-    assert part_of("source", "folder/0") == "source/3"
+    found = [number_of(f"folder/{i}") for i in range(400)]
+    assert {found.count(index) > 60 for index in range(PARTS)} == {True}
+    assert number_of("folder/0") == 3
 
 
 def _of_images(latents: torch.Tensor) -> list[ImageStatistics]:
@@ -42,10 +42,10 @@ def _of_images(latents: torch.Tensor) -> list[ImageStatistics]:
 def test_gathering_keeps_kinds_and_parts_apart_and_takes_latents_of_any_size():
     latents = _latents(8, 30)
     images = _of_images(latents) + _of_images(latents[:, :, :10, :12])
-    found = dict(gather(images).groups)
-    expected = {"results/0": [one.after for one in images]}
+    found = dict(gather(images).parts)
+    expected = {Part("results", 0): [one.after for one in images]}
     for one in images:
-        expected.setdefault(part_of("source", one.key), []).append(one.before)
+        expected.setdefault(Part("source", number_of(one.key)), []).append(one.before)
     assert found.keys() == expected.keys()
     for name, several in expected.items():
         by_hand = functools.reduce(operator.add, several)
@@ -53,10 +53,13 @@ def test_gathering_keeps_kinds_and_parts_apart_and_takes_latents_of_any_size():
         assert found[name].images.count == len(several)
         np.testing.assert_allclose(found[name].mean, by_hand.mean, atol=1e-9)
         np.testing.assert_allclose(found[name].scatter, by_hand.scatter, atol=1e-6)
-    of_groups = gather([one._replace(group=f"group {one.key}") for one in images]).groups
-    assert {name for name, _ in of_groups} == {
-        name for i in range(8) for name in (f"{part_of('source', str(i))}/group {i}", f"results/0/group {i}")
-    }
+    of_groups = gather([one._replace(group=f"group {one.key}") for one in images]).parts
+    expected_parts = [
+        Part(side, index, f"group {i}")
+        for i in range(8)
+        for side, index in (("source", number_of(str(i))), ("results", 0))
+    ]
+    assert {part for part, _ in of_groups} == set(expected_parts)
 
 
 def test_latents_that_are_not_finite_or_too_small_do_not_count():
@@ -66,7 +69,7 @@ def test_latents_that_are_not_finite_or_too_small_do_not_count():
     infinite = torch.full((4, 9, 9), torch.inf)
     assert ImageStatistics.of("k", _latents(1, 9)[0], infinite, 3) is None
     assert _of_images(_latents(2, 2)) == [None, None]
-    assert gather([]).groups == ()
+    assert gather([]).parts == ()
 
 
 def test_statistics_leave_the_main_stage_merged_and_by_one_way(tmp_path):
@@ -82,9 +85,9 @@ def test_statistics_leave_the_main_stage_merged_and_by_one_way(tmp_path):
 
 
 def test_what_leaves_the_main_stage_is_half_a_matrix_for_each_part_whatever_the_images():
-    dimension, coder = 9 * 4, beam.coders.registry.get_coder(tuple[str, GaussianStatistics])
+    dimension, coder = 9 * 4, beam.coders.registry.get_coder(tuple[Part, GaussianStatistics])
     for n in (2, 30):
-        encoded = [coder.encode(group) for group in gather(_of_images(_latents(n, 20))).groups]
+        encoded = [coder.encode(group) for group in gather(_of_images(_latents(n, 20))).parts]
         assert len(encoded) <= PARTS + 1
         for one in encoded:
             assert len(one) < 8 * (dimension * (dimension + 1) / 2 + dimension + 12 * 13 / 2 + 12) + 1000
@@ -126,13 +129,13 @@ def test_threads_gather_what_one_image_after_the_other_gives(model):
     assert isinstance(gathered.inference, GatheredStatistics)
     assert gathered.example is None
     *_, expected = handler.run_inference(_batch(24), model)
-    found, expected = dict(gathered.inference.groups), dict(expected.inference.groups)
+    found, expected = dict(gathered.inference.parts), dict(expected.inference.parts)
     assert found.keys() == expected.keys()
-    for group, statistics in found.items():
-        assert statistics.count == expected[group].count
-        np.testing.assert_allclose(statistics.mean, expected[group].mean, atol=1e-6)
-        np.testing.assert_allclose(statistics.scatter, expected[group].scatter, rtol=1e-4, atol=1e-3)
-        assert statistics.images.count == expected[group].images.count > 0
+    for part, statistics in found.items():
+        assert statistics.count == expected[part].count
+        np.testing.assert_allclose(statistics.mean, expected[part].mean, atol=1e-6)
+        np.testing.assert_allclose(statistics.scatter, expected[part].scatter, rtol=1e-4, atol=1e-3)
+        assert statistics.images.count == expected[part].images.count > 0
 
 
 def test_images_that_fail_do_not_count_and_a_batch_of_failures_gives_no_statistics(model):
@@ -152,17 +155,13 @@ def test_nothing_is_gathered_unless_asked_for(model):
 
 def _write_drift(folder: Path, keys: range, **options: object) -> dict:
     """Statistics of some images, written for a map that they may be the source of; gives what is told of the inputs."""
-    sides = {
-        side: gather(_of_images(_latents(12, 20) * scale)).groups for side, scale in (("source", 1), ("target", 2))
-    }
-    parts = {
-        name.replace("source", side): s for side, groups in sides.items() for name, s in groups if "source" in name
-    }
-    totals = [GaussianStatistics.total([s for name, s in parts.items() if side in name]) for side in sides]
+    sides = {side: gather(_of_images(_latents(12, 20) * scale)).parts for side, scale in (("source", 1), ("target", 2))}
+    parts = {part._replace(side=side): s for side, found in sides.items() for part, s in found if part.side == "source"}
+    totals = [GaussianStatistics.total([s for part, s in parts.items() if part.side == side]) for side in sides]
     write_map(TransportMap.fit(*totals, patch_size=3, parts=parts), str(folder / "m.safetensors"))
     with TestPipeline(runner="FnApiRunner") as pipeline:
-        groups = gather(_of_images(_latents(40, 20)[keys.start : keys.stop])).groups
-        _ = pipeline | beam.Create(groups) | WriteDrift(str(folder / "m.safetensors"), str(folder), **options)
+        parts = gather(_of_images(_latents(40, 20)[keys.start : keys.stop])).parts
+        _ = pipeline | beam.Create(parts) | WriteDrift(str(folder / "m.safetensors"), str(folder), **options)
     return json.loads((folder / "drift.json").read_text())["inputs"]
 
 
@@ -170,7 +169,7 @@ def test_runs_are_added_where_they_go_on_with_an_output_and_replaced_where_they_
     for keys, resume, images in [(range(12, 15), True, 3), (range(15, 17), True, 5), (range(17, 18), False, 1)]:
         told = _write_drift(tmp_path, keys, resume=resume, limit=0.0)
         assert (told["images"], told["images_of_this_run"], told["verdict"]) == (images, len(keys), "unknown")
-        kept = read_statistics(str(tmp_path / "drift.safetensors")).named("source")
+        kept = read_statistics(str(tmp_path / "drift.safetensors")).of_side("source")
         assert sum(found.images.count for found in kept.values()) == images
 
 

@@ -73,7 +73,7 @@ def test_pixels_are_never_pickled_between_stages(photos, vae, monkeypatch):
         records, failures, statistics = images | transport
         assert_that(records | beam.combiners.Count.Globally(), equal_to([3]))
         assert_that(failures, equal_to([]), label="NoFailures")
-        kinds = statistics | beam.Map(lambda item: item[0].partition("/")[0]) | beam.Distinct()
+        kinds = statistics | beam.Map(lambda item: item[0].side) | beam.Distinct()
         assert_that(kinds, equal_to(["source", "results"]), label="Statistics")
 
 

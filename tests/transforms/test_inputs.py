@@ -112,7 +112,7 @@ def test_a_limit_takes_the_same_images_of_each_group_in_every_run(tmp_path):
         with TestPipeline(runner="FnApiRunner") as pipeline:
             inputs = {"source": str(tmp_path / "a"), "target": str(tmp_path / "b")}
             images, _failures = pipeline | ListImages(inputs, max_images=5)
-            assert_that(images | beam.Map(lambda ref: (ref.group, ref.key)), equal_to(expected))
+            assert_that(images | beam.Map(lambda ref: (ref.side, ref.key)), equal_to(expected))
 
 
 def test_an_image_that_cannot_be_read_costs_one_row(tmp_path):
@@ -132,7 +132,7 @@ def test_pairs_are_the_keys_that_every_group_has(tmp_path):
     with TestPipeline(runner="FnApiRunner") as pipeline:
         images, failures = pipeline | ListImages(inputs, paired=True)
         both = [(group, key) for group in inputs for key in ("2", "3")]
-        assert_that(images | beam.Map(lambda ref: (ref.group, ref.key)), equal_to(both))
+        assert_that(images | beam.Map(lambda ref: (ref.side, ref.key)), equal_to(both))
         assert_that(failures | beam.Map(lambda row: row.error_type), equal_to(["duplicate_key"]), label="Failures")
 
 
@@ -141,5 +141,5 @@ def test_a_limit_keeps_pairs_together(tmp_path):
     inputs = {"source": str(tmp_path / "a"), "target": str(tmp_path / "b")}
     with TestPipeline(runner="FnApiRunner") as pipeline:
         images, _failures = pipeline | ListImages(inputs, max_images=4, paired=True)
-        groups = images | beam.Map(lambda ref: (ref.key, ref.group)) | beam.GroupByKey()
+        groups = images | beam.Map(lambda ref: (ref.key, ref.side)) | beam.GroupByKey()
         assert_that(groups | beam.Map(lambda pair: len(set(pair[1]))), equal_to([2, 2, 2, 2]))

@@ -14,6 +14,7 @@ from ot_core import (
     GaussianStatistics,
     LatentTransport,
     MapFileError,
+    Part,
     TransportMap,
     UserError,
     latent_statistics,
@@ -65,8 +66,8 @@ def _batch(*first_pixels: int, size=(16, 24)) -> ImageBatch:
 
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost():
     model = _encoder(_Fussy(largest_batch=2))
-    ((group, statistics),) = LatentStatisticsModelHandler(patch_size=1).run_inference(_batch(0, 0, 0, 0, 0), model)
-    assert group == "source"
+    ((part, statistics),) = LatentStatisticsModelHandler(patch_size=1).run_inference(_batch(0, 0, 0, 0, 0), model)
+    assert part == Part("source")
     assert statistics.count == 5 * 4 * 6
     assert max(model["latent"]._module.batches[2:]) <= 3
 
@@ -272,7 +273,7 @@ def test_on_a_cpu_statistics_do_not_depend_on_what_images_share_a_batch_with(vae
     with threads_of_one_core(2) as models.workers:
         together = dict(handler.run_inference(ImageBatch(tuple(images)), models))
         alone = dict(handler.run_inference(ImageBatch((image,)), models)[0] for image in images)
-    assert sorted(together) == sorted(alone) == sorted(image.ref.group for image in images)
-    for group, statistics in together.items():
-        np.testing.assert_array_equal(statistics.mean, alone[group].mean)
-        np.testing.assert_array_equal(statistics.scatter, alone[group].scatter)
+    assert sorted(together) == sorted(alone) == sorted(image.ref.part for image in images)
+    for part, statistics in together.items():
+        np.testing.assert_array_equal(statistics.mean, alone[part].mean)
+        np.testing.assert_array_equal(statistics.scatter, alone[part].scatter)

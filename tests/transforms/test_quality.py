@@ -7,7 +7,7 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 from PIL import Image
 
-from ot_core import GaussianStatistics
+from ot_core import GaussianStatistics, Part
 from ot_core.features import LatentFeatures, PixelFeatures
 from transforms import CompareImages, Failure, FeatureStatistics, GelbrichDistances, ImageRef, TotalQuality
 
@@ -31,7 +31,7 @@ def test_pairs_are_measured_and_every_image_is_handed_on(refs):
         ((change, key, found),) = changes
         assert key == "a"
         assert change == pytest.approx(3, rel=0.02)
-        assert [ref.group for ref in found] == ["reference", "restored", "enhanced"]
+        assert [ref.side for ref in found] == ["reference", "restored", "enhanced"]
 
     with TestPipeline(runner="FnApiRunner") as pipeline:
         images, quality, changes, failures = pipeline | beam.Create(refs) | CompareImages(baseline="restored")
@@ -45,11 +45,11 @@ def test_pairs_are_measured_and_every_image_is_handed_on(refs):
 
 def test_an_unreadable_reference_is_one_failure_and_its_candidates_still_count_as_a_set(refs):
     refs = [
-        ref._replace(uri=ref.uri + ".gone") if (ref.key, ref.group) == ("a", "reference") else ref for ref in refs[:3]
+        ref._replace(uri=ref.uri + ".gone") if (ref.key, ref.side) == ("a", "reference") else ref for ref in refs[:3]
     ]
     with TestPipeline(runner="FnApiRunner") as pipeline:
         images, quality, _, failures = pipeline | beam.Create(refs) | CompareImages()
-        assert_that(images | beam.Map(lambda loaded: loaded.ref.group), equal_to(["restored", "enhanced"]))
+        assert_that(images | beam.Map(lambda loaded: loaded.ref.side), equal_to(["restored", "enhanced"]))
         assert_that(quality, equal_to([]), label="Rows")
         assert_that(failures | beam.Map(lambda f: (f.stage, f.key)), equal_to([("read", "a")]), label="Failures")
 
@@ -62,7 +62,7 @@ def test_an_image_that_one_feature_refuses_counts_in_none(tmp_path, photo, vae):
 
     def both(found):
         counts = {key: statistics.count for key, statistics in found}
-        assert counts == {("latent", "reference"): 12 * 16, ("pixel", "reference"): 6 * 8}
+        assert counts == {("latent", Part("reference")): 12 * 16, ("pixel", Part("reference")): 6 * 8}
 
     extractors = {"latent": LatentFeatures(vae, 1), "pixel": PixelFeatures()}
     with TestPipeline(runner="FnApiRunner") as pipeline:
@@ -77,9 +77,9 @@ def test_distances_are_measured_from_the_reference_and_one_vector_is_not_enough(
     known = GaussianStatistics.of(rng.normal(size=(50, 3)))
     moved = GaussianStatistics(known.count, known.mean + 1, known.scatter)
     statistics = [
-        (("pixel", "reference"), known),
-        (("pixel", "far"), moved),
-        (("pixel", "poor"), GaussianStatistics.single([0.0] * 3)),
+        (("pixel", Part("reference")), known),
+        (("pixel", Part("far")), moved),
+        (("pixel", Part("poor")), GaussianStatistics.single([0.0] * 3)),
     ]
 
     def three(found):

@@ -209,7 +209,7 @@ class TestLargeFiles:
         pq.write_table(pa.table({"image": [bytes(3_000_000), b"x"]}), tmp_path / "b.parquet")
         for name in ("a.tar", "a.parquet", "b.parquet"):
             listed = next(listing.list_images(str(tmp_path / name)))
-            self._check(self._outcomes([ImageRef("a", listed.uri, part=listed.part)], limit=2_000_000))
+            self._check(self._outcomes([ImageRef("a", listed.uri, member=listed.member)], limit=2_000_000))
 
     @pytest.mark.parametrize("budget", [1, 2**25])
     def test_large_files_in_memory_stay_within_a_budget_and_in_order(self, tmp_path, monkeypatch, budget):

@@ -13,7 +13,7 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 from PIL import Image
 
-from ot_core import GaussianStatistics, decode_image, latent_statistics, load_autoencoder
+from ot_core import GaussianStatistics, Part, decode_image, latent_statistics, load_autoencoder
 from ot_core.autoencoder import _load_once
 from ot_core.margin import with_margin
 from transforms import Failure, GaussianStatisticsCombineFn, ImageRef, LatentStatistics
@@ -65,10 +65,10 @@ def test_the_combine_runs_in_a_pipeline_with_and_without_fanout(fanout):
 @pytest.fixture
 def refs(tmp_path, photo):
     found = []
-    for index, group in enumerate(["source", "source", "target", "target", "target"]):
+    for index, side in enumerate(["source", "source", "target", "target", "target"]):
         path = tmp_path / f"{index}.png"
         Image.fromarray(photo(40 + 8 * index, 56, seed=index)).save(path)
-        found.append(ImageRef(str(index), str(path), group))
+        found.append(ImageRef(str(index), str(path), side))
     return found
 
 
@@ -88,19 +88,19 @@ def _encode_and_add(refs, vae, patch_size):
         with open(ref.uri, "rb") as file:
             pixels = torch.from_numpy(decode_image(file.read()).pixels.copy()).permute(2, 0, 1)[None] / 255
         statistics = latent_statistics(autoencoder.inner(autoencoder.encode(autoencoder.pad(pixels)))[0], patch_size)
-        totals[ref.group] = totals[ref.group] + statistics if ref.group in totals else statistics
+        totals[ref.part] = totals[ref.part] + statistics if ref.part in totals else statistics
     return totals
 
 
 @pytest.mark.parametrize("max_batch_pixels", [0, 10_000])
-def test_per_key_gives_one_statistic_for_each_group(refs, vae, max_batch_pixels):
+def test_per_key_gives_one_statistic_for_each_part(refs, vae, max_batch_pixels):
     expected = _by_hand(refs, vae, 3)
 
     def check(found):
-        assert sorted(group for group, _ in found) == ["source", "target"]
-        for group, statistics in found:
-            assert statistics.count == expected[group].count
-            np.testing.assert_allclose(statistics.covariance(), expected[group].covariance(), rtol=1e-4, atol=1e-6)
+        assert sorted(part for part, _ in found) == [Part("source"), Part("target")]
+        for part, statistics in found:
+            assert statistics.count == expected[part].count
+            np.testing.assert_allclose(statistics.covariance(), expected[part].covariance(), rtol=1e-4, atol=1e-6)
 
     with TestPipeline(runner="FnApiRunner") as pipeline:
         statistics, failures = (
@@ -111,7 +111,7 @@ def test_per_key_gives_one_statistic_for_each_group(refs, vae, max_batch_pixels)
 
 
 def test_globally_ignores_groups(refs, vae):
-    expected = _by_hand([ref._replace(group="") for ref in refs], vae, 1)[""]
+    expected = _by_hand([ref._replace(side="") for ref in refs], vae, 1)[Part()]
 
     def check(found):
         (total,) = found
@@ -143,7 +143,7 @@ def test_an_image_too_small_for_one_patch_is_a_failure_and_the_others_count(refs
     with TestPipeline(runner="FnApiRunner") as pipeline:
         statistics, failures = pipeline | beam.Create([*refs, tiny]) | LatentStatistics.PerKey(vae, 3)
         assert_that(failures, is_the_small_one)
-        assert_that(statistics | beam.Keys(), equal_to(["source", "target"]), label="BothGroups")
+        assert_that(statistics | beam.Keys(), equal_to([Part("source"), Part("target")]), label="BothParts")
 
 
 @pytest.mark.parametrize("images", [1, 5])
@@ -158,7 +158,7 @@ def test_what_crosses_the_shuffle_is_one_small_accumulator_however_many_images_i
 
     monkeypatch.setattr(GaussianStatisticsCombineFn, "merge_accumulators", merge_and_keep)
     with TestPipeline(runner="FnApiRunner") as pipeline:
-        same = [ref._replace(group="") for ref in refs[:images]]
+        same = [ref._replace(side="") for ref in refs[:images]]
         _ = pipeline | beam.Create(same) | LatentStatistics.PerKey(vae, 3, max_batch_pixels=0)  # a batch for each image
     (accumulator,) = merged  # the local runner's only bundle
     assert len(pickle.dumps(accumulator)) < 12_000  # 3 x 3 patches of 4 channels: a scatter of 36 x 36 doubles

@@ -16,7 +16,7 @@ from apache_beam.transforms import trigger, window
 from PIL import Image
 
 import transforms
-from ot_core import GaussianStatistics, TransportMap, UserError, load_autoencoder, write_map
+from ot_core import GaussianStatistics, Part, TransportMap, UserError, load_autoencoder, write_map
 from ot_core.features import PixelFeatures
 from ot_core.layout import OutputLayout
 from transforms import ImageQuality, ImageRecord, ImageRef, LoadedImage
@@ -25,7 +25,7 @@ REF, LOADED = ImageRef("k", "u"), LoadedImage(ImageRef("k", "u"), None, 0.0)
 RECORD = ImageRecord("k", "u", "o", 0.0, 1, 1, 1, "", 0.0)
 QUALITY = ImageQuality("k", "c", "r", "u", 0.0, 0.0, None, None, None, 1, 1)
 FAILURE = transforms.Failure("k", "u", "read", "damaged", "m")
-STATISTICS = ("source", GaussianStatistics.single(np.zeros(2)))
+STATISTICS = (Part("source"), GaussianStatistics.single(np.zeros(2)))
 LAYOUT = OutputLayout.of("/nowhere", (0.0,), kind="webdataset")
 
 #: An element of the input of each transform, and how to make it.
@@ -35,7 +35,7 @@ TAKING: dict[str, tuple[Any, Callable[[], beam.PTransform]]] = {
     "DegradeImages": (LOADED, lambda: transforms.DegradeImages("noise:5")),
     "FeatureStatistics": (LOADED, lambda: transforms.FeatureStatistics({"pixel": PixelFeatures()})),
     "FitTransportMap": (STATISTICS, lambda: transforms.FitTransportMap()),
-    "GelbrichDistances": ((("latent", "reference"), STATISTICS[1]), lambda: transforms.GelbrichDistances()),
+    "GelbrichDistances": ((("latent", Part("reference")), STATISTICS[1]), lambda: transforms.GelbrichDistances()),
     "LatentStatistics.Globally": (REF, lambda: transforms.LatentStatistics.Globally()),
     "LatentStatistics.PerKey": (REF, lambda: transforms.LatentStatistics.PerKey()),
     "PackShards": (RECORD, lambda: transforms.PackShards(LAYOUT)),
