@@ -127,12 +127,12 @@ def test_the_statistics_are_those_of_all_patches_of_the_latents_however_they_are
     for name, flags in (("usual", []), ("alone", ["--max_batch_pixels", "0"])):
         assert _transport(archive, "q10", tmp_path / name, "--precision", "float32", *flags, few=6) == 0
     usual, alone = (read_statistics(f"{tmp_path}/{name}/drift.safetensors") for name in ("usual", "alone"))
-    assert usual.names == ["results", "source"]
-    for group, statistics in usual.groups.items():
-        assert statistics.count == alone.groups[group].count
-        assert statistics.images.count == alone.groups[group].images.count
-        np.testing.assert_allclose(statistics.mean, alone.groups[group].mean, atol=1e-4)
-        np.testing.assert_allclose(statistics.scatter, alone.groups[group].scatter, rtol=1e-3, atol=1e-2)
+    assert usual.sides == ["results", "source"]
+    for part, statistics in usual.statistics.items():
+        assert statistics.count == alone.statistics[part].count
+        assert statistics.images.count == alone.statistics[part].images.count
+        np.testing.assert_allclose(statistics.mean, alone.statistics[part].mean, atol=1e-4)
+        np.testing.assert_allclose(statistics.scatter, alone.statistics[part].scatter, rtol=1e-3, atol=1e-2)
     autoencoder, transport_map = load_autoencoder("pixels"), read_map(f"{archive}/map.safetensors")
     transported = LatentTransport(transport_map)
     pixels = [np.asarray(Image.open(path)) for path in sorted((archive / "q10").iterdir())[:6]]
