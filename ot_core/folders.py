@@ -177,24 +177,25 @@ def _objects(fs: Any, prefix: str) -> Iterator[Entry]:
     bucket, _, start = prefix.partition("/")
     page_of = at_store(_page_of_s3 if "s3" in fs.protocol else _page_of_gcs)
     first = True
-    with ThreadPoolExecutor(1) as ahead:
-        following: Future[_Page] | None = ahead.submit(page_of, fs, bucket, start, None)
-        while following:
-            try:
-                page = following.result()
-            except OSError as error:
-                if first:
-                    raise
-                yield Entry(prefix, is_folder=True, error=error)
-                return
-            first = False
-            following = ahead.submit(page_of, fs, bucket, start, page.token) if page.token else None
-            # Consoles make an empty object for a folder, whose name ends so.
-            yield from (
-                Entry(f"{bucket}/{name}", details=FileDetails.of(info))
-                for name, info in page.objects
-                if not name.endswith("/")
-            )
+    # Ends with the last reference to it. The garbage collector may end this generator, and must wait for nothing.
+    ahead = ThreadPoolExecutor(1)
+    following: Future[_Page] | None = ahead.submit(page_of, fs, bucket, start, None)
+    while following:
+        try:
+            page = following.result()
+        except OSError as error:
+            if first:
+                raise
+            yield Entry(prefix, is_folder=True, error=error)
+            return
+        first = False
+        following = ahead.submit(page_of, fs, bucket, start, page.token) if page.token else None
+        # Consoles make an empty object for a folder, whose name ends so.
+        yield from (
+            Entry(f"{bucket}/{name}", details=FileDetails.of(info))
+            for name, info in page.objects
+            if not name.endswith("/")
+        )
 
 
 class _Page(NamedTuple):

@@ -45,9 +45,17 @@ class Overlap(Generic[A, B]):
         self._pool.shutdown(cancel_futures=True)
         self._waiting.clear()
 
+    def abandon(self) -> None:
+        """Forgets what nobody took and waits for nothing; the threads end by themselves."""
+        for future in self._waiting:
+            future.cancel()
+        self._waiting.clear()
+
 
 def prefetch(function: Callable[[A], B], items: Iterable[A], ahead: int = THREADS) -> Iterator[Future[B]]:
     """Calls a function on each item ahead of time and gives the results in order, as futures.
+
+    Calls that have begun when nobody takes more results are not waited for.
 
     Args:
         function: must be safe to call in several threads at once.
@@ -59,8 +67,11 @@ def prefetch(function: Callable[[A], B], items: Iterable[A], ahead: int = THREAD
         for item in items:
             yield from overlap.put(item)
         yield from overlap.drain()
-    finally:
-        overlap.close()
+    except BaseException:
+        # The garbage collector ends a generator that was left, in any thread, whatever lock this holds. So no waiting.
+        overlap.abandon()
+        raise
+    overlap.close()
 
 
 class ByteBudget:

@@ -317,6 +317,8 @@ class TestPages:
             asking = [t for t in set(threading.enumerate()) - before if t.name.startswith("ThreadPoolExecutor")]
             assert asking
             images.close()
+            for thread in asking:  # end by themselves
+                thread.join(60)
             assert not any(thread.is_alive() for thread in asking)
             assert pages_asked_for(proxy) == 2
 

@@ -23,6 +23,15 @@ def test_no_more_than_ahead_are_begun_before_one_is_taken():
     assert len(begun) <= 6
 
 
+def test_results_that_nobody_takes_are_not_waited_for():
+    gate, begun = threading.Event(), []
+    results = prefetch(lambda item: begun.append(item) or gate.wait(), range(50), ahead=2)
+    next(results)
+    assert _returns(results.close), "the garbage collector may do this in a thread that holds locks of threading"
+    gate.set()
+    assert len(begun) <= 4
+
+
 def test_an_error_is_in_the_future_of_its_item():
     results = list(prefetch(lambda item: 1 // item, [1, 0, 1]))
     assert [type(future.exception()) for future in results] == [type(None), ZeroDivisionError, type(None)]
