@@ -9,6 +9,11 @@ ENGINES := $(HOME)/.cache/dot-engines
 BEAM := $(shell sed -n 's/^apache-beam==//p' constraints.txt)
 PRISM := $(ENGINES)/prism-$(BEAM)
 FLINK_VERSION ?= 2.2
+# The oldest Beam that setup.py allows, in an environment of its own that finds everything else in ours.
+OLDEST_BEAM := $(shell sed -n 's/^_BEAM = ">=\([0-9.]*\),.*/\1/p' setup.py)
+OLDEST := $(HOME)/.cache/dot-beam-$(OLDEST_BEAM)
+# Versions that the package is for; `make smoke` takes those that are here.
+PYTHONS ?= python3.11 python3.12 python3.13
 # Airflow in an environment of its own, since its dependencies are not ours. All of them are pinned: pip needn't look for more.
 AIRFLOW := $(HOME)/.cache/dot-airflow
 # An emulator of Azure's Blob Storage.
@@ -17,7 +22,7 @@ AZURITE_VERSION := 3.35.0
 FLINK_JAR := beam-runners-flink-$(FLINK_VERSION)-job-server
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-engines test-flink airflow azurite prism lint docs format clean
+.PHONY: help install demo test test-engines test-flink test-oldest smoke airflow azurite prism lint docs format clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +55,16 @@ test-flink: .venv/installed  ## both jobs on Flink; with FLINK_HOME set on a clu
 	|| $(MVN) --quiet dependency:copy -Dartifact=org.apache.beam:$(FLINK_JAR):$(BEAM) -DoutputDirectory=$(ENGINES) \
 	|| { echo "test-flink: $(FLINK_JAR) $(BEAM) can't be had from Maven; put the jar into $(ENGINES)" >&2; exit 1; }
 	DOT_FLINK_JOB_SERVER_JAR=$(ENGINES)/$(FLINK_JAR)-$(BEAM).jar $(BIN)/pytest tests/engines -k flink
+
+test-oldest: .venv/installed  ## tests of transforms and jobs with the oldest Beam that setup.py allows
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(BIN)/python -c 'import os, sysconfig; print(os.getcwd(), sysconfig.get_path("purelib"), sep="\n")' \
+	> $$($(OLDEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
+	$(OLDEST)/bin/pip install --quiet 'apache-beam[yaml]==$(OLDEST_BEAM).*'
+	$(OLDEST)/bin/python -m pytest tests/transforms tests/pipelines tests/engines tests/deploy/test_yaml.py
+
+smoke:  ## install the package with each Python that it is for and that is here, and run its jobs
+	tests/smoke $(PYTHONS)
 
 $(AIRFLOW)/installed: deploy/airflow/constraints.txt
 	test -x $(AIRFLOW)/bin/python || $(PYTHON) -m venv $(AIRFLOW)

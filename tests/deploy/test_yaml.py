@@ -314,7 +314,8 @@ def test_the_mistake_on_the_page_is_told_as_it_says(archive, tmp_path):
     (lines,) = re.findall(r"^    ValueError: ((?:.*\n    )*.*)$", README, re.MULTILINE)
     with pytest.raises(ValueError, match="format") as error:
         _run("transport", input=str(archive / "natural"), map="m", output=str(tmp_path), format="gif")
-    assert str(error.value) == " ".join(lines.split())
+    # Versions of Beam count the lines differently.
+    assert re.sub(r"line \d+", "line N", str(error.value)) == re.sub(r"line \d+", "line N", " ".join(lines.split()))
 
 
 @pytest.mark.parametrize(
