@@ -14,8 +14,8 @@ _BEAM = ">=2.73,<2.78"
 _GCP = ["gcsfs>=2025.9"]
 _S3 = ["s3fs>=2025.9"]
 _AZURE = ["adlfs>=2024.12"]
-# What submitting to Dataflow and staging to gs:// take of Beam's own extra, which brings forty clients more. Before 2.75
-# Beam talked to Dataflow by another client.
+# What submitting to Dataflow and staging to gs:// take of Beam's own extra, which brings forty clients more. Until 2.74
+# Beam spoke to Dataflow through another client.
 _DATAFLOW = ["apache-beam>=2.75", "google-cloud-dataflow-client>=0.13,<0.14", "google-cloud-storage>=2.18.2,<4", *_GCP]
 _YAML = [f"apache-beam[yaml]{_BEAM}"]
 _DEMO = ["scikit-image>=0.24"]
