@@ -25,10 +25,10 @@ import torch
 from PIL import Image
 
 from benchmarks.restorers import jpeg, shared_data
-from ot_core import GaussianStatistics, TransportMap, latent_statistics, load_autoencoder
+from ot_core import FittedMap, GaussianStatistics, LatentSpace, latent_statistics, load_autoencoder
 from ot_core.autoencoder import to_tensor
 from ot_core.drift import DriftMeter, Verdict
-from ot_core.parts import SOURCE, Part
+from ot_core.parts import SOURCE, TARGET, Part
 from pipelines import fit, transport
 from transforms import ListImages, TransportImages, WriteDrift, WriteManifest
 
@@ -101,8 +101,8 @@ def draws(photos: Sequence[Path], many: int, limit: float) -> Iterator[str]:
         for _ in range(many):
             chosen = rng.permutation(half)[:n_map]
             parts = {Part(SOURCE, i): GaussianStatistics.total([fitted[j] for j in chosen[i::4]]) for i in range(4)}
-            sides = [GaussianStatistics.total(list(parts.values())), GaussianStatistics.total(target)]
-            meter = DriftMeter(TransportMap.fit(*sides, patch_size=3, parts=parts), "source")
+            statistics = {**parts, Part(TARGET): GaussianStatistics.total(target)}
+            meter = DriftMeter(FittedMap.fit(statistics, LatentSpace(3, fitted[0].dimension // 9)), SOURCE)
             for n in (3, 10, 30, 100):
                 night = rng.permutation(len(photos) - half)[:n]
                 for name, of in nights.items():

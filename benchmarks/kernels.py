@@ -30,9 +30,9 @@ from ot_core.features import LatentFeatures
 THREADS = 1
 
 
-def patch_form(transport_map: TransportMap, latent: Tensor, dtype: torch.dtype) -> Tensor:
+def patch_form(transport_map: TransportMap, p: int, latent: Tensor, dtype: torch.dtype) -> Tensor:
     """The transported latent (1, C, H, W) by its definition, in one precision."""
-    p, size = transport_map.patch_size, latent.shape[-2:]
+    size = latent.shape[-2:]
     matrix = torch.from_numpy(transport_map.matrix).to(dtype)
     source, target = (
         torch.from_numpy(mean).to(dtype)[:, None] for mean in (transport_map.source_mean, transport_map.target_mean)
@@ -66,17 +66,15 @@ def transport_rows(channels: int, patch_size: int, side: int) -> str:
     rng, dimension = np.random.default_rng(0), channels * patch_size**2
     mixing = rng.standard_normal((dimension, dimension))
     source = GaussianStatistics.of(rng.standard_normal((4 * dimension, dimension)) @ mixing)
-    transport_map = TransportMap.fit(
-        source, GaussianStatistics.of(rng.standard_normal((4 * dimension, dimension))), patch_size=patch_size
-    )
+    transport_map = TransportMap.fit(source, GaussianStatistics.of(rng.standard_normal((4 * dimension, dimension))))
     latent = torch.from_numpy(rng.standard_normal((1, channels, side, side))).float()
-    transport = LatentTransport(transport_map)
+    transport = LatentTransport(transport_map, patch_size)
     with torch.inference_mode():
-        exact = patch_form(transport_map, latent, torch.float64)
+        exact = patch_form(transport_map, patch_size, latent, torch.float64)
         difference = float((transport(latent) - exact).abs().max() / exact.abs().max())
         forms = (
-            lambda: patch_form(transport_map, latent, torch.float64),
-            lambda: patch_form(transport_map, latent, torch.float32),
+            lambda: patch_form(transport_map, patch_size, latent, torch.float64),
+            lambda: patch_form(transport_map, patch_size, latent, torch.float32),
             lambda: transport(latent),
         )
         double, single, filtered = in_loops(*forms)

@@ -22,7 +22,8 @@ def plain_loop(settings: Figures) -> Figures:
     """What the job does to each image, without Beam: a loop in as many threads as are fastest."""
     torch.set_num_threads(settings["threads"])
     autoencoder = load_autoencoder(settings["vae"], "cpu", settings["precision"])
-    transport = LatentTransport(read_map(settings["map"]), device="cpu")
+    fitted = read_map(settings["map"])
+    transport = LatentTransport(fitted.map, fitted.space.patch_size, device="cpu")
 
     @torch.inference_mode()
     def one(path: str) -> str:

@@ -108,13 +108,11 @@ class Study:
         target = self._statistics(tuple(natural), p)
         source = self._statistics(tuple(self.restored(restorer, degraded)), p)
         if setting.method == "paper":
-            return TransportMap.fit(source, target, patch_size=p)
+            return TransportMap.fit(source, target)
         geometry = self._geometry(p)
         invariant = geometry.colour if setting.method == "matched" else None
         rounding = rounding_covariance(self.autoencoder, source, p)
-        return TransportMap.fit(
-            source, target, patch_size=p, metric=geometry.metric, invariant=invariant, rounding=rounding
-        )
+        return TransportMap.fit(source, target, metric=geometry.metric, invariant=invariant, rounding=rounding)
 
     @functools.cache  # noqa: B019 - one study a process
     def _geometry(self, patch_size: int) -> DecoderGeometry:
@@ -138,7 +136,7 @@ class Study:
         latents = self._test_latents(restorer)
         if setting is not None:
             with torch.inference_mode():
-                latents = LatentTransport(self.fit(restorer, setting))(latents)
+                latents = LatentTransport(self.fit(restorer, setting), setting.patch_size)(latents)
         decoded = decode(self.autoencoder, latents)
         for alpha in ALPHAS if setting else (1.0, 0.0):
             yield alpha, [_blended(x, y, alpha) for x, y in zip(restored, decoded, strict=True)]

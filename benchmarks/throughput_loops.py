@@ -107,10 +107,10 @@ def paper_loop(settings: Figures) -> Figures:
     vae = diffusers.AutoModel.from_pretrained(settings["vae"] or str(_DEFAULT_FOLDER), torch_dtype=torch.float32)
     vae = vae.eval().to(device)
     fitted = read_map(settings["map"])
-    margin = fitted.margin
-    p, matrix = fitted.patch_size, torch.from_numpy(fitted.matrix).to(device)
-    source_mean = torch.from_numpy(fitted.source_mean).to(device)[:, None]
-    target_mean = torch.from_numpy(fitted.target_mean).to(device)[:, None]
+    margin = fitted.space.margin
+    p, matrix = fitted.space.patch_size, torch.from_numpy(fitted.map.matrix).to(device)
+    source_mean = torch.from_numpy(fitted.map.source_mean).to(device)[:, None]
+    target_mean = torch.from_numpy(fitted.map.target_mean).to(device)[:, None]
     fs, _ = url_to_fs(settings["paths"][0])
 
     def encode(x: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ class _Transport:
     def __init__(self, settings: Figures) -> None:
         torch.set_num_threads(settings["threads"])
         self._autoencoder = load_autoencoder(settings["vae"], settings["device"], settings["precision"])
-        self._transport = LatentTransport(read_map(settings["map"]), device=self._autoencoder.device)
+        fitted = read_map(settings["map"])
+        self._transport = LatentTransport(fitted.map, fitted.space.patch_size, device=self._autoencoder.device)
         for path in settings["warm_up_paths"]:
             self._transported([_read({"path": path})["pixels"]])
         self._started = 0.0

@@ -8,10 +8,11 @@ from enum import StrEnum
 
 import numpy as np
 
+from ot_core.fitted_map import FittedMap
 from ot_core.noise import variance_of_mean
 from ot_core.parts import SIDES
 from ot_core.statistics import Array, GaussianStatistics
-from ot_core.transport_map import RANK_TOLERANCE, TransportMap, gelbrich_distance_squared
+from ot_core.transport_map import RANK_TOLERANCE, gelbrich_distance_squared
 
 #: The relative drift from which on images are unlike those that a map was fitted on, unless told otherwise.
 LIMIT = 0.15
@@ -85,19 +86,19 @@ class DriftMeter:
     number (Bonferroni).
 
     Args:
-        transport_map: the map.
+        fitted: the map.
         side: source or target.
     """
 
-    def __init__(self, transport_map: TransportMap, side: str) -> None:
+    def __init__(self, fitted: FittedMap, side: str) -> None:
         (other,) = set(SIDES) - {side}
-        self._map, self._fitted = transport_map, transport_map.side(side)
+        self._map, self._fitted = fitted.map, fitted.side(side)
         self._to_standard = _inverse_root(self._fitted.covariance())
         self._standard = self._transformed(self._fitted)
-        scale = gelbrich_distance_squared(self._transformed(transport_map.side(other)), self._standard)
+        scale = gelbrich_distance_squared(self._transformed(fitted.side(other)), self._standard)
         nothing = RANK_TOLERANCE * len(self._to_standard)  # what rounding makes of no distance, beside a variance of 1
         self._scale, self._nothing = scale if scale > nothing else 0.0, nothing
-        self._variance = variance_of_mean([self._transformed(part) for part in transport_map.parts_of(side)])
+        self._variance = variance_of_mean([self._transformed(part) for part in fitted.parts_of(side).values()])
 
     def _transformed(self, statistics: GaussianStatistics) -> GaussianStatistics:
         matrix = self._to_standard
@@ -130,7 +131,7 @@ class DriftMeter:
         return Drift(
             patches=found.count,
             images=found.images.count if found.images else 0,
-            distance_squared=self._map.distance_squared_between(found, self._fitted),
+            distance_squared=self._map.distance_squared(found, self._fitted),
             standard_distance_squared=distance,
             standard_noise_floor=floor,
             relative=self._relative(distance - (floor or 0.0)),

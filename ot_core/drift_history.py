@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ot_core.drift import Verdict
-from ot_core.map_file import LatentSets
+from ot_core.fitted_map import LatentSets
 from ot_core.parts import PartStatistics, added
 
 #: What the sides of kept statistics begin with in the file.

@@ -13,7 +13,6 @@ import math
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,75 +22,29 @@ from safetensors.numpy import save
 from ot_core import storage
 from ot_core.check import MapCheck
 from ot_core.errors import MapFileError
-from ot_core.parts import SIDES, WHOLE, Part, PartStatistics, of_side
+from ot_core.fitted_map import FittedMap, LatentSets, SourceOrigin
+from ot_core.latent_space import LatentSpace
+from ot_core.parts import SIDES, WHOLE, Part, PartStatistics
 from ot_core.statistics import GaussianStatistics
-from ot_core.transport_map import UNKNOWN_ORIGIN, SourceOrigin, TransportMap
+from ot_core.transport_map import TransportMap
 
 FORMAT_VERSION = "1"
 CREATED_BY = "dot-beam"
 _MAX_BYTES = 2**32
 #: A part as tensors are named: "source", "source/3", "source/3/group".
 _PART = re.compile(r"([^/]*)(?:/(\d+))?(?:/(.*))?", re.DOTALL)
+#: Of a map; those after the first three only where it has them.
+_ARRAYS = ("matrix", "source_mean", "target_mean", "noise_covariance", "metric", "invariant")
 _COUNT = ".count"
 _IMAGES = ".images"
 
 
-@dataclass(frozen=True, eq=False)
-class LatentSets:
-    """Statistics of sets of latent patches, and what they were gathered with.
-
-    Attributes:
-        statistics: of each part.
-        patch_size: p, odd; their dimension is C p^2.
-        latent_channels: C.
-        vae: the name that the autoencoder was loaded from, or "" if unknown.
-        vae_sha256: fingerprint of the autoencoder's weights and config, or "" if unknown.
-        margin: pixels that images were continued by before they were encoded.
-        origin: how the images of the side "source" were made.
-        run: which run of transport they were gathered in, or "".
-        verdict: on their drift, as `ot_core.drift.Verdict`, or "".
-    """
-
-    statistics: PartStatistics
-    patch_size: int
-    latent_channels: int
-    vae: str = ""
-    vae_sha256: str = ""
-    margin: int = 0
-    origin: SourceOrigin = UNKNOWN_ORIGIN
-    run: str = ""
-    verdict: str = ""
-
-    @classmethod
-    def of_map(cls, transport_map: TransportMap) -> LatentSets:
-        """What a map was fitted from: each side in its parts, or whole where they aren't known."""
-        wholes = {Part(side): transport_map.side(side) for side in SIDES if not transport_map.parts_of(side)}
-        return cls(
-            {**transport_map.parts, **wholes},
-            transport_map.patch_size,
-            transport_map.latent_channels,
-            transport_map.vae,
-            transport_map.vae_sha256,
-            transport_map.margin,
-            origin=transport_map.origin,
-        )
-
-    @property
-    def sides(self) -> list[str]:
-        """Those that there are statistics of."""
-        return sorted({part.side for part in self.statistics})
-
-    def of_side(self, side: str) -> dict[Part, GaussianStatistics]:
-        """See `ot_core.parts.of_side`."""
-        return of_side(self.statistics, side)
-
-
-def write_map(transport_map: TransportMap, url: str) -> None:
+def write_map(fitted: FittedMap, url: str) -> None:
     """Writes a map atomically to any fsspec URL."""
-    storage.write_bytes(url, to_bytes(transport_map))
+    storage.write_bytes(url, to_bytes(fitted))
 
 
-def read_map(url: str) -> TransportMap:
+def read_map(url: str) -> FittedMap:
     """Reads and checks a map.
 
     Raises:
@@ -102,7 +55,7 @@ def read_map(url: str) -> TransportMap:
 
 def write_statistics(sets: LatentSets, url: str) -> None:
     """Writes statistics atomically to any fsspec URL."""
-    metadata = _metadata(sets)
+    metadata = _metadata(sets.space, sets.origin)
     metadata |= {name: value for name, value in (("run", sets.run), ("verdict", sets.verdict)) if value}
     storage.write_bytes(url, _to_safetensors(_tensors(sets.statistics), metadata))
 
@@ -115,7 +68,7 @@ def read_statistics(url: str) -> LatentSets:
     """
     name = f"statistics {url}"
     checker = _checker(_read(name, url, "expected a map or a statistics file"), name)
-    return LatentSets.of_map(checker.map()) if "map.matrix" in checker.tensors else checker.sets()
+    return checker.map().sets() if "map.matrix" in checker.tensors else checker.sets()
 
 
 def _read(name: str, url: str, hint: str) -> bytes:
@@ -127,29 +80,18 @@ def _read(name: str, url: str, hint: str) -> bytes:
         raise MapFileError(f"{name}: can't be read ({error})") from None
 
 
-def to_bytes(transport_map: TransportMap) -> bytes:
+def to_bytes(fitted: FittedMap) -> bytes:
     """The map as a safetensors file; the same map always gives the same bytes."""
-    tensors = {
-        "map.matrix": transport_map.matrix,
-        "map.source_mean": transport_map.source_mean,
-        "map.target_mean": transport_map.target_mean,
-    }
-    if transport_map.noise_covariance is not None:
-        tensors["map.noise_covariance"] = transport_map.noise_covariance
-    if transport_map.metric is not None:
-        tensors["map.metric"] = transport_map.metric
-    if transport_map.invariant is not None:
-        tensors["map.invariant"] = transport_map.invariant
-    wholes = {Part(side): transport_map.side(side) for side in SIDES}
-    tensors |= _tensors({**wholes, **transport_map.parts})
-    metadata = _metadata(transport_map)
-    if transport_map.residual:
-        metadata["residual"] = repr(float(transport_map.residual))
-    if transport_map.check is not None:
-        metadata["check"] = transport_map.check.to_json()
-    if transport_map.noise_floor is not None:
-        metadata["noise_floor"] = repr(float(transport_map.noise_floor))
-    return _to_safetensors(tensors, metadata)
+    arrays = {f"map.{name}": getattr(fitted.map, name) for name in _ARRAYS}
+    tensors = {name: array for name, array in arrays.items() if array is not None}
+    metadata = _metadata(fitted.space, fitted.origin)
+    if fitted.residual:
+        metadata["residual"] = repr(float(fitted.residual))
+    if fitted.check is not None:
+        metadata["check"] = fitted.check.to_json()
+    if fitted.noise_floor is not None:
+        metadata["noise_floor"] = repr(float(fitted.noise_floor))
+    return _to_safetensors(tensors | _tensors(fitted.statistics), metadata)
 
 
 def _name_of(part: Part) -> str:
@@ -178,16 +120,16 @@ def _tensors(of_parts: PartStatistics) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _metadata(of: TransportMap | LatentSets) -> dict[str, str]:
+def _metadata(space: LatentSpace, origin: SourceOrigin) -> dict[str, str]:
     return {
         "format_version": FORMAT_VERSION,
-        "patch_size": str(of.patch_size),
-        "latent_channels": str(of.latent_channels),
-        "vae": of.vae,
-        "vae_sha256": of.vae_sha256,
-        **({"margin": str(of.margin)} if of.margin else {}),
+        "patch_size": str(space.patch_size),
+        "latent_channels": str(space.latent_channels),
+        "vae": space.vae,
+        "vae_sha256": space.vae_sha256,
+        **({"margin": str(space.margin)} if space.margin else {}),
         "created_by": CREATED_BY,
-        **{name: value for name, value in dataclasses.asdict(of.origin).items() if value},
+        **{name: value for name, value in dataclasses.asdict(origin).items() if value},
     }
 
 
@@ -200,7 +142,7 @@ def _to_safetensors(tensors: Mapping[str, np.ndarray], metadata: dict[str, str])
     return len(header).to_bytes(8, "little") + header + data[end:]
 
 
-def from_bytes(data: bytes, name: str = "map") -> TransportMap:
+def from_bytes(data: bytes, name: str = "map") -> FittedMap:
     """Parses and checks a map; `name` opens every error message.
 
     Raises:
@@ -234,16 +176,11 @@ class _Checker:
         self.name, self.metadata, self.tensors = name, metadata, tensors
 
     def sets(self) -> LatentSets:
-        patch_size, channels = self._sizes()
-        names = self._names()
+        space = self._space()
         return LatentSets(
-            {_part_of(name): self._statistics(name, channels * patch_size**2, least=1) for name in names},
-            patch_size,
-            channels,
-            self.metadata.get("vae", ""),
-            self.metadata.get("vae_sha256", ""),
-            self._margin(),
-            origin=self._origin(),
+            {_part_of(name): self._statistics(name, space.dimension, least=1) for name in self._names()},
+            space,
+            self._origin(),
             run=self.metadata.get("run", ""),
             verdict=self.metadata.get("verdict", ""),
         )
@@ -251,10 +188,6 @@ class _Checker:
     def _names(self) -> list[str]:
         """Of the parts."""
         return sorted(key.removesuffix(_COUNT) for key in self.tensors if key.endswith(_COUNT))
-
-    def _margin(self) -> int:
-        """Files without one are of images that were encoded as they are."""
-        return self._integer("margin") if "margin" in self.metadata else 0
 
     def _check(self) -> MapCheck | None:
         try:
@@ -267,52 +200,44 @@ class _Checker:
     def _origin(self) -> SourceOrigin:
         return SourceOrigin(*(self.metadata.get(field.name, "") for field in dataclasses.fields(SourceOrigin)))
 
-    def map(self) -> TransportMap:
-        patch_size, channels = self._sizes()
-        dimension = channels * patch_size**2
-        noise = self.tensors.get("map.noise_covariance")
+    def map(self) -> FittedMap:
+        space = self._space()
+        square = (space.dimension, space.dimension)
+        noise, metric, invariant = (self.tensors.get(f"map.{name}") for name in _ARRAYS[3:])
         if noise is not None:
-            noise = self._tensor("map.noise_covariance", (dimension, dimension), symmetric=True)
-        metric = self.tensors.get("map.metric")
+            noise = self._tensor("map.noise_covariance", square, symmetric=True)
         if metric is not None:
-            metric = self._tensor("map.metric", (dimension, dimension), symmetric=True)
+            metric = self._tensor("map.metric", square, symmetric=True)
             if np.linalg.eigvalsh(metric)[0] <= 0:
                 raise self._refusal("tensor map.metric isn't positive definite")
-        invariant = self.tensors.get("map.invariant")
         if invariant is not None:
-            invariant = self._tensor("map.invariant", (len(invariant) if invariant.ndim else 0, dimension))
-        matrix = self._tensor("map.matrix", (dimension, dimension), symmetric=noise is None and metric is None)
+            invariant = self._tensor("map.invariant", (len(invariant) if invariant.ndim else 0, space.dimension))
+        matrix = self._tensor("map.matrix", square, symmetric=noise is None and metric is None)
         if noise is None and metric is not None and not _is_symmetric(metric @ matrix):
             raise self._refusal("tensor map.matrix doesn't suit map.metric: their product isn't symmetric")
-        source, target = self._statistics("source", dimension), self._statistics("target", dimension)
-        return TransportMap(
-            source=source,
-            target=target,
-            matrix=matrix,
-            source_mean=self._tensor("map.source_mean", (dimension,)),
-            target_mean=self._tensor("map.target_mean", (dimension,)),
-            noise_covariance=noise,
-            patch_size=patch_size,
-            vae=self.metadata.get("vae", ""),
-            vae_sha256=self.metadata.get("vae_sha256", ""),
-            margin=self._margin(),
-            metric=metric,
-            invariant=invariant,
-            noise_floor=self._number("noise_floor"),
-            parts={**self._parts("source", source), **self._parts("target", target)},
-            origin=self._origin(),
-            residual=self._number("residual") or 0.0,
-            check=self._check(),
+        source_mean, target_mean = (self._tensor(f"map.{side}_mean", (space.dimension,)) for side in SIDES)
+        wholes = {Part(side): self._statistics(side, space.dimension) for side in SIDES}
+        parts = [self._parts(side, whole) for (side, *_), whole in wholes.items()]
+        return FittedMap(
+            TransportMap(matrix, source_mean, target_mean, noise, metric, invariant),
+            space,
+            {**wholes, **parts[0], **parts[1]},
+            self._number("noise_floor"),
+            self._origin(),
+            self._number("residual") or 0.0,
+            self._check(),
         )
 
-    def _sizes(self) -> tuple[int, int]:
+    def _space(self) -> LatentSpace:
         version = self.metadata.get("format_version")
         if version != FORMAT_VERSION:
             raise self._refusal(f"metadata format_version is {version!r}, expected {FORMAT_VERSION!r}")
         patch_size, channels = self._integer("patch_size"), self._integer("latent_channels")
         if patch_size % 2 == 0:
             raise self._refusal(f"metadata patch_size is {patch_size}, expected an odd number")
-        return patch_size, channels
+        named = self.metadata.get("vae", ""), self.metadata.get("vae_sha256", "")
+        # Files without a margin are of images that were encoded as they are.
+        return LatentSpace(patch_size, channels, *named, self._integer("margin") if "margin" in self.metadata else 0)
 
     def _parts(self, side: str, whole: GaussianStatistics) -> dict[Part, GaussianStatistics]:
         names = [name for name in self._names() if name.startswith(f"{side}/")]

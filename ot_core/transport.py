@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ot_core.errors import Cause, ImageError
 from ot_core.patches import fold, folding_weights, latent_statistics
+from ot_core.statistics import GaussianStatistics
 from ot_core.transport_map import TransportMap
 
 # For each row or column of a block of positions, how far from it the patches that cover it lie.
@@ -34,7 +35,8 @@ class LatentTransport:
     border, the outer k // 2 rows and columns. No patch is ever held.
 
     Args:
-        transport_map: the map.
+        transport_map: the map, of dimension C p^2.
+        patch_size: p, odd.
         device: where latents live.
         dtype: precision of the convolution; float64 gives the definition to the last digits.
         kernel_size: folding kernel k <= p, odd; default p.
@@ -44,12 +46,13 @@ class LatentTransport:
     def __init__(
         self,
         transport_map: TransportMap,
+        patch_size: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         kernel_size: int | None = None,
         sigma: float = math.inf,
     ) -> None:
-        p, channels = transport_map.patch_size, transport_map.latent_channels
+        p, channels = patch_size, transport_map.dimension // patch_size**2
         matrix = torch.from_numpy(transport_map.matrix)
         bias = torch.from_numpy(transport_map.target_mean - transport_map.matrix @ transport_map.source_mean)
         self._matrix, self._bias = matrix.view(channels, p, p, channels, p, p), bias.view(channels, p, p)
@@ -170,12 +173,16 @@ class ZeroShotTransport:
     the restorer's doing. A latent with few patches has a singular covariance; the map's noise term makes up for it.
 
     Args:
-        transport_map: gives the target and the patch size; its source plays no part.
+        transport_map: tells how the maps are fitted.
+        patch_size: p, odd.
+        target: statistics of the target.
         **options: as `LatentTransport`.
     """
 
-    def __init__(self, transport_map: TransportMap, **options: Any) -> None:
-        self._map, self._options = transport_map, options
+    def __init__(
+        self, transport_map: TransportMap, patch_size: int, target: GaussianStatistics, **options: Any
+    ) -> None:
+        self._map, self._patch_size, self._target, self._options = transport_map, patch_size, target, options
 
     def __call__(self, latents: Tensor, keys: list[str] | None = None) -> Tensor:
         """As `LatentTransport`.
@@ -188,17 +195,15 @@ class ZeroShotTransport:
         )
 
     def _one(self, latent: Tensor, key: list[str]) -> Tensor:
-        p = self._map.patch_size
+        p = self._patch_size
         source = latent_statistics(latent[0], p)
         if source is None or source.count < 2:
             height, width = latent.shape[-2:]
             raise ImageError(
                 Cause.TOO_SMALL, f"its latent is {height}x{width}; expected two patches of {p}x{p} or more"
             )
-        own = TransportMap.fit(
-            source, self._map.target, patch_size=p, metric=self._map.metric, invariant=self._map.invariant
-        )
-        return LatentTransport(own, **self._options)(latent, key)
+        own = TransportMap.fit(source, self._target, metric=self._map.metric, invariant=self._map.invariant)
+        return LatentTransport(own, p, **self._options)(latent, key)
 
 
 def _sides(size: int, radius: int) -> tuple[int, int, _Blocks]:

@@ -6,37 +6,14 @@ Meir (2021), arXiv 2107.02555, which Adrai et al. (2023), arXiv 2306.02342, appl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
 
 import numpy as np
 
-from ot_core.parts import SOURCE, TARGET, PartStatistics, of_side
 from ot_core.statistics import Array, GaussianStatistics
-
-if TYPE_CHECKING:
-    from ot_core.check import MapCheck
 
 #: Eigenvalues of a covariance below this share of its largest one count as zero.
 RANK_TOLERANCE = 1e-10
-
-
-@dataclass(frozen=True)
-class SourceOrigin:
-    """How the images of a source were made, as far as the fit did it itself.
-
-    Attributes:
-        restorer: the name that it was loaded from, or "" for images that were restored elsewhere.
-        restorer_sha256: its fingerprint, or "".
-        degradation: what natural images were degraded by (`ot_core.degradation`), or "".
-    """
-
-    restorer: str = ""
-    restorer_sha256: str = ""
-    degradation: str = ""
-
-
-UNKNOWN_ORIGIN: Final = SourceOrigin()
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,48 +21,23 @@ class TransportMap:
     """y = matrix (x - source_mean) + target_mean + w, with w ~ N(0, noise_covariance) where there is one.
 
     Attributes:
-        source: statistics of the restored images' latent patches.
-        target: statistics of the natural images' latent patches.
         matrix: (D, D) float64; it is, or with a metric metric @ matrix is, symmetric positive semi-definite, unless the
             source covariance is singular.
         source_mean: (D,) float64.
         target_mean: (D,) float64.
         noise_covariance: (D, D) float64, or None where the source covariance is invertible.
-        patch_size: p, odd; D = C p^2 for C latent channels.
-        vae: the name that the autoencoder was loaded from, or "" if unknown.
-        vae_sha256: fingerprint of the autoencoder's weights and config, or "" if unknown.
-        margin: pixels that images are continued by before they are encoded (`ot_core.margin`).
         metric: (D, D) float64, symmetric positive definite: the cost of moving x to y is (y - x)^T metric (y - x); None
             is the identity, as in the paper.
         invariant: (k, D) float64, directions whose distribution restoring keeps, so that a difference there is one
             of content; the target is matched to the source there. None keeps the target as it is.
-        noise_floor: squared distance between source and target that chance alone would give (`ot_core.noise_floor`),
-            or None if unknown.
-        parts: the same statistics in random parts, whose halves tell how much the choice of images matters. Of a side
-            whose parts aren't known there are none.
-        origin: how the source's images were made.
-        residual: the share of what the autoencoder loses of an image that is added back to its result
-            (`ot_core.transporting`).
-        check: what it does to pairs that it wasn't fitted on, where some were kept back.
     """
 
-    source: GaussianStatistics
-    target: GaussianStatistics
     matrix: Array
     source_mean: Array
     target_mean: Array
     noise_covariance: Array | None = None
-    patch_size: int = 1
-    vae: str = ""
-    vae_sha256: str = ""
-    margin: int = 0
     metric: Array | None = None
     invariant: Array | None = None
-    noise_floor: float | None = None
-    parts: PartStatistics = field(default_factory=dict)
-    origin: SourceOrigin = UNKNOWN_ORIGIN
-    residual: float = 0.0
-    check: MapCheck | None = None
 
     @classmethod
     def fit(
@@ -93,17 +45,9 @@ class TransportMap:
         source: GaussianStatistics,
         target: GaussianStatistics,
         *,
-        patch_size: int = 1,
-        vae: str = "",
-        vae_sha256: str = "",
-        margin: int = 0,
         metric: Array | None = None,
         invariant: Array | None = None,
         rounding: Array | None = None,
-        noise_floor: float | None = None,
-        parts: PartStatistics | None = None,
-        origin: SourceOrigin = SourceOrigin(),
-        residual: float = 0.0,
     ) -> TransportMap:
         """Solves the map that carries N(source) to N(target) at the least cost.
 
@@ -116,83 +60,43 @@ class TransportMap:
         Args:
             source: statistics of dimension D, of at least 2 vectors.
             target: the same.
-            patch_size: p, odd, with D a multiple of p^2; what the statistics were gathered with.
-            vae: name of the autoencoder whose latents these are.
-            vae_sha256: its fingerprint.
-            margin: kept with the map.
             metric: (D, D), see the class; `ot_core.decoder_geometry` measures it.
             invariant: (k, D), see the class and `matched`.
             rounding: (D, D), the covariance of what rounding an image to 8 bits adds to a latent patch
                 (`ot_core.rounding`); bounds the map's gains, see `bounded`. None bounds nothing.
-            noise_floor: kept with the map.
-            parts: the same.
-            origin: the same.
-            residual: the same.
 
         Raises:
-            ValueError: if the dimensions differ or don't suit the patch size.
+            ValueError: if the dimensions differ.
         """
         if source.dimension != target.dimension:
             raise ValueError(f"source has dimension {source.dimension}, target {target.dimension}: expected equal")
-        if patch_size < 1 or patch_size % 2 == 0 or source.dimension % patch_size**2:
-            raise ValueError(
-                f"patch_size {patch_size} doesn't suit dimension {source.dimension}: expected odd, its square a divisor"
-            )
         if invariant is not None and invariant.shape[1:] != (source.dimension,):
             raise ValueError(f"invariant has shape {invariant.shape}, expected (k, {source.dimension})")
-        if metric is not None and metric.shape != (source.dimension, source.dimension):
-            raise ValueError(f"metric has shape {metric.shape}, expected ({source.dimension}, {source.dimension})")
-        if rounding is not None and rounding.shape != (source.dimension, source.dimension):
-            raise ValueError(f"rounding has shape {rounding.shape}, expected ({source.dimension}, {source.dimension})")
+        for name, matrix in (("metric", metric), ("rounding", rounding)):
+            if matrix is not None and matrix.shape != (source.dimension, source.dimension):
+                raise ValueError(f"{name} has shape {matrix.shape}, expected ({source.dimension}, {source.dimension})")
         goal = target if invariant is None else matched(source, target, invariant)
         ks, kt = source.covariance(), goal.covariance()
         if rounding is not None:
             ks = bounded(ks, kt, rounding)
         matrix, noise_covariance = _optimal_matrix_in(metric, ks, kt)
-        return cls(
-            source=source,
-            target=target,
-            matrix=matrix,
-            source_mean=source.mean,
-            target_mean=goal.mean,
-            noise_covariance=noise_covariance,
-            patch_size=patch_size,
-            vae=vae,
-            vae_sha256=vae_sha256,
-            margin=margin,
-            metric=metric,
-            invariant=invariant,
-            noise_floor=noise_floor,
-            parts=parts or {},
-            origin=origin,
-            residual=residual,
-        )
+        return cls(matrix, source.mean, goal.mean, noise_covariance, metric, invariant)
 
     @property
     def dimension(self) -> int:
-        """D = C p^2."""
+        """D."""
         return int(self.matrix.shape[0])
 
     @property
-    def latent_channels(self) -> int:
-        """C."""
-        return self.dimension // self.patch_size**2
+    def method(self) -> str:
+        """Which of `ot_core.choices.METHODS` it was fitted with."""
+        if self.metric is None:
+            return "paper"
+        return "pixels" if self.invariant is None else "matched"
 
-    def distance_squared(self) -> float:
-        """Squared 2-Wasserstein distance between source and target, the latter matched where there are invariants."""
-        return self.distance_squared_between(self.source, self.target)
-
-    def distance_squared_between(self, a: GaussianStatistics, b: GaussianStatistics) -> float:
-        """The same between any two sets of latent patches."""
+    def distance_squared(self, a: GaussianStatistics, b: GaussianStatistics) -> float:
+        """Squared 2-Wasserstein distance between two sets; b is matched to a where there are invariants."""
         return gelbrich_distance_squared(a, b if self.invariant is None else matched(a, b, self.invariant))
-
-    def parts_of(self, side: str) -> list[GaussianStatistics]:
-        """The random parts of the source or the target; none where they aren't known."""
-        return list(of_side(self.parts, side).values())
-
-    def side(self, side: str) -> GaussianStatistics:
-        """The statistics of the source or the target."""
-        return {SOURCE: self.source, TARGET: self.target}[side]
 
     def __call__(self, samples: Array) -> Array:
         """Maps samples (n, D) to (n, D), without the noise term."""

@@ -22,7 +22,8 @@ from ot_core.choices import METHODS
 from ot_core.degradation import Degradation
 from ot_core.engine import over_images, workers_of
 from ot_core.features import LatentFeatures
-from ot_core.fitting import autoencoder_of_map, check_restorer, fit_map
+from ot_core.fitted_map import FittedMap, SourceOrigin
+from ot_core.fitting import autoencoder_of, check_restorer, fit_map
 from ot_core.images import DecodedImage, decoded_picture, eight_bits, picture_of
 from ot_core.map_file import read_map, write_map
 from ot_core.margin import with_margin
@@ -30,7 +31,6 @@ from ot_core.parts import SIDES, Part, number_of
 from ot_core.restorer import Restorer, load_restorer, restore_image
 from ot_core.statistics import GaussianStatistics
 from ot_core.transport import LatentTransport
-from ot_core.transport_map import SourceOrigin, TransportMap
 from ot_core.transporting import transport_pixels
 
 #: A picture as users have it: a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (C, H, W) or
@@ -50,14 +50,14 @@ class Transporter:
         restorer: restores images first, or None for images that are restored.
 
     Args:
-        transport_map: see above.
+        map: see above.
         autoencoder: see above; the one that the map was fitted with.
         restorer: see above.
     """
 
-    def __init__(self, transport_map: TransportMap, autoencoder: Autoencoder, restorer: Restorer | None = None) -> None:
-        self.map, self.autoencoder, self.restorer = transport_map, autoencoder, restorer
-        self._transport = LatentTransport(transport_map, device=autoencoder.device)
+    def __init__(self, map: FittedMap, autoencoder: Autoencoder, restorer: Restorer | None = None) -> None:
+        self.map, self.autoencoder, self.restorer = map, autoencoder, restorer
+        self._transport = LatentTransport(map.map, map.space.patch_size, device=autoencoder.device)
 
     @classmethod
     def from_map(
@@ -81,12 +81,12 @@ class Transporter:
             MapFileError: if the map can't be read, or wasn't fitted with this autoencoder and restorer.
             UserError: if one of these can't be loaded.
         """
-        transport_map = read_map(map)
-        autoencoder = autoencoder_of_map(transport_map, map, vae, device, precision)
+        fitted = read_map(map)
+        autoencoder = autoencoder_of(fitted.space, map, vae, device, precision)
         loaded = load_restorer(restorer, device, precision) if restorer else None
         if loaded is not None:
-            check_restorer(transport_map, f"map {map}", loaded)
-        return cls(transport_map, autoencoder, loaded)
+            check_restorer(fitted.origin, f"map {map}", loaded)
+        return cls(fitted, autoencoder, loaded)
 
     @classmethod
     def fit(

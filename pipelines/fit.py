@@ -9,15 +9,16 @@ import math
 import posixpath
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from ot_core import TransportMap, UserError, load_autoencoder, load_restorer, read_map, storage
+from ot_core import FittedMap, UserError, load_autoencoder, load_restorer, read_map, storage
 from ot_core.degradation import Degradation
-from ot_core.fitting import autoencoder_of_map, check_restorer, is_noisy, method_of
+from ot_core.fitted_map import UNKNOWN_ORIGIN, SourceOrigin
+from ot_core.fitting import autoencoder_of, check_restorer
 from ot_core.groups import GROUP, is_pattern, map_of_group
 from ot_core.layout import numbered
 from ot_core.map_file import read_statistics
 from ot_core.parts import SIDES
-from ot_core.transport_map import UNKNOWN_ORIGIN, SourceOrigin
 from pipelines import options, parsers
 from pipelines.apart import check_apart
 from pipelines.launch import check_inputs, launch
@@ -123,7 +124,7 @@ def check_output(args: argparse.Namespace) -> None:
         load_autoencoder(args.vae, precision=options.precision_of(args))
     args.patch_size = args.patch_size or 3
     if args.add_to:
-        method = method_of(read_map(args.add_to))
+        method = read_map(args.add_to).map.method
         if args.method not in (None, method):
             raise UserError(f"--method {args.method}: {args.add_to} was fitted with {method}; leave --method out")
         args.method = method
@@ -168,16 +169,15 @@ def _agree(args: argparse.Namespace, statistics: Sequence[tuple[str, str]]) -> N
             raise UserError(
                 f"--{side} {url}: holds statistics of {', '.join(sets.sides) or 'nothing'}, not of a {side}"
             )
-        args.patch_size = args.patch_size or sets.patch_size
-        if sets.patch_size != args.patch_size:
-            raise UserError(f"{url}: holds patches of size {sets.patch_size}, expected {args.patch_size}")
-        autoencoder_of_map(sets, url, args.vae, precision=options.precision_of(args))
-        args.margin = sets.margin if args.margin is None else args.margin
-        if sets.margin != args.margin:
-            raise UserError(f"{url}: has a margin of {sets.margin} pixels, expected {args.margin}; fit them alike")
+        args.patch_size = args.patch_size or sets.space.patch_size
+        args.margin = sets.space.margin if args.margin is None else args.margin
+        difference = sets.space.difference(replace(sets.space, patch_size=args.patch_size, margin=args.margin))
+        if difference:
+            raise UserError(f"{url}: has {difference}; fit them alike")
+        autoencoder_of(sets.space, url, args.vae, precision=options.precision_of(args))
         if side == "source" and args.restorer and not args.allow_other_restorer:
-            check_restorer(sets, url, load_restorer(args.restorer))
-        args.vae = args.vae or sets.vae or None
+            check_restorer(sets.origin, url, load_restorer(args.restorer))
+        args.vae = args.vae or sets.space.vae or None
 
 
 def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
@@ -255,7 +255,7 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
     distance = fitted.distance_squared()
     lines = [
         f"map {args.map}",
-        f"  source {fitted.source.count} and target {fitted.target.count} patches of dimension {fitted.dimension}",
+        f"  source {fitted.source.count} and target {fitted.target.count} patches of dimension {fitted.map.dimension}",
         f"  squared Wasserstein distance between them {distance:.4g}",
     ]
     added = ", ".join(sorted({url for _, url in statistics_of(args)}))
@@ -273,7 +273,7 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
     return "\n".join(lines)
 
 
-def _checked(fitted: TransportMap) -> Iterator[str]:
+def _checked(fitted: FittedMap) -> Iterator[str]:
     """What the map does to the pairs that were kept back."""
     if fitted.check is not None:
         yield f"  {fitted.check.sentence}"
@@ -299,14 +299,14 @@ def _maps_written(args: argparse.Namespace, counters: Counters) -> Iterator[str]
         )
 
 
-def _advice(fitted: TransportMap, distance: float, shared: int) -> list[str]:
+def _advice(fitted: FittedMap, distance: float, shared: int) -> list[str]:
     """What the user should know about how far to trust a map of unpaired images."""
     lines, floor = [], fitted.noise_floor
     if floor is not None:
         lines.append(
             f"  of which the choice of images explains about {floor:.4g} (noise floor, from random halves of each side)"
         )
-        if is_noisy(fitted):
+        if fitted.is_noisy:
             times = math.ceil(4 * floor / (distance - floor)) if distance > 1.1 * floor else 0
             more = f"about {times} times as many" if times else "many more"
             share = floor / distance if distance > floor else 1.0

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ot_core import TransportMap, UserError, read_map, storage, strict_json
+from ot_core import FittedMap, UserError, read_map, storage, strict_json
 from ot_core.check import MapCheck
 from ot_core.drift import DriftMeter
-from ot_core.fitting import method_of
 from ot_core.map_file import metadata_of
 from ot_core.parts import SIDES
 from ot_core.statistics import Array
@@ -32,27 +31,28 @@ _TOLD = ("patch_size", "latent_channels", "margin", "vae", "vae_sha256", "noise_
 def inspect(url: str) -> dict[str, Any]:
     """What there is to know of a map."""
     found, data = read_map(url), storage.read_bytes(url)
-    _, gains, directions = np.linalg.svd(found.matrix)
+    space = found.space
+    _, gains, directions = np.linalg.svd(found.map.matrix)
     return {
         "map": url,
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
-        "method": method_of(found),
-        "patch_size": found.patch_size,
-        "latent_channels": found.latent_channels,
-        "dimension": found.dimension,
-        "vae": found.vae,
-        "vae_sha256": found.vae_sha256,
-        "margin": found.margin,
+        "method": found.map.method,
+        "patch_size": space.patch_size,
+        "latent_channels": space.latent_channels,
+        "dimension": space.dimension,
+        "vae": space.vae,
+        "vae_sha256": space.vae_sha256,
+        "margin": space.margin,
         **{f"{side}_patches": found.side(side).count for side in SIDES},
         **{f"{side}_parts": len(found.parts_of(side)) for side in SIDES},
         "distance_squared": found.distance_squared(),
         "noise_floor": found.noise_floor,
-        "largest_gains": [_gain(*one, found) for one in zip(gains[:_SHOWN], directions, strict=False)],
+        "largest_gains": [_gain(*one, space.latent_channels) for one in zip(gains[:_SHOWN], directions, strict=False)],
         "smallest_gain": float(gains[-1]),
         "residual": found.residual,
         "check": _check(found.check),
-        "adds_noise": found.noise_covariance is not None,
+        "adds_noise": found.map.noise_covariance is not None,
         "provenance": {name: value for name, value in sorted(metadata_of(data).items()) if name not in _TOLD},
     }
 
@@ -64,9 +64,9 @@ def _check(check: MapCheck | None) -> dict[str, Any] | None:
     return {"sentence": check.sentence, "alpha": check.alpha, **dataclasses.asdict(check)}
 
 
-def _gain(gain: float, direction: Array, found: TransportMap) -> dict[str, Any]:
+def _gain(gain: float, direction: Array, channels: int) -> dict[str, Any]:
     """A direction that the map stretches, and the latent channel that has the largest share in it."""
-    shares = np.square(direction).reshape(found.latent_channels, -1).sum(1)
+    shares = np.square(direction).reshape(channels, -1).sum(1)
     return {
         "gain": float(gain),
         "channel": int(shares.argmax()),
@@ -82,13 +82,11 @@ def diff(a_url: str, b_url: str) -> dict[str, Any]:
         UserError: if their latents aren't the same kind of thing.
     """
     a, b = read_map(a_url), read_map(b_url)
-    for what in ("vae_sha256", "patch_size", "margin", "dimension"):
-        ours, theirs = getattr(a, what), getattr(b, what)
-        if ours != theirs:
-            raise UserError(
-                f"{b_url}: its {what} is {_short(theirs)}, but that of {a_url} is {_short(ours)}; expected maps of the "
-                "same autoencoder, patch size and margin"
-            )
+    difference = b.space.difference(a.space)
+    if difference:
+        raise UserError(
+            f"{b_url}: has {difference} as {a_url}; expected maps of the same autoencoder, patch size and margin"
+        )
     sides = {}
     for side in SIDES:
         drift = DriftMeter(a, side).drift_of(b.side(side))
@@ -98,18 +96,18 @@ def diff(a_url: str, b_url: str) -> dict[str, Any]:
     return {
         "a": a_url,
         "b": b_url,
-        "methods": [method_of(a), method_of(b)],
+        "methods": [a.map.method, b.map.method],
         "distances_squared": [a.distance_squared(), b.distance_squared()],
         "noise_floors": [a.noise_floor, b.noise_floor],
         **sides,
-        "matrix_change": float(np.linalg.norm(b.matrix - a.matrix) / np.linalg.norm(a.matrix)),
+        "matrix_change": float(np.linalg.norm(b.map.matrix - a.map.matrix) / np.linalg.norm(a.map.matrix)),
         "mean_shift": _mean_shift(a, b),
     }
 
 
-def _mean_shift(a: TransportMap, b: TransportMap) -> float:
+def _mean_shift(a: FittedMap, b: FittedMap) -> float:
     """How differently the two move A's mean source patch, as a share of how far A moves it."""
-    moved, other = a(a.source.mean[None]), b(a.source.mean[None])
+    moved, other = a.map(a.source.mean[None]), b.map(a.source.mean[None])
     return float(np.linalg.norm(other - moved) / max(float(np.linalg.norm(moved - a.source.mean)), 1e-300))
 
 

@@ -125,11 +125,11 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
     restorer = load_restorer(args.restorer) if args.restorer else None
     if args.keep_restored and (restorer is None or args.interpolation != "pixels"):
         raise UserError("--keep_restored: expected --restorer, and no --interpolation latents")
-    for group, transport_map, autoencoder in read_maps(args.maps, args.vae, precision=options.precision_of(args)):
+    for group, fitted, autoencoder in read_maps(args.maps, args.vae, precision=options.precision_of(args)):
         if restorer is not None and not args.allow_other_restorer:
-            check_restorer(transport_map, f"map {args.maps[group]}", restorer)
-        if args.kernel_size and args.kernel_size > transport_map.patch_size:
-            of_group = f"the patch size of {args.maps[group]} is {transport_map.patch_size}"
+            check_restorer(fitted.origin, f"map {args.maps[group]}", restorer)
+        if args.kernel_size and args.kernel_size > fitted.space.patch_size:
+            of_group = f"the patch size of {args.maps[group]} is {fitted.space.patch_size}"
             raise UserError(f"--kernel_size {args.kernel_size}: {of_group}")
         vae_sha256 = autoencoder.fingerprint
     digests = {group: hashlib.sha256(storage.read_bytes(url)).hexdigest() for group, url in args.maps.items()}

@@ -12,8 +12,9 @@ from apache_beam.typehints.decorators import no_annotations
 from ot_core import GaussianStatistics, MapFileError, read_map, storage, strict_json
 from ot_core.drift import LIMIT, Drift, DriftMeter, Verdict
 from ot_core.drift_history import DriftHistory
+from ot_core.fitted_map import LatentSets
 from ot_core.layout import DRIFT, statistics_of_group
-from ot_core.map_file import LatentSets, read_statistics, write_statistics
+from ot_core.map_file import read_statistics, write_statistics
 from ot_core.parts import SOURCE, TARGET, Part, PartStatistics, number_of, of_side
 from ot_core.patches import latent_statistics
 from transforms.elements import GatheredStatistics
@@ -119,13 +120,13 @@ class _MeasureDoFn(beam.DoFn):
         self, element: tuple[str, Iterable[tuple[Part, GaussianStatistics] | None]], *after: Any
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         group, given = element
-        transport_map = read_map(self._maps[group])
+        fitted = read_map(self._maps[group])
         gathered = dict(item for item in given if item is not None)
         told: dict[str, Any] = dict.fromkeys(_TOLD)
-        sets, url = LatentSets.of_map(transport_map), statistics_of_group(self._output, group)
+        sets, url = fitted.sets(), statistics_of_group(self._output, group)
         before = _read_before(url, sets) if self._resume else None
         if gathered:
-            meters = {side: DriftMeter(transport_map, side) for _, side in _TOLD.values()}
+            meters = {side: DriftMeter(fitted, side) for _, side in _TOLD.values()}
             history = DriftHistory.going_on(before, gathered, self._run)
             judged, by_itself = history.recent, Verdict.UNKNOWN
             recent = _drift(meters[SOURCE], judged, SOURCE)
@@ -138,7 +139,7 @@ class _MeasureDoFn(beam.DoFn):
                 told[name] = self._told(theirs, _drift(meters[theirs], judged, ours), _images_of(gathered, ours))
         elif before is None:
             write_statistics(dataclasses.replace(sets, statistics={}), url)
-        distance = transport_map.distance_squared()
+        distance = fitted.distance_squared()
         yield group, {"map": self._maps[group], "map_distance_squared": distance, **told}
 
     def _told(self, side: str, drift: Drift | None, images: int) -> dict[str, Any] | None:
@@ -149,15 +150,14 @@ class _MeasureDoFn(beam.DoFn):
 
 
 def _read_before(url: str, expected: LatentSets) -> LatentSets | None:
-    """What earlier runs left, unless it is of another autoencoder or patch size, or can't be read."""
+    """What earlier runs left, unless it is of another space, or can't be read."""
     if storage.details(url) is None:
         return None
     try:
         found = read_statistics(url)
     except MapFileError:
         return None
-    like = ("vae_sha256", "patch_size", "latent_channels", "margin")
-    return found if all(getattr(found, name) == getattr(expected, name) for name in like) else None
+    return None if found.space.difference(expected.space) else found
 
 
 def _images_of(statistics: PartStatistics, side: str) -> int:

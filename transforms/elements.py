@@ -10,7 +10,7 @@ import apache_beam as beam
 import numpy as np
 from numpy.typing import NDArray
 
-from ot_core import Cause, DecodedImage, GaussianStatistics, TransportMap
+from ot_core import Cause, DecodedImage, FittedMap, GaussianStatistics
 from ot_core.errors import as_image_error
 from ot_core.parts import WHOLE, Part
 from ot_core.shards import name_of
@@ -165,10 +165,10 @@ class ImageBatch(tuple[LoadedImage, ...]):
     """Images for one call of the model; as long as there are images, which Beam counts.
 
     Attributes:
-        transport_map: to transport them with, where it isn't known before the pipeline runs.
+        map: to transport them with, where it isn't known before the pipeline runs.
     """
 
-    transport_map: TransportMap | None = None
+    map: FittedMap | None = None
 
 
 class TransportedImage(NamedTuple):

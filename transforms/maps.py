@@ -11,8 +11,8 @@ from apache_beam.typehints.decorators import no_annotations
 from ot_core import (
     Autoencoder,
     Cause,
+    FittedMap,
     GaussianStatistics,
-    TransportMap,
     UserError,
     decoder_geometry,
     load_autoencoder,
@@ -21,11 +21,11 @@ from ot_core import (
 from ot_core.check import KeptBack
 from ot_core.choices import METHODS
 from ot_core.decoder import DecoderGeometry
-from ot_core.fitting import fit_map, is_noisy
+from ot_core.fitted_map import UNKNOWN_ORIGIN, SourceOrigin
+from ot_core.fitting import fit_map
 from ot_core.groups import map_of_group
 from ot_core.margin import with_margin
 from ot_core.parts import SIDES, TARGET, WHOLE, Part, PartStatistics, added, of_side
-from ot_core.transport_map import UNKNOWN_ORIGIN, SourceOrigin
 from transforms import metrics
 from transforms.elements import Failure, failure_of_group
 from transforms.pairs import KeptRefs, PairReader
@@ -34,7 +34,7 @@ from transforms.worker import ends_with_device
 
 
 class FitOutcome(NamedTuple):
-    """Result of `FitTransportMap`: a TransportMap, in groups (group, TransportMap) of each; or why there is none."""
+    """Result of `FitTransportMap`: a FittedMap, in groups (group, FittedMap) of each; or why there is none."""
 
     maps: beam.PCollection[Any]
     failures: beam.PCollection[Failure]
@@ -42,7 +42,7 @@ class FitOutcome(NamedTuple):
 
 @beam.typehints.with_input_types(tuple[Part, GaussianStatistics])
 class FitTransportMap(beam.PTransform):
-    """(Part, GaussianStatistics) for the sides "source" and "target" -> one TransportMap.
+    """(Part, GaussianStatistics) for the sides "source" and "target" -> one FittedMap.
 
     Either side may come in random parts (`ot_core.parts`): then the map also carries the noise floor of its distance,
     and the parts themselves. Of a side that has a whole as well, the floor isn't known.
@@ -55,7 +55,7 @@ class FitTransportMap(beam.PTransform):
         method: "matched" takes differences in the mean colour of patches for content (`ot_core.decoder`), which suits
             sides that show different things; "pixels" doesn't, which suits pairs. Both measure the map's cost in
             decoded pixels, "paper" in latents.
-        grouped: whether there are groups: then gives (group, TransportMap) for each.
+        grouped: whether there are groups: then gives (group, FittedMap) for each.
         origin: how the source's images were made, for the map to remember.
         margin: pixels that images were continued by before they were encoded; default measured (`ot_core.margin`).
         kept_back: what `KeepBackPairs` gives, to check each map on; default none.
@@ -163,10 +163,10 @@ class _FitDoFn(beam.DoFn):
         return self._of_common
 
 
-@beam.typehints.with_input_types(TransportMap | tuple[str, TransportMap])
+@beam.typehints.with_input_types(FittedMap | tuple[str, FittedMap])
 @beam.typehints.with_output_types(str)
 class WriteTransportMap(beam.PTransform):
-    """TransportMap, or (group, TransportMap) -> the URL that it was written to.
+    """FittedMap, or (group, FittedMap) -> the URL that it was written to.
 
     Args:
         url: a `.safetensors` file, at any fsspec URL; replaced whole or not at all. Of several maps, with {group} where
@@ -184,11 +184,11 @@ class WriteTransportMap(beam.PTransform):
         return maps | "WriteMap" >> beam.Map(_write, self._url).with_output_types(str)
 
 
-def _write(element: TransportMap | tuple[str, TransportMap], url: str) -> str:
-    group, transport_map = element if isinstance(element, tuple) else ("", element)
+def _write(element: FittedMap | tuple[str, FittedMap], url: str) -> str:
+    group, fitted = element if isinstance(element, tuple) else ("", element)
     url = map_of_group(url, group) if group else url
-    write_map(transport_map, url)
+    write_map(fitted, url)
     metrics.count(metrics.MAPS_WRITTEN)
-    if is_noisy(transport_map):
+    if fitted.is_noisy:
         metrics.count(metrics.MAPS_MOSTLY_NOISE)
     return url

@@ -17,10 +17,10 @@ from torch import Tensor
 from ot_core import (
     Autoencoder,
     DecodedImage,
+    FittedMap,
     GaussianStatistics,
     ImageError,
     LatentTransport,
-    TransportMap,
     UserError,
     ZeroShotTransport,
 )
@@ -29,7 +29,7 @@ from ot_core.choices import INTERPOLATIONS
 from ot_core.device import described
 from ot_core.engine import over_images, workers_of
 from ot_core.features import FeatureExtractor, LatentFeatures
-from ot_core.fitting import autoencoder_of_map, read_maps
+from ot_core.fitting import autoencoder_of, read_maps
 from ot_core.parts import Part
 from ot_core.transporting import transport_pixels
 from transforms import metrics
@@ -290,16 +290,16 @@ class LateTransportModel:
         make: the model of a map.
     """
 
-    def __init__(self, make: Callable[[TransportMap], TransportModel]) -> None:
+    def __init__(self, make: Callable[[FittedMap], TransportModel]) -> None:
         self._make = make
-        self._made: tuple[TransportMap, TransportModel] | None = None
+        self._made: tuple[FittedMap, TransportModel] | None = None
         self._lock = threading.Lock()
 
-    def of(self, transport_map: TransportMap) -> TransportModel:
+    def of(self, fitted: FittedMap) -> TransportModel:
         """The model of a map; made once for each bundle, to which Beam gives the map anew."""
         with self._lock:
-            if self._made is None or self._made[0] is not transport_map:
-                self._made = transport_map, self._make(transport_map)
+            if self._made is None or self._made[0] is not fitted:
+                self._made = fitted, self._make(fitted)
             return self._made[1]
 
 
@@ -368,32 +368,36 @@ class TransportModelHandler(ImageModelHandler):
         with metrics.timed("load_model"):
             return self._model(read_maps(self.maps, self._vae, self._device, self._precision, self._compiled))
 
-    def _model(self, maps: Iterable[tuple[str, TransportMap, Autoencoder]]) -> TransportModel:
-        transport = ZeroShotTransport if self._zero_shot else LatentTransport
+    def _model(self, maps: Iterable[tuple[str, FittedMap, Autoencoder]]) -> TransportModel:
         transports: dict[str, LatentTransport | ZeroShotTransport] = {}
         residuals: dict[str, float] = {}
-        for group, transport_map, autoencoder in maps:
-            transports[group] = transport(transport_map, device=autoencoder.device, **self._folding)
-            of_map = 0.0 if self._zero_shot else transport_map.residual
+        for group, fitted, autoencoder in maps:
+            options = {"device": autoencoder.device, **self._folding}
+            patch_size = fitted.space.patch_size
+            if self._zero_shot:
+                transports[group] = ZeroShotTransport(fitted.map, patch_size, fitted.target, **options)
+            else:
+                transports[group] = LatentTransport(fitted.map, patch_size, **options)
+            of_map = 0.0 if self._zero_shot else fitted.residual
             residuals[group] = of_map if self._residual is None else self._residual
         workers = workers_of(autoencoder.device.type)
-        return TransportModel(autoencoder, transports, workers, transport_map.patch_size, residuals)
+        return TransportModel(autoencoder, transports, workers, patch_size, residuals)
 
-    def _late_model(self, transport_map: TransportMap) -> TransportModel:
-        autoencoder = autoencoder_of_map(
-            transport_map, "of this pipeline", self._vae, self._device, self._precision, self._compiled
+    def _late_model(self, fitted: FittedMap) -> TransportModel:
+        autoencoder = autoencoder_of(
+            fitted.space, "of this pipeline", self._vae, self._device, self._precision, self._compiled
         )
-        return self._model([("", transport_map, autoencoder)])
+        return self._model([("", fitted, autoencoder)])
 
     def infer(
         self, batch: Sequence[LoadedImage], model: TransportModel | LateTransportModel
     ) -> list[TransportPrediction]:
         """See the class."""
         if isinstance(model, LateTransportModel):
-            transport_map = getattr(batch, "transport_map", None)
-            if transport_map is None:
+            fitted = getattr(batch, "map", None)
+            if fitted is None:
                 raise UserError("TransportModelHandler: expected the URL of a map")
-            model = model.of(transport_map)
+            model = model.of(fitted)
         start = time.perf_counter()
         images = self.loaded(batch)
         with metrics.timed("transport"):

@@ -7,7 +7,7 @@ import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core import GaussianStatistics, TransportMap
+from ot_core import FittedMap, GaussianStatistics
 from ot_core.parts import Part
 from transforms.batching import BatchByPixels
 from transforms.elements import (
@@ -108,8 +108,8 @@ class TransportLoaded(beam.PTransform):
         return LoadedOutcomeWithStatistics(transported.images, transported.failures, statistics)
 
 
-def _with_map(batch: ImageBatch, transport_map: TransportMap) -> ImageBatch:
-    batch.transport_map = transport_map
+def _with_map(batch: ImageBatch, fitted: FittedMap) -> ImageBatch:
+    batch.map = fitted
     return batch
 
 

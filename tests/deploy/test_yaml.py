@@ -70,8 +70,8 @@ def test_fit_writes_the_map_and_the_failures_of_its_command(archive, vae, tmp_pa
         for part in ("count", "mean", "scatter"):
             figures = [getattr(getattr(fitted, side), part) for fitted in (found, expected)]
             np.testing.assert_allclose(*figures, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(found.matrix, expected.matrix, rtol=1e-12, atol=1e-12)
-    assert (found.vae, found.vae_sha256) == (expected.vae, expected.vae_sha256)
+    np.testing.assert_allclose(found.map.matrix, expected.map.matrix, rtol=1e-12, atol=1e-12)
+    assert (found.space.vae, found.space.vae_sha256) == (expected.space.vae, expected.space.vae_sha256)
     (failure,) = _rows(tmp_path, "run.failures")
     assert failure["error_type"] == "not_an_image"
     assert [failure] == _rows(archive, "run.failures")
@@ -84,9 +84,9 @@ def test_pairs_are_fitted_as_the_command_fits_them(archive, vae, tmp_path):
     assert fit.main([*flags, "--map", maps["command"], "--vae", vae, "--paired", "--max_images", "3"]) == 0
     _run("fit", **sides, map=maps["yaml"], vae=vae, paired=True, max_images=3)
     found, expected = read_map(maps["yaml"]), read_map(maps["command"])
-    assert found.invariant is expected.invariant is None
+    assert found.map.invariant is expected.map.invariant is None
     assert found.source.count == expected.source.count
-    np.testing.assert_allclose(found.matrix, expected.matrix, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.map.matrix, expected.map.matrix, rtol=1e-12, atol=1e-12)
 
 
 def test_groups_have_maps_of_their_own_here_too(archive, vae, tmp_path):
@@ -115,7 +115,7 @@ def test_images_are_added_to_a_map_as_the_command_adds_them(archive, tmp_path):
         _ = listed["images"] | add
     found, expected = read_map(str(tmp_path / "yaml.safetensors")), read_map(command)
     assert found.source.count == expected.source.count > read_map(old).source.count
-    np.testing.assert_allclose(found.matrix, expected.matrix, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.map.matrix, expected.map.matrix, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("variables", [{}, {"output_format": "webdataset", "output_shards": 3, "format": "jpeg"}])
@@ -147,8 +147,8 @@ def test_degrading_restoring_and_keeping_what_was_restored_go_as_in_the_commands
     assert fit.main(["--target", target, "--map", maps["command"], *flags]) == 0
     _run("fit", target=target, map=maps["yaml"], degrade=degrade, restorer=restorer, vae="pixels")
     found, expected = read_map(maps["yaml"]), read_map(maps["command"])
-    np.testing.assert_allclose(found.matrix, expected.matrix, rtol=1e-12, atol=1e-12)
-    assert (found.origin, found.invariant) == (expected.origin, expected.invariant)
+    np.testing.assert_allclose(found.map.matrix, expected.map.matrix, rtol=1e-12, atol=1e-12)
+    assert (found.origin, found.map.invariant) == (expected.origin, expected.map.invariant)
     given = ["--input", str(archive / "more"), "--map", maps["command"], "--restorer", restorer, "--keep_restored"]
     assert transport.main([*given, "--output", str(tmp_path / "command")]) == 0
     variables = {"map": maps["command"], "restorer": restorer, "keep_restored": True}

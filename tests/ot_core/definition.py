@@ -7,9 +7,11 @@ import numpy as np
 from ot_core import TransportMap
 
 
-def by_definition(transport_map: TransportMap, latent: np.ndarray, kernel_size: int, sigma: float) -> np.ndarray:
+def by_definition(
+    transport_map: TransportMap, patch_size: int, latent: np.ndarray, kernel_size: int, sigma: float
+) -> np.ndarray:
     """Patches by loops, y = T (x - ms) + mt, and the weighted average of what covers each position."""
-    p, k = transport_map.patch_size, kernel_size
+    p, k = patch_size, kernel_size
     channels, height, width = latent.shape
     padded = np.pad(latent, ((0, 0), (p // 2,) * 2, (p // 2,) * 2), mode="edge")
     total, weights = np.zeros(latent.shape), np.zeros((height, width))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
-from ot_core import GaussianStatistics, TransportMap, latent_statistics
+from ot_core import FittedMap, GaussianStatistics, LatentSpace, latent_statistics
 from ot_core.drift import LIMIT, Drift, DriftMeter, Verdict
 from ot_core.parts import Part
+from tests.fitted_maps import fit
 
 #: How sharp the images of the source, of the target, and of another restorer are.
 SOURCE, TARGET, OTHER = 0.3, 1.0, 0.7
@@ -36,11 +39,10 @@ def _set(n: int, seed: int, sharpness: float) -> GaussianStatistics:
     return GaussianStatistics.total(_images(n, seed, sharpness))
 
 
-def _map(images: int = 24, seed: int = 0, **known: object) -> TransportMap:
+def _map(images: int = 24, seed: int = 0, **known: Any) -> FittedMap:
     sides = {"source": _images(images, seed, SOURCE), "target": _images(images, seed + 1, TARGET)}
     parts = {Part(side, i): GaussianStatistics.total(of[i::4]) for side, of in sides.items() for i in range(4)}
-    totals = {side: GaussianStatistics.total(of) for side, of in sides.items()}
-    return TransportMap.fit(**totals, **{"parts": parts, **known}, patch_size=3)
+    return FittedMap.fit(parts, LatentSpace(3, 2), **known)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,8 @@ def test_a_few_images_are_too_few_to_judge_whatever_they_are(meter, n, sharpness
 def test_what_is_distributed_like_the_source_has_drifted_by_nothing_but_chance(meter):
     sets = [_set(20, seed, SOURCE) for seed in range(10, 20)]
     assert np.mean([meter.drift_of(one).relative for one in sets]) < 0.05
-    plain = DriftMeter(_map(parts={}), "source")
+    fitted = _map()
+    plain = DriftMeter(fit(fitted.source, fitted.target, 3), "source")
     assert np.mean([plain.drift_of(one).relative for one in sets]) > 1.5 * np.mean(
         [meter.drift_of(one).relative for one in sets]
     )  # the noise floor is what makes the difference
@@ -126,7 +129,7 @@ def test_fewer_than_two_patches_tell_nothing(meter):
 
 def test_without_knowing_the_images_nothing_is_judged(meter):
     known, old = _set(60, 50, TARGET), _map()
-    old = TransportMap.fit(_without_images(old.source), _without_images(old.target), patch_size=3, parts=old.parts)
+    old = replace(old, statistics={part: _without_images(found) for part, found in old.statistics.items()})
     for drift in (meter.drift_of(_without_images(known)), DriftMeter(old, "source").drift_of(known)):
         assert drift.p_value is drift.by_chance is None
         assert drift.standard_noise_floor < drift.standard_distance_squared / 10  # counted in patches
@@ -139,7 +142,7 @@ def test_against_a_map_whose_sides_do_not_differ_any_drift_is_infinite():
     of = _images(24, 0, SOURCE)
     parts = {Part(side, i): GaussianStatistics.total(of[i::4]) for side in ("source", "target") for i in range(4)}
     total = GaussianStatistics.total(of)
-    unmoved = DriftMeter(TransportMap.fit(total, GaussianStatistics.total(of[::-1]), parts=parts), "source")
+    unmoved = DriftMeter(FittedMap.fit(parts, LatentSpace(3, 2)), "source")
     assert unmoved.drift_of(_set(30, 5, TARGET)).relative == math.inf
     assert unmoved.drift_of(_set(30, 5, TARGET)).verdict() == Verdict.UNLIKE
     assert unmoved.drift_of(total).relative == 0

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ot_core import GaussianStatistics
+from ot_core import GaussianStatistics, LatentSpace
 from ot_core.drift import Verdict
 from ot_core.drift_history import DriftHistory
-from ot_core.map_file import LatentSets
+from ot_core.fitted_map import LatentSets
 from ot_core.parts import Part
 
 SOURCE_0 = Part("source", 0)
-LIKE = LatentSets({}, 1, 2, "some/vae", "ab")
+LIKE = LatentSets({}, LatentSpace(1, 2, "some/vae", "ab"))
 U, L, X = Verdict.UNKNOWN, Verdict.LIKE, Verdict.UNLIKE
 
 
@@ -69,7 +69,7 @@ def test_parts_that_only_one_of_the_runs_has_are_kept():
 
 
 def test_of_a_file_that_tells_no_verdict_nothing_is_added():
-    before = LatentSets(_night(0), 1, 2)
+    before = LatentSets(_night(0), LIKE.space)
     history = DriftHistory.going_on(before, _night(1), "run 1")
     assert _counts(history.with_earlier()) == 3
 

@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,27 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load, save
 
-from ot_core import GaussianStatistics, MapFileError, TransportMap, map_file, read_map, write_map
+from ot_core import (
+    FittedMap,
+    GaussianStatistics,
+    LatentSpace,
+    MapFileError,
+    TransportMap,
+    map_file,
+    read_map,
+    write_map,
+)
+from tests.fitted_maps import fit
 
 ARRAYS = ["matrix", "source_mean", "target_mean"]
 
 
-def make_map(rank: int = 18) -> TransportMap:
+def make_map(rank: int = 18) -> FittedMap:
     """Of 2 channels and 3 x 3 patches; a rank below 18 gives it a noise covariance."""
     rng = np.random.default_rng(0)
     source = GaussianStatistics.of(rng.standard_normal((60, rank)) @ rng.standard_normal((rank, 18)) + math.pi)
     target = GaussianStatistics.of(rng.standard_normal((50, 18)) - math.e)
-    return TransportMap.fit(source, target, patch_size=3, vae="some/vae", vae_sha256="ab" * 32)
+    return fit(source, target, 3, "some/vae", "ab" * 32)
 
 
 REGULAR, SINGULAR = make_map(), make_map(rank=10)
@@ -50,23 +61,22 @@ def read_metadata(data: bytes) -> dict[str, str]:
 
 class TestRoundTrip:
     @pytest.mark.parametrize("written", [REGULAR, SINGULAR], ids=["regular", "singular"])
-    def test_is_exact_on_every_store(self, written: TransportMap, store: str):
+    def test_is_exact_on_every_store(self, written: FittedMap, store: str):
         url = f"{store}/maps/run 7.safetensors"
         write_map(written, url)
         read = read_map(url)
         for name in ARRAYS:
-            np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
-        if written.noise_covariance is None:
-            assert read.noise_covariance is None
+            np.testing.assert_array_equal(getattr(read.map, name), getattr(written.map, name))
+        if written.map.noise_covariance is None:
+            assert read.map.noise_covariance is None
         else:
-            np.testing.assert_array_equal(read.noise_covariance, written.noise_covariance)
+            np.testing.assert_array_equal(read.map.noise_covariance, written.map.noise_covariance)
         for side in ("source", "target"):
             ours, theirs = getattr(read, side), getattr(written, side)
             assert ours.count == theirs.count
             np.testing.assert_array_equal(ours.mean, theirs.mean)
             np.testing.assert_array_equal(ours.scatter, theirs.scatter)
-        assert (read.patch_size, read.latent_channels) == (3, 2)
-        assert (read.vae, read.vae_sha256) == ("some/vae", "ab" * 32)
+        assert read.space == LatentSpace(3, 2, "some/vae", "ab" * 32)
 
     def test_same_map_gives_the_same_bytes(self):
         assert map_file.to_bytes(make_map()) == map_file.to_bytes(make_map())
@@ -74,15 +84,15 @@ class TestRoundTrip:
     def test_a_read_map_can_be_refitted_and_merged(self, tmp_path: Path):
         write_map(REGULAR, str(tmp_path / "map.safetensors"))
         read = read_map(str(tmp_path / "map.safetensors"))
-        refitted = TransportMap.fit(read.source, read.target, patch_size=read.patch_size)
-        np.testing.assert_array_equal(refitted.matrix, REGULAR.matrix)
+        refitted = TransportMap.fit(read.source, read.target)
+        np.testing.assert_array_equal(refitted.matrix, REGULAR.map.matrix)
         assert (read.source + read.target).count == 110
 
     def test_writing_replaces_an_older_map(self, tmp_path: Path):
         url = str(tmp_path / "map.safetensors")
         write_map(SINGULAR, url)
         write_map(REGULAR, url)
-        assert read_map(url).noise_covariance is None
+        assert read_map(url).map.noise_covariance is None
 
 
 class TestFormat:
@@ -264,7 +274,7 @@ class TestRefusals:
             read = map_file.from_bytes(bytes(data))
         except MapFileError:
             return
-        assert read.matrix.shape == (18, 18)
+        assert read.map.matrix.shape == (18, 18)
         assert np.isfinite(read.source.covariance()).all()
 
     @given(st.integers(0, 1200), st.integers(0, 255))
@@ -275,23 +285,23 @@ class TestRefusals:
             read = map_file.from_bytes(bytes(data))
         except MapFileError:
             return
-        assert read.dimension == 18
+        assert read.map.dimension == 18
 
 
 class TestMetricAndNoiseFloor:
     """What maps carry beyond the paper's."""
 
-    def whole(self) -> TransportMap:
+    def whole(self) -> FittedMap:
         metric = np.diag(np.arange(1.0, 19.0))
-        known = {"metric": metric, "invariant": np.eye(18)[:2], "noise_floor": 1 / 3}
-        return TransportMap.fit(REGULAR.source, REGULAR.target, patch_size=3, **known)
+        made = fit(REGULAR.source, REGULAR.target, 3, metric=metric, invariant=np.eye(18)[:2])
+        return replace(made, noise_floor=1 / 3)
 
     def test_come_back_exactly(self, tmp_path: Path):
         write_map(self.whole(), str(tmp_path / "m.safetensors"))
         read = read_map(str(tmp_path / "m.safetensors"))
-        np.testing.assert_array_equal(read.metric, self.whole().metric)
-        np.testing.assert_array_equal(read.invariant, self.whole().invariant)
-        np.testing.assert_array_equal(read.matrix, self.whole().matrix)
+        np.testing.assert_array_equal(read.map.metric, self.whole().map.metric)
+        np.testing.assert_array_equal(read.map.invariant, self.whole().map.invariant)
+        np.testing.assert_array_equal(read.map.matrix, self.whole().map.matrix)
         assert read.noise_floor == 1 / 3
 
     @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ot_core import GaussianStatistics, TransportMap, read_map, write_map
+from ot_core import GaussianStatistics, read_map, write_map
+from tests.fitted_maps import fit
 
 
 def relative(actual, expected) -> float:
@@ -146,7 +147,7 @@ class TestDigits:
     def test_nor_through_a_map_file(self, centred, covariance, tmp_path: Path):
         url = str(tmp_path / "map.safetensors")
         halves = [reduce(operator.add, map(GaussianStatistics.of, np.array_split(centred + self.shift, 100)))] * 2
-        write_map(TransportMap.fit(*halves, patch_size=1), url)
+        write_map(fit(*halves, 1), url)
         read = read_map(url)
         assert relative(read.source.covariance(), covariance) < 1e-11
         assert relative((read.source + read.target).scatter, 2 * covariance * (len(centred) - 1)) < 1e-11

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from ot_core import GaussianStatistics, MapFileError, TransportMap, map_file, read_map, write_map
-from ot_core.map_file import LatentSets, read_statistics, write_statistics
-from ot_core.parts import Part
+from ot_core import FittedMap, GaussianStatistics, LatentSpace, MapFileError, Part, map_file, read_map, write_map
+from ot_core.fitted_map import LatentSets
+from ot_core.map_file import read_statistics, write_statistics
+from tests.fitted_maps import fit
 
 
 def _parts(side: str, n: int = 4, seed: int = 0) -> dict[Part, GaussianStatistics]:
@@ -18,10 +19,11 @@ def _parts(side: str, n: int = 4, seed: int = 0) -> dict[Part, GaussianStatistic
     return {Part(side, i): GaussianStatistics.of(rng.standard_normal((30 + i, 18)) + math.pi) for i in range(n)}
 
 
-def _map(**changes: object) -> TransportMap:
-    source, target = _parts("source"), _parts("target", seed=1)
-    totals = [GaussianStatistics.total(list(parts.values())) for parts in (source, target)]
-    return TransportMap.fit(*totals, patch_size=3, vae="some/vae", parts={**source, **target, **changes})
+SPACE = LatentSpace(3, 2, "some/vae", "ab" * 32)
+
+
+def _map() -> FittedMap:
+    return FittedMap.fit({**_parts("source"), **_parts("target", seed=1)}, SPACE)
 
 
 def _assert_same(ours: GaussianStatistics, theirs: GaussianStatistics) -> None:
@@ -40,9 +42,9 @@ def _with_images(statistics: GaussianStatistics, count: int = 5) -> GaussianStat
 
 def test_statistics_come_back_exactly_on_every_store(store: str):
     groups = {**_parts("inputs"), Part("single", 0): GaussianStatistics.single(np.arange(18.0))}
-    write_statistics(LatentSets(groups, 3, 2, "some/vae", "ab" * 32), f"{store}/drift.safetensors")
+    write_statistics(LatentSets(groups, SPACE), f"{store}/drift.safetensors")
     read = read_statistics(f"{store}/drift.safetensors")
-    assert (read.patch_size, read.latent_channels, read.vae, read.vae_sha256) == (3, 2, "some/vae", "ab" * 32)
+    assert read.space == SPACE
     assert read.sides == ["inputs", "single"]
     assert read.statistics.keys() == groups.keys()
     for name, statistics in groups.items():
@@ -54,7 +56,7 @@ def test_statistics_come_back_exactly_on_every_store(store: str):
 def test_statistics_over_images_come_back_and_are_unknown_of_files_without(tmp_path: Path):
     groups = {name: _with_images(part, 3 + i) for i, (name, part) in enumerate(_parts("source").items())}
     url = str(tmp_path / "drift.safetensors")
-    write_statistics(LatentSets(groups, 3, 2, run="r1", verdict="like"), url)
+    write_statistics(LatentSets(groups, SPACE, run="r1", verdict="like"), url)
     read = read_statistics(url)
     assert (read.run, read.verdict) == ("r1", "like")
     for name, statistics in groups.items():
@@ -67,13 +69,14 @@ def test_statistics_over_images_come_back_and_are_unknown_of_files_without(tmp_p
 
 def test_the_images_of_a_map_come_back(tmp_path: Path):
     made = _map()
-    known = replace(made, source=_with_images(made.source), parts={k: _with_images(v) for k, v in made.parts.items()})
+    without = Part("target")
+    known = replace(made, statistics={k: v if k == without else _with_images(v) for k, v in made.statistics.items()})
     write_map(known, str(tmp_path / "map.safetensors"))
     read = read_map(str(tmp_path / "map.safetensors"))
     _assert_same(read.source, known.source)
     assert read.target.images is None
-    assert read.parts.keys() == known.parts.keys()
-    _assert_same(read.parts[Part("target", 2)], known.parts[Part("target", 2)])
+    assert read.statistics.keys() == known.statistics.keys()
+    _assert_same(read.statistics[Part("target", 2)], known.statistics[Part("target", 2)])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +92,7 @@ def test_the_images_of_a_map_come_back(tmp_path: Path):
 def test_images_that_make_no_sense_are_refused_by_name(name, tensor, message, tmp_path: Path):
     url = tmp_path / "drift.safetensors"
     groups = {part: _with_images(statistics) for part, statistics in _parts("source").items()}
-    write_statistics(LatentSets(groups, 3, 2), str(url))
+    write_statistics(LatentSets(groups, SPACE), str(url))
     metadata = {"format_version": "1", "patch_size": "3", "latent_channels": "2"}
     url.write_bytes(save({**load(url.read_bytes()), name: tensor}, metadata))
     with pytest.raises(MapFileError, match=message):
@@ -97,7 +100,7 @@ def test_images_that_make_no_sense_are_refused_by_name(name, tensor, message, tm
 
 
 def test_no_statistics_are_statistics_too(tmp_path: Path):
-    write_statistics(LatentSets({}, 3, 2), str(tmp_path / "none.safetensors"))
+    write_statistics(LatentSets({}, SPACE), str(tmp_path / "none.safetensors"))
     assert read_statistics(str(tmp_path / "none.safetensors")).sides == []
 
 
@@ -105,17 +108,17 @@ def test_the_parts_of_a_map_come_back_and_are_its_statistics(tmp_path: Path):
     url, made = str(tmp_path / "map.safetensors"), _map()
     write_map(made, url)
     read = read_map(url)
-    assert read.parts.keys() == made.parts.keys()
-    for name, part in made.parts.items():
-        _assert_same(read.parts[name], part)
-    assert [part.count for part in read.parts_of("source")] == [30, 31, 32, 33]
-    assert read_statistics(url).statistics.keys() == made.parts.keys()
+    assert read.statistics.keys() == made.statistics.keys()
+    for part, statistics in made.statistics.items():
+        _assert_same(read.statistics[part], statistics)
+    assert [found.count for found in read.parts_of("source").values()] == [30, 31, 32, 33]
+    assert read_statistics(url).statistics.keys() == {**_parts("source"), **_parts("target")}.keys()
 
 
 def test_of_a_map_without_parts_the_sides_are_its_statistics(tmp_path: Path):
     url = str(tmp_path / "map.safetensors")
     made = _map()
-    write_map(TransportMap.fit(made.source, made.target, patch_size=3), url)
+    write_map(fit(made.source, made.target, 3), url)
     sets = read_statistics(url)
     assert sets.sides == ["source", "target"]
     _assert_same(sets.of_side("source")[Part("source")], made.source)
@@ -123,7 +126,7 @@ def test_of_a_map_without_parts_the_sides_are_its_statistics(tmp_path: Path):
 
 def test_statistics_are_no_map(tmp_path: Path):
     url = str(tmp_path / "drift.safetensors")
-    write_statistics(LatentSets(_parts("inputs"), 3, 2), url)
+    write_statistics(LatentSets(_parts("inputs"), SPACE), url)
     with pytest.raises(MapFileError, match=r"tensor map.matrix is missing|tensor source.count is missing"):
         read_map(url)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ot_core import GaussianStatistics, TransportMap, gelbrich_distance_squared
+from ot_core import FittedMap, GaussianStatistics, LatentSpace, Part, TransportMap, gelbrich_distance_squared
 from ot_core.transport_map import matched
 
 COUNT = 1001
@@ -35,7 +35,7 @@ def random_gaussian(seed: int | list[int], dimension: int, rank: int | None = No
 
 
 def fit(source: GaussianStatistics, target: GaussianStatistics) -> TransportMap:
-    return TransportMap.fit(source, target, patch_size=1)
+    return TransportMap.fit(source, target)
 
 
 def relative(actual, expected) -> float:
@@ -113,7 +113,7 @@ class TestMap:
         transport_map = fit(source, target)
         step = transport_map.matrix - np.eye(source.dimension)
         cost = np.sum((source.mean - target.mean) ** 2) + np.trace(step @ source.covariance() @ step.T)
-        assert transport_map.distance_squared() == nearly(cost, source, target)
+        assert transport_map.distance_squared(source, target) == nearly(cost, source, target)
 
     @given(seeds, dimensions)
     def test_between_commuting_covariances_scales_each_axis(self, seed, dimension):
@@ -162,7 +162,7 @@ class TestSingularSource:
         step = transport_map.matrix - np.eye(dimension)
         cost = np.sum((source.mean - target.mean) ** 2) + np.trace(step @ source.covariance() @ step.T)
         cost += np.trace(transport_map.noise_covariance)
-        assert transport_map.distance_squared() == nearly(cost, source, target, digits=7)
+        assert transport_map.distance_squared(source, target) == nearly(cost, source, target, digits=7)
 
     def test_fewer_vectors_than_dimensions_make_one(self):
         rng = np.random.default_rng(0)
@@ -212,20 +212,20 @@ class TestRefusals:
         with pytest.raises(ValueError, match="source has dimension 9, target 18"):
             TransportMap.fit(random_gaussian(0, 9), random_gaussian(0, 18))
 
-    @pytest.mark.parametrize(("patch_size", "dimension"), [(2, 16), (0, 9), (-1, 9), (3, 10)])
-    def test_patch_size_that_doesnt_suit_the_dimension(self, patch_size, dimension):
-        with pytest.raises(ValueError, match=f"patch_size {patch_size} doesn't suit dimension {dimension}"):
-            TransportMap.fit(random_gaussian(0, dimension), random_gaussian(1, dimension), patch_size=patch_size)
+    def test_a_space_that_doesnt_suit_the_statistics(self):
+        sides = {Part("source"): random_gaussian(0, 10), Part("target"): random_gaussian(1, 10)}
+        with pytest.raises(ValueError, match="source has dimension 10, expected 9"):
+            FittedMap.fit(sides, LatentSpace(3, 1))
+
+    @pytest.mark.parametrize("patch_size", [-1, 0, 2])
+    def test_a_patch_size_that_isnt_odd(self, patch_size):
+        with pytest.raises(ValueError, match=f"patch_size {patch_size}: expected a positive odd number"):
+            LatentSpace(patch_size, 4)
 
     def test_a_side_of_one_vector(self):
         one = GaussianStatistics.of(np.ones((1, 4)))
         with pytest.raises(ValueError, match="at least 2 vectors"):
-            TransportMap.fit(one, random_gaussian(0, 4), patch_size=1)
-
-
-def test_patch_size_and_dimension_give_the_latent_channels():
-    transport_map = TransportMap.fit(random_gaussian(0, 36), random_gaussian(1, 36), patch_size=3)
-    assert (transport_map.dimension, transport_map.latent_channels) == (36, 4)
+            TransportMap.fit(one, random_gaussian(0, 4))
 
 
 class TestMetric:
@@ -320,7 +320,7 @@ class TestInvariant:
         goal = matched(source, target, np.eye(6)[:2])
         np.testing.assert_array_equal(fitted.target_mean, goal.mean)
         assert relative(fitted.matrix @ source.covariance() @ fitted.matrix.T, goal.covariance()) < 1e-9
-        assert fitted.distance_squared() == gelbrich_distance_squared(source, goal)
+        assert fitted.distance_squared(source, target) == gelbrich_distance_squared(source, goal)
 
     def test_content_is_not_learnt(self):
         """Two sides of the same kind that show differently bright things: nothing to do."""

@@ -109,9 +109,8 @@ def test_of_a_few_images_the_job_says_that_it_cannot_judge(archive, given, tmp_p
 
 def test_of_a_map_that_does_not_tell_its_images_the_job_says_that_it_cannot_judge(archive, tmp_path, capsys):
     known = read_map(f"{archive}/map.safetensors")
-    old = {"parts": {name: dataclasses.replace(part, images=None) for name, part in known.parts.items()}}
-    old |= {side: dataclasses.replace(getattr(known, side), images=None) for side in ("source", "target")}
-    write_map(dataclasses.replace(known, **old), f"{tmp_path}/old.safetensors")
+    old = {part: dataclasses.replace(found, images=None) for part, found in known.statistics.items()}
+    write_map(dataclasses.replace(known, statistics=old), f"{tmp_path}/old.safetensors")
     flags = ["--input", str(archive / "noisy"), "--output", str(tmp_path / "out"), "--max_drift", "0.15"]
     assert transport.main([*flags, "--map", f"{tmp_path}/old.safetensors"]) == 0
     told = _drift(tmp_path / "out")["inputs"]
@@ -133,12 +132,12 @@ def test_the_statistics_are_those_of_all_patches_of_the_latents_however_they_are
         assert statistics.images.count == alone.statistics[part].images.count
         np.testing.assert_allclose(statistics.mean, alone.statistics[part].mean, atol=1e-4)
         np.testing.assert_allclose(statistics.scatter, alone.statistics[part].scatter, rtol=1e-3, atol=1e-2)
-    autoencoder, transport_map = load_autoencoder("pixels"), read_map(f"{archive}/map.safetensors")
-    transported = LatentTransport(transport_map)
+    autoencoder, fitted = load_autoencoder("pixels"), read_map(f"{archive}/map.safetensors")
+    transported = LatentTransport(fitted.map, fitted.space.patch_size)
     pixels = [np.asarray(Image.open(path)) for path in sorted((archive / "q10").iterdir())[:6]]
     latents = torch.cat([autoencoder.encode(to_tensor([one], autoencoder)) for one in pixels])
     for name, expected in (("source", latents), ("results", transported(latents))):
-        by_hand = GaussianStatistics.total([latent_statistics(latent, transport_map.patch_size) for latent in expected])
+        by_hand = GaussianStatistics.total([latent_statistics(latent, fitted.space.patch_size) for latent in expected])
         found = GaussianStatistics.total(list(usual.named(name).values()))
         assert found.count == by_hand.count
         assert found.images.count == 6

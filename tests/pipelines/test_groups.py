@@ -68,10 +68,10 @@ def _assert_equal(found: str, expected: str) -> None:
         for part in ("mean", "scatter"):
             _assert_near(getattr(mine, part), getattr(theirs, part))
     for part in ("matrix", "source_mean", "target_mean"):
-        _assert_near(getattr(one, part), getattr(other, part))
-    assert (one.noise_covariance is None) == (other.noise_covariance is None)
-    assert one.parts.keys() == other.parts.keys()
-    assert (one.vae, one.vae_sha256, one.patch_size) == (other.vae, other.vae_sha256, other.patch_size)
+        _assert_near(getattr(one.map, part), getattr(other.map, part))
+    assert (one.map.noise_covariance is None) == (other.map.noise_covariance is None)
+    assert one.statistics.keys() == other.statistics.keys()
+    assert one.space == other.space
 
 
 def _assert_near(found: np.ndarray, expected: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 """Statistics that were gathered before are as good as the images that they were gathered from."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ from PIL import Image
 
 from ot_core import read_map
 from ot_core.autoencoder import DEFAULT_VAE
-from ot_core.map_file import LatentSets, read_statistics, write_map, write_statistics
+from ot_core.fitted_map import LatentSets
+from ot_core.map_file import read_statistics, write_map, write_statistics
+from ot_core.parts import SIDES, Part
 from pipelines import demo, fit
 
 #: Relative to the largest value.
@@ -77,10 +80,10 @@ def test_four_increments_give_the_map_of_all_at_once(photographs, method):
         assert ours.count == theirs.count
         _assert_close(ours.mean, theirs.mean, f"{side}.mean")
         _assert_close(ours.scatter, theirs.scatter, f"{side}.scatter")
-        assert [part.count for part in grown.parts_of(side)] == [part.count for part in whole.parts_of(side)]
+        ours, theirs = (fitted.parts_of(side).values() for fitted in (grown, whole))
+        assert [part.count for part in ours] == [part.count for part in theirs]
     for name in ("matrix", "source_mean", "target_mean", "metric", "invariant"):
-        if getattr(whole, name) is not None:
-            _assert_close(getattr(grown, name), getattr(whole, name), name)
+        _assert_close(getattr(grown.map, name), getattr(whole.map, name), name)
     assert whole.noise_floor is not None
     assert grown.noise_floor == pytest.approx(whole.noise_floor, rel=1e-9)
 
@@ -99,7 +102,7 @@ def test_autoencoder_patch_size_and_method_are_taken_from_the_map(archive, vae):
     small, more = str(archive / "small.safetensors"), str(archive / "more.safetensors")
     assert fit.main(["--source", str(archive / "restored1"), "--add_to", small, "--map", more]) == 0
     read = read_map(more)
-    assert (read.patch_size, read.metric, read.vae) == (1, None, vae)
+    assert (read.space.patch_size, read.map.metric, read.space.vae) == (1, None, vae)
 
 
 def test_pairs_are_added_to_pairs(archive, vae, first):
@@ -109,17 +112,18 @@ def test_pairs_are_added_to_pairs(archive, vae, first):
     assert _fit(archive, "more-pairs", vae, sides, "--paired", "--add_to", pairs) == 0
     read = read_map(str(archive / "more-pairs.safetensors"))
     assert read.source.count == read.target.count == 2 * read_map(pairs).source.count
-    assert read.invariant is None
+    assert read.map.invariant is None
 
 
 def test_of_a_map_without_random_parts_no_noise_floor_is_told(archive, vae, first):
     old = read_map(first)
-    write_map(type(old)(**{**old.__dict__, "parts": {}}), str(archive / "old.safetensors"))
+    wholes = {Part(side): old.side(side) for side in SIDES}
+    write_map(replace(old, statistics=wholes), str(archive / "old.safetensors"))
     assert _fit(archive, "newer", vae, _both(1), "--add_to", str(archive / "old.safetensors")) == 0
     newer = read_map(str(archive / "newer.safetensors"))
     assert newer.source.count == 2 * old.source.count
     assert newer.noise_floor is None
-    assert newer.parts == {}
+    assert not newer.parts_of("source")
 
 
 def test_a_side_may_be_the_statistics_of_another_map(archive, vae, first):
@@ -133,12 +137,12 @@ def test_a_side_may_be_the_statistics_of_another_map(archive, vae, first):
 def test_a_map_without_any_image_can_be_fitted_anew_by_another_method(archive, vae, first):
     sides = {"target": ["first.safetensors"], "source": ["first.safetensors"]}
     assert _fit(archive, "anew", vae, sides, "--method", "paper") == 0
-    assert read_map(str(archive / "anew.safetensors")).metric is None
+    assert read_map(str(archive / "anew.safetensors")).map.metric is None
 
 
 MISTAKES = {
     "another autoencoder": (["--vae", "pixels", "--source", "R"], "was fitted with the autoencoder"),
-    "another patch size": (["--patch_size", "5", "--source", "R"], "holds patches of size 3, expected 5"),
+    "another patch size": (["--patch_size", "5", "--source", "R"], "has patches of size 3, not 5"),
     "another method": (["--method", "paper", "--source", "R"], "was fitted with matched; leave --method out"),
     "nothing to add": ([], "what to add"),
     "twice": (["--source", "M"], "given twice, so its statistics would count twice"),
@@ -152,7 +156,7 @@ MISTAKES = {
 def test_what_does_not_agree_is_one_line(archive, vae, first, mistake, capsys, tmp_path):
     known = read_statistics(first)
     drift = str(tmp_path / "drift.safetensors")
-    write_statistics(LatentSets(known.of_side("source"), 3, known.latent_channels, known.vae, known.vae_sha256), drift)
+    write_statistics(LatentSets(known.of_side("source"), known.space), drift)
     names = {"R": str(archive / "restored1"), "M": first, "D": drift}
     flags, message = MISTAKES[mistake]
     usual = ["--add_to", first, "--map", str(tmp_path / "new.safetensors")]
@@ -170,7 +174,7 @@ def test_without_a_map_to_add_to_both_sides_are_needed(archive, vae, capsys):
 def test_statistics_never_make_us_import_code(archive, first, capsys, tmp_path):
     known = read_map(first)
     evil = str(tmp_path / "evil.safetensors")
-    write_map(type(known)(**{**known.__dict__, "vae": "os:getcwd"}), evil)
+    write_map(replace(known, space=replace(known.space, vae="os:getcwd")), evil)
     inputs = ["--source", str(archive / "restored1"), "--add_to", evil, "--map", str(tmp_path / "new.safetensors")]
     assert fit.main(inputs) == 2
     assert "which is code" in capsys.readouterr().err

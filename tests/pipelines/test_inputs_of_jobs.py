@@ -188,7 +188,7 @@ class TestTheFirstThatCanBeRead:
             (tmp_path / name).mkdir()
             maps.append(read_map(fitted(tmp_path / name, tmp_path / "natural", source)))
         assert maps[0].source.count == maps[1].source.count
-        assert (maps[0].matrix == maps[1].matrix).all()
+        assert (maps[0].map.matrix == maps[1].map.matrix).all()
         failed = {row["source_uri"].rpartition("/")[2] for row in rows(tmp_path / "1", "map.failures")}
         assert failed == {"a.jpg", "a.webp"}
 

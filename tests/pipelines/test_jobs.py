@@ -59,8 +59,8 @@ def _rows(output: str, name: str) -> list[dict]:
 
 def test_fit_writes_a_map_with_the_statistics_and_says_what_it_found(archive, map_url, vae, capsys):
     fitted = read_map(map_url)
-    assert fitted.vae == vae
-    assert len(fitted.vae_sha256) == 64
+    assert fitted.space.vae == vae
+    assert len(fitted.space.vae_sha256) == 64
     assert fitted.target.count > fitted.source.count > 0
     arguments = ["--target", str(archive / "natural"), "--source", str(archive / "restored"), "--vae", vae]
     assert fit.main([*arguments, "--map", str(archive / "again.safetensors"), "--max_images", "2"]) == 0
@@ -104,21 +104,23 @@ def test_the_papers_method_has_a_symmetric_matrix_and_no_metric(archive, map_url
     sides = ["--target", str(archive / "natural"), "--source", str(archive / "restored"), "--map", url, "--vae", vae]
     assert fit.main([*sides, "--method", "paper"]) == 0
     paper, ours = read_map(url), read_map(map_url)
-    assert paper.metric is paper.invariant is None
-    np.testing.assert_array_equal(paper.target_mean, paper.target.mean)
-    np.testing.assert_allclose(paper.matrix, paper.matrix.T, atol=1e-9)
-    assert ours.metric is not None
-    assert ours.invariant.shape == (3, ours.dimension)
-    np.testing.assert_allclose(ours.invariant @ ours.target_mean, ours.invariant @ ours.source.mean, atol=1e-6)
+    assert paper.map.metric is paper.map.invariant is None
+    np.testing.assert_array_equal(paper.map.target_mean, paper.target.mean)
+    np.testing.assert_allclose(paper.map.matrix, paper.map.matrix.T, atol=1e-9)
+    assert ours.map.metric is not None
+    assert ours.map.invariant.shape == (3, ours.map.dimension)
+    np.testing.assert_allclose(
+        ours.map.invariant @ ours.map.target_mean, ours.map.invariant @ ours.source.mean, atol=1e-6
+    )
     np.testing.assert_array_equal(ours.source.scatter, paper.source.scatter)
-    assert np.abs(ours.matrix - ours.matrix.T).max() > 1e-3
+    assert np.abs(ours.map.matrix - ours.map.matrix.T).max() > 1e-3
 
 
 def test_pixels_need_no_autoencoder(archive, tmp_path):
     url, output = str(tmp_path / "map.safetensors"), str(tmp_path / "out")
     sides = ["--target", str(archive / "natural"), "--source", str(archive / "restored"), "--map", url]
     assert fit.main([*sides, "--vae", "pixels"]) == 0
-    assert read_map(url).latent_channels == 3
+    assert read_map(url).space.latent_channels == 3
     assert _transport(str(archive / "input"), "--map", url, "--output", output, "--alpha", "0", "1") == 0
     rows = {(row["key"], row["alpha"]): row["sha256"] for row in _rows(output, "manifest")}
     assert len(rows) == 8

@@ -65,7 +65,7 @@ def test_the_map_is_that_of_all_pairs(folders, paired):
         _fit(folders, "unchecked", "--source", str(folders / "faint"), "--paired", "--check_pairs", "0")
     )
     assert unchecked.check is None
-    np.testing.assert_array_equal(unchecked.matrix, read_map(paired).matrix)
+    np.testing.assert_array_equal(unchecked.map.matrix, read_map(paired).map.matrix)
 
 
 def test_each_group_is_checked_on_its_own_pairs(folders):

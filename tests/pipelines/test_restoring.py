@@ -85,7 +85,7 @@ def test_a_map_fitted_by_degrading_equals_one_of_files_degraded_and_restored_bef
     sides = ["--target", str(archive / "natural"), "--source", str(tmp_path / "source"), "--paired"]
     assert fit.main([*sides, "--vae", "pixels", "--map", url]) == 0
     found, expected = read_map(map_url), read_map(url)
-    np.testing.assert_allclose(found.matrix, expected.matrix, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.map.matrix, expected.map.matrix, rtol=0, atol=1e-12)
     np.testing.assert_allclose(found.source.scatter, expected.source.scatter, rtol=1e-12)
     assert (found.origin.degradation, found.origin.restorer) == (SPEC, RESTORER)
     assert (expected.origin.degradation, expected.origin.restorer) == ("", "")

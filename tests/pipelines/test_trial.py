@@ -108,7 +108,7 @@ def test_a_second_run_does_the_same(photos, tmp_path, capsys):
     assert "PSNR" in told
     assert "flatters" not in told
     a, b = (read_map(str(tmp_path / name / "map.safetensors")) for name in ("a", "b"))
-    np.testing.assert_allclose(a.matrix, b.matrix, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(a.map.matrix, b.map.matrix, rtol=0, atol=1e-12)
     assert (a.origin.restorer, a.origin.degradation) == (RESTORER, "noise:20-40")
     first, second = (_keys(tmp_path / name / "work") for name in ("a", "b"))
     assert first.keys() == second.keys()

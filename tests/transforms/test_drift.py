@@ -14,7 +14,7 @@ import torch
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.test_pipeline import TestPipeline
 
-from ot_core import DecodedImage, GaussianStatistics, LatentTransport, TransportMap, write_map
+from ot_core import DecodedImage, FittedMap, GaussianStatistics, LatentSpace, LatentTransport, TransportMap, write_map
 from ot_core.autoencoder import Autoencoder
 from ot_core.layout import OutputLayout
 from ot_core.map_file import read_statistics
@@ -107,9 +107,7 @@ class _Mean(torch.nn.Module):
 def model() -> TransportModel:
     rng = np.random.default_rng(0)
     source, target = (GaussianStatistics.of(rng.standard_normal((50, 27))) for _ in range(2))
-    return TransportModel(
-        Autoencoder(_Mean(), "mean"), {"": LatentTransport(TransportMap.fit(source, target, patch_size=3))}
-    )
+    return TransportModel(Autoencoder(_Mean(), "mean"), {"": LatentTransport(TransportMap.fit(source, target), 3)})
 
 
 def _batch(n: int) -> ImageBatch:
@@ -157,8 +155,7 @@ def _write_drift(folder: Path, keys: range, **options: object) -> dict:
     """Statistics of some images, written for a map that they may be the source of; gives what is told of the inputs."""
     sides = {side: gather(_of_images(_latents(12, 20) * scale)).parts for side, scale in (("source", 1), ("target", 2))}
     parts = {part._replace(side=side): s for side, found in sides.items() for part, s in found if part.side == "source"}
-    totals = [GaussianStatistics.total([s for part, s in parts.items() if part.side == side]) for side in sides]
-    write_map(TransportMap.fit(*totals, patch_size=3, parts=parts), str(folder / "m.safetensors"))
+    write_map(FittedMap.fit(parts, LatentSpace(3, 4)), str(folder / "m.safetensors"))
     with TestPipeline(runner="FnApiRunner") as pipeline:
         parts = gather(_of_images(_latents(40, 20)[keys.start : keys.stop])).parts
         _ = pipeline | beam.Create(parts) | WriteDrift(str(folder / "m.safetensors"), str(folder), **options)

@@ -13,9 +13,10 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.testing.util import assert_that
 from numpy.typing import NDArray
 
-from ot_core import Cause, DecodedImage, Restorer, TransportMap, latent_statistics, load_autoencoder, write_map
+from ot_core import Cause, DecodedImage, Restorer, latent_statistics, load_autoencoder, write_map
 from ot_core.device import DeviceLostError
 from ot_core.features import LatentFeatures
+from tests.fitted_maps import fit
 from transforms import (
     Failure,
     FeatureStatisticsModelHandler,
@@ -45,7 +46,7 @@ def map_url(photo, tmp_path_factory) -> str:
     autoencoder = load_autoencoder("pixels")
     sides = [latent_statistics(autoencoder.encode(_tensor(photo(48, 48, seed=seed)))[0], 3) for seed in (1, 2)]
     url = str(tmp_path_factory.mktemp("maps") / "map.safetensors")
-    write_map(TransportMap.fit(*sides, patch_size=3, vae="pixels", vae_sha256=autoencoder.fingerprint), url)
+    write_map(fit(*sides, 3, "pixels", autoencoder.fingerprint), url)
     return url
 
 

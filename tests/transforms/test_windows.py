@@ -16,9 +16,10 @@ from apache_beam.transforms import trigger, window
 from PIL import Image
 
 import transforms
-from ot_core import GaussianStatistics, Part, TransportMap, UserError, load_autoencoder, write_map
+from ot_core import GaussianStatistics, Part, UserError, load_autoencoder, write_map
 from ot_core.features import PixelFeatures
 from ot_core.layout import OutputLayout
+from tests.fitted_maps import fit
 from transforms import ImageQuality, ImageRecord, ImageRef, LoadedImage
 
 REF, LOADED = ImageRef("k", "u"), LoadedImage(ImageRef("k", "u"), None, 0.0)
@@ -115,7 +116,7 @@ def test_images_that_were_windowed_are_transported_after_coming_back(tmp_path: P
         refs.append(ImageRef(str(index), str(path)))
     statistics = GaussianStatistics.of(np.random.default_rng(0).random((50, 3)))
     pixels = load_autoencoder("pixels")
-    fitted = TransportMap.fit(statistics, statistics, patch_size=1, vae="pixels", vae_sha256=pixels.fingerprint)
+    fitted = fit(statistics, statistics, 1, "pixels", pixels.fingerprint)
     url, output = str(tmp_path / "m.safetensors"), str(tmp_path / "out")
     write_map(fitted, url)
     with TestPipeline(runner="FnApiRunner") as pipeline:
