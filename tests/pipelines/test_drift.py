@@ -138,7 +138,7 @@ def test_the_statistics_are_those_of_all_patches_of_the_latents_however_they_are
     latents = torch.cat([autoencoder.encode(to_tensor([one], autoencoder)) for one in pixels])
     for name, expected in (("source", latents), ("results", transported(latents))):
         by_hand = GaussianStatistics.total([latent_statistics(latent, fitted.space.patch_size) for latent in expected])
-        found = GaussianStatistics.total(list(usual.named(name).values()))
+        found = GaussianStatistics.total(list(usual.of_side(name).values()))
         assert found.count == by_hand.count
         assert found.images.count == 6
         np.testing.assert_allclose(found.mean, by_hand.mean, atol=1e-4)

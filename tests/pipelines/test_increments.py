@@ -83,7 +83,8 @@ def test_four_increments_give_the_map_of_all_at_once(photographs, method):
         ours, theirs = (fitted.parts_of(side).values() for fitted in (grown, whole))
         assert [part.count for part in ours] == [part.count for part in theirs]
     for name in ("matrix", "source_mean", "target_mean", "metric", "invariant"):
-        _assert_close(getattr(grown.map, name), getattr(whole.map, name), name)
+        if getattr(whole.map, name) is not None:
+            _assert_close(getattr(grown.map, name), getattr(whole.map, name), name)
     assert whole.noise_floor is not None
     assert grown.noise_floor == pytest.approx(whole.noise_floor, rel=1e-9)
 
