@@ -143,8 +143,7 @@ class FitTransportMap(_YamlTransform):
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
-        fit.check_output(args)
-        urls, failures = fit.fit_map(given, args)
+        urls, failures = fit.fit_map(given, fit.resolve_output(args))
         return urls | "Files" >> beam.Map(File), failures
 
 
@@ -161,8 +160,7 @@ class TransportImages(_YamlTransform):
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
-        transport.check_output(args)
-        return transport.transport_images(given, args)
+        return transport.transport_images(given, transport.begin(transport.resolve_output(args)))
 
 
 class EvaluateImages(_YamlTransform):
@@ -178,8 +176,7 @@ class EvaluateImages(_YamlTransform):
 
     def wire(self, given: Any, args: argparse.Namespace) -> Wired:
         """See the class."""
-        evaluate.check(args)
-        quality, failures = evaluate.evaluate_images(given.pipeline, args)
+        quality, failures = evaluate.evaluate_images(given.pipeline, evaluate.resolve(args))
         return quality, (failures,)
 
 

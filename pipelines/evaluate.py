@@ -8,6 +8,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ot_core import UserError, load_autoencoder, load_restorer, storage, strict_json
@@ -17,7 +18,7 @@ from ot_core.quality import QualityTotals, load_lpips
 from pipelines import options, parsers
 from pipelines.apart import check_apart
 from pipelines.candidates import Candidate, autoencoders_of, baseline_of, parse_candidates
-from pipelines.launch import check_inputs, launch
+from pipelines.launch import Job, check_inputs, launch
 from pipelines.report import picture, render, shown_candidates
 from pipelines.summary import Counters
 from pipelines.verdict import MEASURES, Result, judge
@@ -43,8 +44,24 @@ parser = parsers.evaluate
 _SHOWN = 3
 
 
-def check(args: argparse.Namespace) -> None:
-    """What is wrong before any work starts."""
+@dataclass(frozen=True)
+class Plan:
+    """A job, as its flags and its candidates say.
+
+    Attributes:
+        args: the flags.
+        candidates: what is compared.
+        flatters: whether the latent distance is taken in the space in which a candidate was transported; None where
+            that isn't known.
+    """
+
+    args: argparse.Namespace
+    candidates: Sequence[Candidate]
+    flatters: bool | None
+
+
+def resolve(args: argparse.Namespace) -> Plan:
+    """The plan, of which anything that is wrong is told before any work starts."""
     if ("inception" in args.features) != bool(args.inception_weights):
         raise UserError("--features inception and --inception_weights URL: expected both or neither")
     examples = [storage.join(args.report, numbered(name, 0, 1)) for name in (QUALITY, FAILURES)]
@@ -55,21 +72,21 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--report {args.report}: is an output of dot-transport, whose failures it would replace")
     for name, row_type in ((QUALITY, ImageQuality), (FAILURES, Failure)):
         _check_replaced(args.report, name, row_type)
-    args.candidates = parse_candidates(args.candidate)
+    candidates = parse_candidates(args.candidate)
     if args.restorer:
-        if all(candidate.alpha is not None for candidate in args.candidates):
+        if all(candidate.alpha is not None for candidate in candidates):
             raise UserError("--restorer: expected a candidate that transport didn't make, whose images it restores")
         load_restorer(args.restorer)
-    check_inputs(("--reference", args.reference), *((f"--candidate {c.name}:", [c.url]) for c in args.candidates))
+    check_inputs(("--reference", args.reference), *((f"--candidate {c.name}:", [c.url]) for c in candidates))
     storage.check_writable(args.report)
     for extractor in _extractors(args).values():
         extractor.load()
-    made_by = autoencoders_of(args.candidates)
-    args.flatters = None
+    made_by, flatters = autoencoders_of(candidates), None
     if made_by and "latent" in args.features:
-        args.flatters = load_autoencoder(args.vae, precision=options.precision_of(args)).fingerprint in made_by
+        flatters = load_autoencoder(args.vae, precision=options.precision_of(args)).fingerprint in made_by
     if args.lpips_weights:
         load_lpips(args.lpips_weights)
+    return Plan(args, candidates, flatters)
 
 
 def _check_replaced(report_url: str, name: str, row_type: Any) -> None:
@@ -83,22 +100,23 @@ def _check_replaced(report_url: str, name: str, row_type: Any) -> None:
             ) from None
 
 
-def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
+def build(pipeline: beam.Pipeline, plan: Plan) -> None:
     """The whole dataflow."""
-    _, failures = evaluate_images(pipeline, args)
-    _ = failures | "WriteFailures" >> WriteFailures(args.report)
+    _, failures = evaluate_images(pipeline, plan)
+    _ = failures | "WriteFailures" >> WriteFailures(plan.args.report)
 
 
 def evaluate_images(
-    pipeline: beam.Pipeline, args: argparse.Namespace
+    pipeline: beam.Pipeline, plan: Plan
 ) -> tuple[beam.PCollection[ImageQuality], beam.PCollection[Failure]]:
     """Writes all of the report but the failures; gives these, and the rows of the images compared."""
-    groups = {REFERENCE: args.reference, **{candidate.name: candidate.url for candidate in args.candidates}}
+    args = plan.args
+    groups = {REFERENCE: args.reference, **{candidate.name: candidate.url for candidate in plan.candidates}}
     refs, unlisted = pipeline | "ListImages" >> ListImages(groups, max_pixels=args.max_pixels, max_bytes=args.max_bytes)
-    baseline = baseline_of(args.candidates)
+    baseline = baseline_of(plan.candidates)
     images, quality, changes, uncompared = refs | "CompareImages" >> CompareImages(
         baseline=baseline.name if baseline else None,
-        enhanced=[c.name for c in args.candidates if c.alpha is not None and c != baseline],
+        enhanced=[c.name for c in plan.candidates if c.alpha is not None and c != baseline],
         lpips_weights=args.lpips_weights,
         max_pixels=args.max_pixels,
         max_bytes=args.max_bytes,
@@ -119,12 +137,12 @@ def evaluate_images(
         >> beam.Map(
             _write_report,
             report_url=args.report,
-            candidates=args.candidates,
+            candidates=plan.candidates,
             features=args.features,
             max_pixels=args.max_pixels,
             max_bytes=args.max_bytes,
             restorer=args.restorer,
-            flatters=args.flatters,
+            flatters=plan.flatters,
             totals=beam.pvalue.AsDict(totals),
             distances=beam.pvalue.AsDict(distances),
             most=beam.pvalue.AsSingleton(changes | "MostChanged" >> beam.combiners.Top.Largest(_SHOWN)),
@@ -135,8 +153,9 @@ def evaluate_images(
     return quality, failures
 
 
-def report(args: argparse.Namespace, counters: Counters) -> str:
+def report(plan: Plan, counters: Counters) -> str:
     """The verdict and the figures, read back from the report."""
+    args = plan.args
     written = json.loads(storage.read_bytes(storage.join(args.report, "totals.json")))
     lines = [f"report {storage.join(args.report, 'report.html')}", *(f"  {s}" for s in written["verdict"])]
     for row in written["candidates"]:
@@ -207,9 +226,12 @@ def _result(
     )
 
 
+job = Job(resolve, build, report)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job; returns its exit code."""
-    return launch(parser(), argv, check, build, report)
+    return launch(job, parser(), argv)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import math
 import posixpath
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ot_core import FittedMap, UserError, load_autoencoder, load_restorer, read_map, storage
 from ot_core.degradation import Degradation
@@ -21,7 +21,7 @@ from ot_core.map_file import read_statistics
 from ot_core.parts import SIDES
 from pipelines import options, parsers
 from pipelines.apart import check_apart
-from pipelines.launch import check_inputs, launch
+from pipelines.launch import Job, check_inputs, launch
 from pipelines.summary import Counters
 from transforms import (
     Failure,
@@ -43,8 +43,29 @@ parser = parsers.fit
 _EXTENSION = ".safetensors"
 
 
-def check(args: argparse.Namespace) -> None:
-    """What is wrong before any work starts."""
+@dataclass(frozen=True)
+class Plan:
+    """A job, as its flags and the statistics that they name say.
+
+    Attributes:
+        args: the flags.
+        vae: the autoencoder; None for the default one.
+        patch_size: p.
+        margin: of earlier statistics; None where it is to be measured.
+        method: one of `ot_core.choices.METHODS`.
+        restorer: what restores the source, also where --degrade alone calls for one.
+    """
+
+    args: argparse.Namespace
+    vae: str | None
+    patch_size: int
+    margin: int | None
+    method: str
+    restorer: str | None
+
+
+def resolve(args: argparse.Namespace) -> Plan:
+    """The plan, of which anything that is wrong is told before any work starts."""
     options.check_group_by(args)
     images, statistics = images_of(args), statistics_of(args)
     _check_degradation(args)
@@ -62,7 +83,7 @@ def check(args: argparse.Namespace) -> None:
     check_apart(inputs, f"--map {args.map}", [], [storage.join(folder, numbered(name, 0, 1))])
     for side, specs in images.items():
         check_inputs((f"--{side}", specs), group_by=args.group_by if side in _grouped(args) else None)
-    check_output(args)
+    return resolve_output(args)
 
 
 def _check_degradation(args: argparse.Namespace) -> None:
@@ -91,10 +112,11 @@ def restorer_for(degrade: str, restorer: str | None) -> str | None:
     return restorer
 
 
-def origin_of(args: argparse.Namespace) -> SourceOrigin:
+def origin_of(plan: Plan) -> SourceOrigin:
     """How the images of the source are made in this job; where it reads none, how earlier ones were."""
-    if args.restorer:
-        restorer = load_restorer(args.restorer)
+    args = plan.args
+    if plan.restorer:
+        restorer = load_restorer(plan.restorer)
         return SourceOrigin(restorer.name, restorer.fingerprint, args.degrade or "")
     as_rows = not hasattr(args, "source")  # in Beam YAML
     if args.degrade or as_rows or images_of(args).get("source"):
@@ -103,32 +125,28 @@ def origin_of(args: argparse.Namespace) -> SourceOrigin:
     return next(earlier, UNKNOWN_ORIGIN)
 
 
-def check_output(args: argparse.Namespace) -> None:
-    """What is wrong of all but the images. What earlier statistics decide is set in the flags that were left open."""
+def resolve_output(args: argparse.Namespace) -> Plan:
+    """The plan of a job whose images are rows. Earlier statistics decide what the flags leave open."""
     if not args.map.endswith(_EXTENSION):
         raise UserError(f"--map {args.map}: expected a name ending in {_EXTENSION}")
     if args.common_target and not is_pattern(args.map):
         raise UserError(f"--common_target: expected groups, with {GROUP} in --map")
-    if args.degrade:
-        args.restorer = restorer_for(args.degrade, args.restorer)
+    restorer = restorer_for(args.degrade, args.restorer) if args.degrade else args.restorer
     storage.check_writable(storage.parent(args.map.partition(GROUP)[0] + "x"))
     _check_replaced(args.map)
-    args.margin = None  # of earlier statistics, else measured
     statistics = statistics_of(args)
     for side, url in statistics:
         if side in _grouped(args):
             raise UserError(f"--map {args.map}: expected no {GROUP}, since {url} holds {side} statistics of no group")
-    if statistics:
-        _agree(args, statistics)
-    else:
+    if not statistics:
         load_autoencoder(args.vae, precision=options.precision_of(args))
-    args.patch_size = args.patch_size or 3
+    vae, patch_size, margin = _agreed(args, statistics, restorer)
+    method = args.method or ("pixels" if getattr(args, "paired", False) or args.degrade else "matched")
     if args.add_to:
         method = read_map(args.add_to).map.method
         if args.method not in (None, method):
             raise UserError(f"--method {args.method}: {args.add_to} was fitted with {method}; leave --method out")
-        args.method = method
-    args.method = args.method or ("pixels" if getattr(args, "paired", False) or args.degrade else "matched")
+    return Plan(args, vae, patch_size or 3, margin, method, restorer)
 
 
 def _check_replaced(map_url: str) -> None:
@@ -159,8 +177,15 @@ def statistics_of(args: argparse.Namespace) -> list[tuple[str, str]]:
     return given + [(side, args.add_to) for side in SIDES if args.add_to]
 
 
-def _agree(args: argparse.Namespace, statistics: Sequence[tuple[str, str]]) -> None:
-    """All files of statistics and the flags must have the same patch size and autoencoder."""
+def _agreed(
+    args: argparse.Namespace, statistics: Sequence[tuple[str, str]], restorer: str | None
+) -> tuple[str | None, int | None, int | None]:
+    """Autoencoder, patch size and margin that all files of statistics and the flags agree on.
+
+    Raises:
+        UserError: if they don't.
+    """
+    vae, patch_size, margin = args.vae, args.patch_size, None
     for side, url in statistics:
         if statistics.count((side, url)) > 1:
             raise UserError(f"--{side} {url}: given twice, so its statistics would count twice")
@@ -169,19 +194,21 @@ def _agree(args: argparse.Namespace, statistics: Sequence[tuple[str, str]]) -> N
             raise UserError(
                 f"--{side} {url}: holds statistics of {', '.join(sets.sides) or 'nothing'}, not of a {side}"
             )
-        args.patch_size = args.patch_size or sets.space.patch_size
-        args.margin = sets.space.margin if args.margin is None else args.margin
-        difference = sets.space.difference(replace(sets.space, patch_size=args.patch_size, margin=args.margin))
+        patch_size = patch_size or sets.space.patch_size
+        margin = sets.space.margin if margin is None else margin
+        difference = sets.space.difference(replace(sets.space, patch_size=patch_size, margin=margin))
         if difference:
             raise UserError(f"{url}: has {difference}; fit them alike")
-        autoencoder_of(sets.space, url, args.vae, precision=options.precision_of(args))
-        if side == "source" and args.restorer and not args.allow_other_restorer:
-            check_restorer(sets.origin, url, load_restorer(args.restorer))
-        args.vae = args.vae or sets.space.vae or None
+        autoencoder_of(sets.space, url, vae, precision=options.precision_of(args))
+        if side == "source" and restorer and not args.allow_other_restorer:
+            check_restorer(sets.origin, url, load_restorer(restorer))
+        vae = vae or sets.space.vae or None
+    return vae, patch_size, margin
 
 
-def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
+def build(pipeline: beam.Pipeline, plan: Plan) -> None:
     """The whole dataflow."""
+    args = plan.args
     images, unlisted = pipeline | "ListImages" >> ListImages(
         images_of(args),
         args.max_images,
@@ -190,26 +217,27 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         max_pixels=args.max_pixels,
         max_bytes=args.max_bytes,
     )
-    _, failures = fit_map(images, args)
+    _, failures = fit_map(images, plan)
     folder, name = failures_beside(args.map)
     all_failures = (unlisted, *failures) | "FlattenFailures" >> beam.Flatten()
     _ = all_failures | "WriteFailures" >> WriteFailures(folder, name=name)
 
 
 def fit_map(
-    images: beam.PCollection[ImageRef], args: argparse.Namespace
+    images: beam.PCollection[ImageRef], plan: Plan
 ) -> tuple[beam.PCollection[str], Sequence[beam.PCollection[Failure]]]:
     """From images of the sides, and earlier statistics, to the URL of each map that was written, and failures."""
+    args = plan.args
     encode = LatentStatistics.PerKey(
-        args.vae,
-        args.patch_size,
+        plan.vae,
+        plan.patch_size,
         args.max_pixels,
         args.max_batch_pixels,
         precision=options.precision_of(args),
         degradation=args.degrade,
-        restorer=args.restorer,
+        restorer=plan.restorer,
         max_bytes=args.max_bytes,
-        margin=args.margin,
+        margin=plan.margin,
     )
     grouped = _grouped(args)
     choose = beam.ParDo(ChoosePartDoFn(grouped)).with_output_types(ImageRef)
@@ -221,14 +249,14 @@ def fit_map(
         merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
         statistics = (statistics, read) | "FlattenStatistics" >> beam.Flatten() | "AddStatistics" >> merge
     fit = FitTransportMap(
-        args.vae,
-        args.patch_size,
-        args.method,
+        plan.vae,
+        plan.patch_size,
+        plan.method,
         grouped=bool(grouped),
-        origin=origin_of(args),
-        margin=args.margin,
+        origin=origin_of(plan),
+        margin=plan.margin,
         kept_back=kept_back_for(chosen, args),
-        read_pair=PairReader(args.degrade, args.restorer, args.max_pixels, args.max_bytes),
+        read_pair=PairReader(args.degrade, plan.restorer, args.max_pixels, args.max_bytes),
         residual=args.residual,
     )
     maps, unfitted = statistics | "FitTransportMap" >> fit
@@ -244,8 +272,9 @@ def kept_back_for(
     return images | "KeepBackPairs" >> KeepBackPairs(["target"] if args.degrade else SIDES, args.check_pairs)
 
 
-def report(args: argparse.Namespace, counters: Counters) -> str:
+def report(plan: Plan, counters: Counters) -> str:
     """What was fitted, read back from the map."""
+    args = plan.args
     if not counters.get(metrics.MAPS_WRITTEN):
         where = storage.join(*failures_beside(args.map))
         raise UserError(f"no map was written: no image of one side or both could be used; see {where}-*.parquet")
@@ -263,7 +292,7 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
         lines.append(f"  with the statistics of {added}")
     if args.degrade:
         lines.append(
-            f"  source: target degraded by {args.degrade}" + (f", restored by {args.restorer}" if args.restorer else "")
+            f"  source: target degraded by {args.degrade}" + (f", restored by {plan.restorer}" if plan.restorer else "")
         )
     elif args.paired:
         lines.append(f"  {counters.get(metrics.IMAGES_UNPAIRED, 0)} images without a partner left out")
@@ -325,9 +354,12 @@ def failures_beside(map_url: str) -> tuple[str, str]:
     return storage.parent(map_url), posixpath.basename(map_url).removesuffix(".safetensors") + ".failures"
 
 
+job = Job(resolve, build, report)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job; returns its exit code."""
-    return launch(parser(), argv, check, build, report)
+    return launch(job, parser(), argv)
 
 
 if __name__ == "__main__":

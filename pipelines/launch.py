@@ -11,7 +11,8 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from ot_core import Cause, UserError, listing, storage
 from ot_core.errors import TooManyBytesError
@@ -32,6 +33,8 @@ from transforms.quiet_beam import (
     beam,
 )
 
+#: A job as its flags, and what they name, say: frozen, and of the job's own class.
+AnyPlan = TypeVar("AnyPlan")
 #: Images of an input of which one at least must be named by it and have a group.
 _SEEN = 1000
 _LARGEST_SUMMARY = 2**20
@@ -40,23 +43,42 @@ _WORK = {"dot-fit": "encoding", "dot-transport": "transporting", "dot-evaluate":
 _EXPECTED = "expected a folder, glob, image or list of images"
 
 
-def launch(
-    parser: ArgumentParser,
-    argv: Sequence[str] | None,
-    check: Callable[[argparse.Namespace], None],
-    build: Callable[[beam.Pipeline, argparse.Namespace], None],
-    report: Callable[[argparse.Namespace, Counters], str],
-    objection: Callable[[argparse.Namespace], str | None] = lambda args: None,
-) -> int:
+@dataclass(frozen=True)
+class Job(Generic[AnyPlan]):
+    """What a job is made of, between its flags and what it tells.
+
+    Attributes:
+        resolve: makes the plan of the flags, and changes nothing; raises UserError for what can be known to be wrong.
+        build: wires the pipeline.
+        report: the summary's first lines, from the counters; raises UserError where the job came to nothing.
+        begin: does what must be done on this machine before the pipeline is built, and gives the plan with what came
+            of it.
+        objection: what is wrong with the results of a job that did all its work, in one line.
+    """
+
+    resolve: Callable[[argparse.Namespace], AnyPlan]
+    build: Callable[[beam.Pipeline, AnyPlan], None]
+    report: Callable[[AnyPlan, Counters], str]
+    begin: Callable[[AnyPlan], AnyPlan] = lambda plan: plan
+    objection: Callable[[AnyPlan], str | None] = lambda plan: None
+
+
+@dataclass(frozen=True)
+class Ran(Generic[AnyPlan]):
+    """A job that came to its end: its plan, what it measured, and the seconds that it took."""
+
+    plan: AnyPlan
+    found: Measured
+    seconds: float
+
+
+def launch(job: Job[AnyPlan], parser: ArgumentParser, argv: Sequence[str] | None) -> int:
     """Runs a job from its command line and gives its exit code.
 
     Args:
-        parser: the job's flags.
+        job: see the class.
+        parser: its flags.
         argv: the command line without the program's name; default this process's.
-        check: raises UserError for what can be known to be wrong before any work starts.
-        build: wires the pipeline.
-        report: the summary's first lines, from the counters; raises UserError where the job came to nothing.
-        objection: what is wrong with the results of a job that did all its work, in one line.
     """
 
     def work() -> int:
@@ -64,44 +86,42 @@ def launch(
         if args.verbose:
             print_messages()
         hint = "; with --resume the same command does only what is missing" if hasattr(args, "resume") else ""
-        ran = run_job(parser.prog, argv, args, options, check, build, hint)
-        return 0 if ran is None else _tell(parser.prog, args, *ran, report, objection)
+        ran = run_job(job, parser.prog, argv, args, options, hint)
+        return 0 if ran is None else _tell(job, parser.prog, args, ran)
 
     return command(parser.prog, argv, work)
 
 
 def run_job(
+    job: Job[AnyPlan],
     title: str,
     argv: Sequence[str] | None,
     args: argparse.Namespace,
     options: PipelineOptions,
-    check: Callable[[argparse.Namespace], None],
-    build: Callable[[beam.Pipeline, argparse.Namespace], None],
     hint: str = "",
-) -> tuple[Measured, float] | None:
-    """Checks, builds and runs one job of a command.
+) -> Ran[AnyPlan] | None:
+    """Plans, builds and runs one job of a command.
 
     Args:
+        job: see the class.
         title: what its progress is shown under.
         argv: the command line, as in `launch`.
         args: the job's flags.
         options: Beam's.
-        check: as in `launch`.
-        build: likewise.
         hint: how to go on where the job is ended.
 
     Returns:
-        What it measured and the seconds that it ran; None where its graph is all that was asked for.
+        None where the job's graph is all that was asked for.
 
     Raises:
         UserError: if something is wrong before any work starts.
         JobError: if the job fails.
     """
     pipeline = _pipeline(options)
-    if args.summary:
+    if getattr(args, "summary", None):
         _check_summary(args.summary, options)
-    check(args)
-    build(pipeline, args)
+    plan = job.begin(job.resolve(args))
+    job.build(pipeline, plan)
     start = time.perf_counter()
     with _running(title, argv, args, options, hint) as results:
         result = pipeline.run()
@@ -112,7 +132,7 @@ def run_job(
             return None
         result.wait_until_finish()
         found = measured(result)
-    return found, time.perf_counter() - start
+    return Ran(plan, found, time.perf_counter() - start)
 
 
 @contextmanager
@@ -161,15 +181,9 @@ def _running(
         raise JobError(f"the job failed on {runner}: {cause.rstrip('.')}{hint}") from error
 
 
-def _tell(
-    prog: str,
-    args: argparse.Namespace,
-    found: Measured,
-    seconds: float,
-    report: Callable[[argparse.Namespace, Counters], str],
-    objection: Callable[[argparse.Namespace], str | None],
-) -> int:
+def _tell(job: Job[AnyPlan], prog: str, args: argparse.Namespace, ran: Ran[AnyPlan]) -> int:
     """Tells what a job did that came to its end, and gives its exit code: what can't be told doesn't change it."""
+    found, seconds = ran.found, ran.seconds
     if args.summary:
         try:
             _check_replaced(args.summary)  # the job itself may have written there
@@ -179,14 +193,14 @@ def _tell(
     wrong: str | None = None
     tell = (lambda text: None) if args.quiet else say
     try:
-        tell(report(args, found.counters))
+        tell(job.report(ran.plan, found.counters))
     except UserError as error:
         wrong = str(error)
     except Exception as error:  # it reads what the job wrote
         complain(prog, f"the results can't be told ({told(error)})", "warning")
     tell(summary(found, seconds, stages=args.verbose))
     try:
-        wrong = wrong or objection(args)
+        wrong = wrong or job.objection(ran.plan)
     except Exception as error:
         wrong = f"the results can't be judged ({told(error)})"
     too_few = failed_too_many(found.counters, args.max_failure_fraction, getattr(args, "plan", False))

@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ot_core import UserError, load_restorer, read_map, storage
@@ -19,7 +20,7 @@ from ot_core.groups import GROUP, find_maps, is_pattern
 from ot_core.layout import DRIFT, OutputLayout, statistics_of_group
 from pipelines import options, parsers
 from pipelines.apart import check_apart
-from pipelines.launch import check_inputs, launch
+from pipelines.launch import Job, check_inputs, launch
 from pipelines.parsers import AUTO
 from pipelines.summary import Counters
 from transforms import (
@@ -39,53 +40,89 @@ from transforms import (
 from transforms.quiet_beam import beam
 from transforms.records import counted
 from transforms.resume import ReplaceOutdated
-from transforms.starting import images_left, plan_start, start_job
+from transforms.starting import Start, images_left, plan_start, start_job
 
 parser = parsers.transport
 
 
-def check(args: argparse.Namespace) -> None:
-    """What is wrong before any work starts."""
-    wanted = _wanted(args)
-    check_apart(
-        [("--input", spec) for spec in args.input], f"--output {args.output}", wanted.places(), wanted.examples()
-    )
-    options.check_group_by(args)
-    check_inputs(("--input", args.input), group_by=args.group_by)
-    if args.plan:
-        args.layout = plan_start(wanted, _settings(args), args.resume, args.overwrite).layout
-    else:
-        check_output(args)
+@dataclass(frozen=True)
+class Plan:
+    """A job, as its flags, its maps and its output say.
 
-
-def check_output(args: argparse.Namespace) -> None:
-    """What is wrong of all but the inputs. Where nothing is, notes in the output what its images are made with.
-
-    Sets the layout, and how many files of an earlier job were removed and how many images beside them are left.
+    Attributes:
+        args: the flags.
+        maps: URL of the map of each group; "" is for images of any other.
+        start: where the results go, and what becomes of those that the output holds.
+        warning: what speaks against it, if anything.
+        removed: files of an earlier job that were removed.
+        left: images that are left where those were.
     """
-    start = plan_start(_wanted(args), _settings(args), args.resume, args.overwrite)
-    storage.check_writable(args.output)
-    args.layout, args.removed = start.layout, start_job(start)
-    args.left = images_left(start)
+
+    args: argparse.Namespace
+    maps: Mapping[str, str]
+    start: Start
+    warning: str = ""
+    removed: int = 0
+    left: int = 0
+
+    @property
+    def layout(self) -> OutputLayout:
+        """Where the results go."""
+        return self.start.layout
 
 
-def _wanted(args: argparse.Namespace) -> OutputLayout:
-    """The output as a new one would be. Chooses the alphas that were left open."""
-    args.alpha = chosen_alphas(args)
-    return OutputLayout.of(args.output, _alphas(args), args.format, args.output_format)
+def resolve(args: argparse.Namespace) -> Plan:
+    """The plan, of which anything that is wrong is told before any work starts."""
+    options.check_group_by(args)
+    maps = _maps(args)
+    alphas, warning = chosen_alphas(args, maps)
+    wanted = _wanted(args, alphas)
+    inputs = [("--input", spec) for spec in args.input]
+    check_apart(inputs, f"--output {args.output}", wanted.places(), wanted.examples())
+    check_inputs(("--input", args.input), group_by=args.group_by)
+    return _planned(args, maps, wanted, warning)
 
 
-def chosen_alphas(args: argparse.Namespace) -> list[float]:
+def resolve_output(args: argparse.Namespace) -> Plan:
+    """The plan of a job whose inputs are rows."""
+    maps = _maps(args)
+    alphas, warning = chosen_alphas(args, maps)
+    return _planned(args, maps, _wanted(args, alphas), warning)
+
+
+def _wanted(args: argparse.Namespace, alphas: Sequence[float]) -> OutputLayout:
+    """The output as a new one would be, with the restored image itself where that is kept."""
+    kept = [1.0] if args.keep_restored and 1.0 not in alphas else []
+    return OutputLayout.of(args.output, [*alphas, *kept], args.format, args.output_format)
+
+
+def _planned(args: argparse.Namespace, maps: Mapping[str, str], wanted: OutputLayout, warning: str) -> Plan:
+    return Plan(args, maps, plan_start(wanted, _settings(args, maps), args.resume, args.overwrite), warning)
+
+
+def begin(plan: Plan) -> Plan:
+    """Notes in the output what its images are made with, and removes what the plan says."""
+    if getattr(plan.args, "plan", False):
+        return plan
+    storage.check_writable(plan.args.output)
+    removed = start_job(plan.start)
+    return replace(plan, removed=removed, left=images_left(plan.start))
+
+
+def chosen_alphas(args: argparse.Namespace, maps: Mapping[str, str]) -> tuple[list[float], str]:
     """The alphas, with those of the maps in place of auto: of several maps the largest, which changes images least.
+
+    Returns:
+        Also a warning where a map says that it doesn't help; else "".
 
     Raises:
         UserError: if auto was asked for, and a map wasn't checked, or its check found no alpha that helps.
     """
     given: list[float | str] = args.alpha if args.alpha is not None else [AUTO]
     if AUTO not in given:
-        return [alpha for alpha in given if not isinstance(alpha, str)]
-    alphas = []
-    for url in _maps(args).values():
+        return [alpha for alpha in given if not isinstance(alpha, str)], ""
+    alphas, warning = list[float](), ""
+    for url in maps.values():
         check = read_map(url).check
         if check is not None and check.alpha is not None:
             alphas.append(check.alpha)
@@ -96,10 +133,10 @@ def chosen_alphas(args: argparse.Namespace) -> list[float]:
         elif args.alpha is not None and check is not None:
             raise UserError(f"--alpha auto: map {url} {check.sentence}; pass a number to transport all the same")
         else:
-            alphas, args.warning = [0.0], f"map {url} {check.sentence}" if check is not None else ""
+            alphas, warning = [0.0], f"map {url} {check.sentence}" if check is not None else ""
             break
     found = max(alphas, default=0.0)
-    return list(dict.fromkeys(found if isinstance(alpha, str) else alpha for alpha in given))
+    return list(dict.fromkeys(found if isinstance(alpha, str) else alpha for alpha in given)), warning
 
 
 def _maps(args: argparse.Namespace) -> dict[str, str]:
@@ -115,24 +152,23 @@ def _maps(args: argparse.Namespace) -> dict[str, str]:
     return {**maps, "": args.default_map} if args.default_map else dict(maps)
 
 
-def _settings(args: argparse.Namespace) -> dict[str, object]:
-    """What decides the bytes of the images. Sets which maps there are.
+def _settings(args: argparse.Namespace, maps: Mapping[str, str]) -> dict[str, object]:
+    """What decides the bytes of the images.
 
     Raises:
         UserError: if maps, autoencoder and flags don't go together.
     """
-    args.maps = _maps(args)
     restorer = load_restorer(args.restorer) if args.restorer else None
     if args.keep_restored and (restorer is None or args.interpolation != "pixels"):
         raise UserError("--keep_restored: expected --restorer, and no --interpolation latents")
-    for group, fitted, autoencoder in read_maps(args.maps, args.vae, precision=options.precision_of(args)):
+    for group, fitted, autoencoder in read_maps(maps, args.vae, precision=options.precision_of(args)):
         if restorer is not None and not args.allow_other_restorer:
-            check_restorer(fitted.origin, f"map {args.maps[group]}", restorer)
+            check_restorer(fitted.origin, f"map {maps[group]}", restorer)
         if args.kernel_size and args.kernel_size > fitted.space.patch_size:
-            of_group = f"the patch size of {args.maps[group]} is {fitted.space.patch_size}"
+            of_group = f"the patch size of {maps[group]} is {fitted.space.patch_size}"
             raise UserError(f"--kernel_size {args.kernel_size}: {of_group}")
         vae_sha256 = autoencoder.fingerprint
-    digests = {group: hashlib.sha256(storage.read_bytes(url)).hexdigest() for group, url in args.maps.items()}
+    digests = {group: hashlib.sha256(storage.read_bytes(url)).hexdigest() for group, url in maps.items()}
     of_all = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
     names = (
         "format",
@@ -156,8 +192,9 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
+def build(pipeline: beam.Pipeline, plan: Plan) -> None:
     """The whole dataflow."""
+    args = plan.args
     images, unlisted = pipeline | "ListImages" >> ListImages(
         args.input,
         versions=True,
@@ -167,10 +204,10 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
         max_bytes=args.max_bytes,
     )
     if args.plan:
-        _ = images | ("SkipDone" >> SkipDone(args.layout) if args.resume else "CountNew" >> beam.Map(_counted_new))
+        _ = images | ("SkipDone" >> SkipDone(plan.layout) if args.resume else "CountNew" >> beam.Map(_counted_new))
         _ = unlisted | "CountFailures" >> beam.Map(counted)
         return
-    _, failures = transport_images(images, args)
+    _, failures = transport_images(images, plan)
     all_failures = (unlisted, *failures) | "FlattenFailures" >> beam.Flatten()
     _ = all_failures | "WriteFailures" >> WriteFailures(args.output, args.manifest_shards)
 
@@ -181,16 +218,16 @@ def _counted_new(image: ImageRef) -> ImageRef:
 
 
 def transport_images(
-    images: beam.PCollection[ImageRef], args: argparse.Namespace
+    images: beam.PCollection[ImageRef], plan: Plan
 ) -> tuple[beam.PCollection[ImageRecord], Sequence[beam.PCollection[Failure]]]:
     """From images to the rows of the manifest, which is written too, and failures."""
-    layout = args.layout
+    args, layout = plan.args, plan.layout
     unneeded = []
     if args.resume:
         images, done, outdated, packed_before = images | "SkipDone" >> SkipDone(layout)
         unneeded.append(packed_before)
     transport = TransportImages(
-        map=args.maps,
+        map=plan.maps,
         output=layout,
         quality=args.quality,
         compress_level=args.compress_level,
@@ -220,7 +257,7 @@ def transport_images(
     manifest = records | "WriteManifest" >> WriteManifest(args.output, args.manifest_shards)
     limit = getattr(args, "max_drift", None)  # a command's flag: Beam YAML has no exit code
     _ = statistics | "WriteDrift" >> WriteDrift(
-        args.maps, args.output, LIMIT if limit is None else limit, args.resume, after=manifest
+        plan.maps, args.output, LIMIT if limit is None else limit, args.resume, after=manifest
     )
     if layout.packed:
         unneeded_files = unneeded | "FlattenUnneeded" >> beam.Flatten()
@@ -228,13 +265,9 @@ def transport_images(
     return records, failures
 
 
-def _alphas(args: argparse.Namespace) -> list[float]:
-    """With the restored image itself, where that is kept."""
-    return [*args.alpha, *([1.0] if args.keep_restored and 1.0 not in args.alpha else [])]
-
-
-def report(args: argparse.Namespace, counters: Counters) -> str:
+def report(plan: Plan, counters: Counters) -> str:
     """Where the results are."""
+    args = plan.args
     lines = [f"output {args.output}"]
     if args.plan:
         new, changed = counters.get(metrics.IMAGES_NEW, 0), counters.get(metrics.IMAGES_CHANGED, 0)
@@ -242,15 +275,15 @@ def report(args: argparse.Namespace, counters: Counters) -> str:
     else:
         written, size = counters.get(metrics.IMAGES_WRITTEN, 0), counters.get(metrics.BYTES_WRITTEN, 0)
         lines.append(f"  {written} images transported, {size / 1e6:.1f} MB written")
-        lines.append(f"  alpha {', '.join(f'{alpha:g}' for alpha in args.layout.alphas)}")
-        if getattr(args, "warning", ""):
-            lines.append(f"  WARNING: {args.warning}")
+        lines.append(f"  alpha {', '.join(f'{alpha:g}' for alpha in plan.layout.alphas)}")
+        if plan.warning:
+            lines.append(f"  WARNING: {plan.warning}")
         if args.output_format != "files":
             lines.append(f"  {counters.get(metrics.SHARDS_WRITTEN, 0)} shards written")
-        if args.removed:
-            lines.append(f"  {args.removed} files of an earlier job removed")
-        if args.left:
-            lines.append(f"  {args.left} images left where its results were: no manifest named them")
+        if plan.removed:
+            lines.append(f"  {plan.removed} files of an earlier job removed")
+        if plan.left:
+            lines.append(f"  {plan.left} images left where its results were: no manifest named them")
     if args.resume:
         skipped, recovered = counters.get(metrics.IMAGES_SKIPPED, 0), counters.get(metrics.IMAGES_RECOVERED, 0)
         lines.append(f"  {skipped} images were there already, {recovered} of them not yet in the manifest")
@@ -317,8 +350,9 @@ def _share(of_distance: float | None) -> str:
     return f"{of_distance:.3f} of the map's distance"
 
 
-def objection(args: argparse.Namespace) -> str | None:
+def objection(plan: Plan) -> str | None:
     """What --max_drift has against the inputs."""
+    args = plan.args
     by_group = {} if args.max_drift is None or args.plan else _drift_by_group(args)
     if not by_group:
         return None
@@ -330,13 +364,16 @@ def objection(args: argparse.Namespace) -> str | None:
     return (
         f"the inputs{of_group} drifted by {_share(found['relative'])}, over --max_drift "
         f"{args.max_drift}; for a map of them, dot-fit --source {statistics_of_group(args.output, group)} "
-        f"--target {args.maps[group]}"
+        f"--target {plan.maps[group]}"
     )
+
+
+job = Job(resolve, build, report, begin, objection)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job; returns its exit code."""
-    return launch(parser(), argv, check, build, report, objection)
+    return launch(job, parser(), argv)
 
 
 if __name__ == "__main__":

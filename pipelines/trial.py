@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import numpy as np
@@ -23,7 +23,7 @@ from ot_core.layout import FAILURES, IMAGES, QUALITY, OutputLayout
 from pipelines import evaluate, fit, options, parsers, transport
 from pipelines.apart import check_apart
 from pipelines.command import JobError, command, complain, say
-from pipelines.launch import check_inputs, failed_too_many, run_job
+from pipelines.launch import AnyPlan, Job, Ran, check_inputs, failed_too_many, run_job
 from pipelines.parsers import FEWEST
 from pipelines.sheet import draw_sheet
 from pipelines.summary import Counters
@@ -48,19 +48,34 @@ _SHARED = (
 )
 
 
-def check(args: argparse.Namespace) -> None:
-    """What is wrong before any work starts. Sets the restorer where none is given and one is needed."""
+@dataclass(frozen=True)
+class Plan:
+    """A trial, as its flags say.
+
+    Attributes:
+        args: the flags.
+        restorer: the given one, or where none is given and one is needed, that.
+        taken: names of what an earlier trial left in the report.
+    """
+
+    args: argparse.Namespace
+    restorer: str | None
+    taken: Sequence[str]
+
+
+def resolve(args: argparse.Namespace) -> Plan:
+    """The plan, of which anything that is wrong is told before any work starts."""
     below = [
         storage.join(args.report, name) for name in (SHEET, f"{WORK}/0.png", f"{WORK}/0/0.png", f"{WORK}/0/0/0.png")
     ]
     inputs = [("--natural", spec) for spec in args.natural]
     check_apart(inputs, f"--report {args.report}", [storage.join(args.report, WORK)], below)
-    args.restorer = fit.restorer_for(args.degrade, args.restorer)
+    restorer = fit.restorer_for(args.degrade, args.restorer)
     load_autoencoder(args.vae, precision=options.precision_of(args))
     check_inputs(("--natural", args.natural))
     listed = (image for spec in args.natural for image in listing.list_images(spec) if not image.problem)
     _check_enough(len(list(itertools.islice(listed, FEWEST))))
-    _start(args)
+    return Plan(args, restorer, _taken(args))
 
 
 def _check_enough(found: int) -> None:
@@ -68,24 +83,35 @@ def _check_enough(found: int) -> None:
         raise UserError(f"--natural: {found} photographs could be used; expected {FEWEST} or more, better 30")
 
 
-def _start(args: argparse.Namespace) -> None:
-    """Notes in the report whose it is, and removes what an earlier trial left there."""
-    marker = storage.join(args.report, TRIAL)
+def _taken(args: argparse.Namespace) -> list[str]:
+    """Names of what an earlier trial left in the report.
+
+    Raises:
+        UserError: if it is of something else, or may not be removed.
+    """
     try:
         taken = sorted(filter(_WRITTEN.fullmatch, storage.children(args.report)))
     except OSError as error:
         raise UserError(f"--report {args.report}: can't be listed ({storage.one_line(error)})") from None
-    if taken and not _is_trial(marker):
+    if taken and not _is_trial(storage.join(args.report, TRIAL)):
         raise UserError(f"--report {args.report}: its {taken[0]} isn't of a trial; use another --report")
     if taken and not args.overwrite:
         raise UserError(f"--report {args.report}: holds a trial; use another one, or --overwrite to replace it")
+    return taken
+
+
+def begin(plan: Plan) -> Plan:
+    """Notes in the report whose it is, and removes what an earlier trial left there."""
+    args = plan.args
     storage.check_writable(args.report)
-    settings = {name: getattr(args, name) for name in ("natural", "degrade", "restorer", "vae", "max_images", "crop")}
-    storage.write_bytes(marker, json.dumps(settings, indent=1).encode())
+    settings = {name: getattr(args, name) for name in ("natural", "degrade", "vae", "max_images", "crop")}
+    marker = storage.join(args.report, TRIAL)
+    storage.write_bytes(marker, json.dumps({**settings, "restorer": plan.restorer}, indent=1).encode())
     storage.remove_folder(storage.join(args.report, WORK))
-    for name in taken:
+    for name in plan.taken:
         if name not in (TRIAL, WORK):
             storage.remove(storage.join(args.report, name))
+    return plan
 
 
 def _is_trial(marker: str) -> bool:
@@ -96,8 +122,9 @@ def _is_trial(marker: str) -> bool:
     return isinstance(found, dict) and {"natural", "degrade", "crop"} <= found.keys()
 
 
-def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
+def build(pipeline: beam.Pipeline, plan: Plan) -> None:
     """The photographs, and degraded ones, as files below work/."""
+    args = plan.args
     limits = {"max_pixels": args.max_pixels, "max_bytes": args.max_bytes}
     refs, unlisted = pipeline | "ListImages" >> ListImages(args.natural, args.max_images, **limits)
     images, unread = refs | "ReadImages" >> ReadImages(**limits)
@@ -137,29 +164,29 @@ class _Steps:
         self._prog, self._argv, self._args, self._beams = prog, argv, args, beams
         self.code, self.failures = 0, dict[str, int]()
 
-    def run(self, job: ModuleType, title: str, flags: argparse.Namespace) -> Counters:
+    def run(self, job: Job[AnyPlan], title: str, flags: argparse.Namespace) -> Ran[AnyPlan]:
         """Runs a job and complains where too many images fail in it."""
-        ran = run_job(f"{self._prog}: {title}", self._argv, flags, self._beams, job.check, job.build)
+        ran = run_job(job, f"{self._prog}: {title}", self._argv, flags, self._beams)
         if ran is None:
             raise UserError("--template_location: a trial is several jobs; expected none")
-        counters = ran[0].counters
+        counters = ran.found.counters
         self.failures[title] = counters.get(metrics.FAILURES, 0)
         problem = failed_too_many(counters, self._args.max_failure_fraction)
         if problem:
             complain(self._prog, f"{title}: {problem}")
             self.code = 1
-        return counters
+        return ran
 
-    def run_command(self, job: ModuleType, title: str, *arguments: str) -> str:
+    def run_command(self, command: ModuleType, title: str, *arguments: str) -> str:
         """Runs a job as its command does; gives what it reports."""
-        flags = job.parser().parse_args(list(arguments))
-        for name in _SHARED:
-            setattr(flags, name, getattr(self._args, name))
-        if job is evaluate:
-            flags.vae = None  # the judge is the default autoencoder, whichever transports
-        counters = self.run(job, title, flags)
+        given = vars(command.parser().parse_args(list(arguments)))
+        shared = {name: getattr(self._args, name) for name in _SHARED}
+        if command is evaluate:
+            shared["vae"] = None  # the judge is the default autoencoder, whichever transports
+        flags = argparse.Namespace(**{**given, **shared})
+        ran = self.run(command.job, title, flags)
         try:
-            told: str = job.report(flags, counters)
+            told: str = command.job.report(ran.plan, ran.found.counters)
         except UserError as error:  # it came to nothing
             raise JobError(f"{title}: {error}") from None
         return told
@@ -168,11 +195,10 @@ class _Steps:
 def run(prog: str, argv: Sequence[str] | None) -> int:
     """The trial from end to end."""
     args, beams = options.parse(parser(), argv)
-    start, steps, here = time.perf_counter(), _Steps(prog, argv, args, beams), sys.modules[__name__]
-    args.summary = None
-    steps.run(here, "degrade", args)
+    start, steps = time.perf_counter(), _Steps(prog, argv, args, beams)
+    plan = steps.run(job, "degrade", args).plan
     fitted, tried = _halves(args.report)
-    restored = ["--restorer", args.restorer] if args.restorer else []
+    restored = ["--restorer", plan.restorer] if plan.restorer else []
     work, map_url = storage.join(args.report, WORK), storage.join(args.report, MAP)
     natural, output = _list(work, _NATURAL, "fitted", fitted), storage.join(work, _ENHANCED)
     steps.run_command(fit, "fit", "--target", natural, "--degrade", args.degrade, *restored, "--map", map_url)
@@ -182,11 +208,11 @@ def run(prog: str, argv: Sequence[str] | None) -> int:
     originals = _list(work, _NATURAL, "tried", tried)
     candidates = ["--candidate", f"{_ENHANCED}={output}"]
     told = steps.run_command(evaluate, "evaluate", "--reference", originals, *candidates, "--report", args.report)
-    sheet = _sheet(args, work)
+    sheet = _sheet(plan, work)
     if args.quiet:
         return steps.code
     say(told)
-    say("  alpha 1.00 is what the restorer made" if args.restorer else "  alpha 1.00 is what --degrade made")
+    say("  alpha 1.00 is what the restorer made" if plan.restorer else "  alpha 1.00 is what --degrade made")
     say(f"fitted on {len(fitted)} photographs, tried on {len(tried)} others")
     for step, failed in steps.failures.items():
         if failed:
@@ -215,16 +241,22 @@ def _list(work: str, side: str, name: str, keys: Sequence[str]) -> str:
     return url
 
 
-def _sheet(args: argparse.Namespace, work: str) -> str:
+def _sheet(plan: Plan, work: str) -> str:
     """Draws the sheet; gives its URL."""
-    url, layout = storage.join(args.report, SHEET), OutputLayout.of(storage.join(work, _ENHANCED), ALPHAS)
+    report = plan.args.report
+    url, layout = storage.join(report, SHEET), OutputLayout.of(storage.join(work, _ENHANCED), ALPHAS)
     folders = {"degraded": storage.join(work, _DEGRADED, IMAGES)}
-    folders |= {"restored": layout.folder(1.0)} if args.restorer else {}
+    folders |= {"restored": layout.folder(1.0)} if plan.restorer else {}
     folders |= {"transported, alpha 0.5": layout.folder(0.5), "transported, alpha 0": layout.folder(0.0)}
-    draw_sheet(
-        {**folders, "original": storage.join(work, _NATURAL, IMAGES)}, args.report, f"{_ENHANCED} alpha=0.00", url
-    )
+    draw_sheet({**folders, "original": storage.join(work, _NATURAL, IMAGES)}, report, f"{_ENHANCED} alpha=0.00", url)
     return url
+
+
+def _report(plan: Plan, counters: Counters) -> str:
+    return ""  # the trial tells of all its jobs at its end
+
+
+job = Job(resolve, build, _report, begin)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

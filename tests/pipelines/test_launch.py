@@ -20,7 +20,7 @@ from PIL import Image
 from pipelines import fit, transport
 from pipelines.command import told
 from pipelines.flags import ArgumentParser, add_limits, add_model, add_run
-from pipelines.launch import launch
+from pipelines.launch import Job, launch
 from pipelines.summary import Distribution, Measured, measured, summary
 from transforms import metrics
 
@@ -127,7 +127,7 @@ def _launch(build, *flags, prog="dot-test", report=lambda args, counters: ""):
     add_model(parser)
     add_limits(parser)
     add_run(parser)
-    return launch(parser, flags, lambda args: None, build, report)
+    return launch(Job(lambda args: args, build, report), parser, flags)
 
 
 def _nothing(pipeline, args):

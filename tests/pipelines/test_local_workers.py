@@ -13,7 +13,7 @@ from apache_beam.runners.portability.fn_api_runner.worker_handlers import Worker
 
 from pipelines import local_workers
 from pipelines.flags import ArgumentParser, add_limits, add_model, add_run
-from pipelines.launch import launch
+from pipelines.launch import Job, launch
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def ended(capfd):
         for add in (add_model, add_limits, add_run):
             add(parser)
         mode = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
-        assert launch(parser, mode, lambda args: None, build, lambda args, found: "") == 1
+        assert launch(Job(lambda args: args, build, lambda args, found: ""), parser, mode) == 1
         line = capfd.readouterr().err.strip().splitlines()[-1]
         story = Path(line.rpartition(" ")[2])
         told = story.read_text()
