@@ -11,45 +11,74 @@ import subprocess
 from typing import Any
 
 from airflow.providers.apache.beam.operators.beam import BeamRunPythonPipelineOperator
-from airflow.sdk import ObjectStoragePath, Variable, dag, get_current_context, task
+from airflow.sdk import Asset, ObjectStoragePath, Variable, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
 #: Interpreter of the environment that has our commands, on Airflow's workers: Airflow's own has other dependencies.
 PYTHON = os.environ.get("DOT_PYTHON", "/opt/dot/bin/python")
+#: What a run puts in place. DAGs that are scheduled by one start then, and find the URLs in the event's `extra`.
+ENHANCED, MAP = Asset("dot_enhanced"), Asset("dot_map")
+#: Ends the name of the maps of an archive in groups.
+_GROUPS = "/{group}.safetensors"
 
 
-def _job(task_id: str, module: str, settings: Any, flags: str) -> BeamRunPythonPipelineOperator:
+class Job(BeamRunPythonPipelineOperator):
     """A command of ours, as a task that ends as it does.
 
     Not tried again by Airflow: where a worker of Airflow's is lost, the job may go on at Flink or Dataflow, and two
     jobs must not write to one output. On Dataflow the operator would leave the command as soon as Beam logs the job's
-    id, which our commands keep it from: so it waits for their summary and exit code there, too.
+    id, which our commands keep it from: so it waits for their summary and exit code there, too, and isn't deferred.
+
+    Args:
+        deferred: whether the triggerer runs the command, instead of a worker.
+        report: URL of its summary.
+        given: what Beam's own operator takes.
     """
-    return BeamRunPythonPipelineOperator(
+
+    template_fields = (*BeamRunPythonPipelineOperator.template_fields, "deferred", "report")
+
+    def __init__(self, *, deferred: bool, report: str, **given: Any) -> None:
+        super().__init__(py_interpreter=PYTHON, py_options=["-m"], deferrable=False, retries=0, **given)
+        self.deferred, self.report = deferred, report
+
+    def execute(self, context: Any) -> Any:
+        """Runs it, or has it run."""
+        self.deferrable = self.deferred and self.runner != "DataflowRunner"
+        return super().execute(context)
+
+    def defer(self, *, trigger: Any, **given: Any) -> None:
+        """Has the triggerer start the command, once for each try of the task."""
+        from dot_trigger import CommandTrigger  # noqa: PLC0415 - a plugin that only this needs
+
+        attempt = self._execute_context["ti"].try_number
+        marker = f"{self.report.removesuffix('.json')}.{self.task_id}.{attempt}.begun"
+        super().defer(trigger=CommandTrigger(marker, **trigger.serialize()[1]), **given)
+
+
+def _job(task_id: str, module: str, settings: Any, flags: str) -> Job:
+    return Job(
         task_id=task_id,
-        py_interpreter=PYTHON,
-        py_options=["-m"],
         py_file=module,
         runner=settings["runner"],
         pipeline_options=settings[flags],
         dataflow_config=settings["dataflow"],
-        deferrable=False,
-        retries=0,
+        deferred=settings["deferrable"],
+        report=settings["report"],
     )
 
 
 def _settings(variable: str) -> dict[str, Any]:
     """What a DAG's Variable says, and a name for this run, the same each time that its tasks run."""
     run = get_current_context()["dag_run"].run_after.strftime("%Y-%m-%dT%H%M%S")
-    return {"dataflow": {}, **Variable.get(variable, deserialize_json=True), "run": run}
+    return {"dataflow": {}, "deferrable": False, **Variable.get(variable, deserialize_json=True), "run": run}
 
 
 def nightly(given: dict[str, Any], map: str) -> dict[str, Any]:
     """The command lines of a night, as the operator takes them, where its report goes, and what is published.
 
-    Each map has an output of its own, of its name.
+    Each map, or each folder of the maps of groups, has an output of its own, of its name.
     """
-    output = f"{given['outputs']}/{map.rpartition('/')[2].removesuffix('.safetensors')}"
+    output = f"{given['outputs']}/{map.removesuffix(_GROUPS).rpartition('/')[2].removesuffix('.safetensors')}"
     report = f"{output}/reports/{given['run']}.json"
     flags = {**given["flags"], "map": map, "output": output, "resume": True, "summary": report}
     points_to = {"output": output, "map": map, "report": report}
@@ -65,8 +94,9 @@ def nightly(given: dict[str, Any], map: str) -> dict[str, Any]:
 
 
 def refit(given: dict[str, Any]) -> dict[str, Any]:
-    """The command line of a fit, which never replaces an older map."""
-    map, report = (f"{given['maps']}/{given['run']}.{extension}" for extension in ("safetensors", "json"))
+    """The command line of a fit, which never replaces an older map. In groups, a folder holds the map of each."""
+    map = f"{given['maps']}/{given['run']}{_GROUPS if 'group_by' in given['flags'] else '.safetensors'}"
+    report = f"{given['maps']}/{given['run']}.json"
     return {
         **given,
         "fit": {**given["flags"], "map": map, "summary": report},
@@ -112,40 +142,59 @@ def check(report: str, max_failure_fraction: float, latest: str) -> dict[str, in
 
 @task(trigger_rule="none_failed")
 def check_drift(drift: str, max_drift: float) -> None:
-    """Fails where the images that this map was last used for drifted further than that, and further than by chance.
+    """Fails where the images that a map was last used for drifted further than that, and further than by chance.
 
     Of too few images to tell it can't be judged: they pass, and are judged with those of the next nights.
     """
-    found = _read(drift)["inputs"] if ObjectStoragePath(drift).exists() else None
-    print(f"{drift}: {found}")
-    if not found or found["verdict"] == "unknown":
-        return
-    relative, chance = found["relative"], found["p_value"]
-    if found["verdict"] == "unlike" and (relative is None or relative > max_drift):
-        raise AirflowFailException(
-            f"the images drifted by {relative or 'infinitely many'} times the map's distance, over max_drift "
-            f"{max_drift} (by chance with a probability of {chance:.2g}): fit a map of them, or raise max_drift if the "
-            "results are good all the same"
-        )
+    told = _read(drift) if ObjectStoragePath(drift).exists() else {}
+    problems = []
+    for group, one in {"": told, **told.get("groups", {})}.items():
+        found = one.get("inputs")
+        print(f"{drift} {group}: {found}")
+        if not found or found["verdict"] != "unlike":
+            continue
+        relative, of_group = found["relative"], f" of group {group}" if group else ""
+        if relative is None or relative > max_drift:
+            problems.append(
+                f"the images{of_group} drifted by {relative or 'infinitely many'} times the map's distance, over "
+                f"max_drift {max_drift} (by chance with a probability of {found['p_value']:.2g})"
+            )
+    if problems:
+        advice = "fit a map of them, or raise max_drift if the results are good all the same"
+        raise AirflowFailException(f"{'; '.join(problems)}: {advice}")
 
 
 @task
-def check_map(map: str, max_noise: float) -> None:
-    """Fails where the choice of images explains a larger share than that of what a map does."""
-    command = [PYTHON, "-m", "pipelines.maps", "inspect", map, "--json"]
-    told = json.loads(subprocess.check_output(command))
-    floor, distance = told["noise_floor"] or 0.0, told["distance_squared"]
-    print(f"{map}: noise floor {floor:.4g}, distance {distance:.4g}")
-    if floor > max_noise * distance:
-        raise AirflowFailException(
-            f"{map} is noise by {floor / distance:.2f}, over max_noise {max_noise}: fit on more images, or on pairs"
-        )
+def check_map(map_url: str, max_noise: float) -> None:
+    """Fails where the choice of images explains a larger share than that of what a map, or one of a group's, does."""
+    grouped = map_url.endswith(_GROUPS)
+    maps = ObjectStoragePath(map_url.removesuffix(_GROUPS)).glob("*.safetensors") if grouped else [map_url]
+    problems = []
+    for one in sorted(map(str, maps)):
+        told = json.loads(subprocess.check_output([PYTHON, "-m", "pipelines.maps", "inspect", one, "--json"]))
+        floor, distance = told["noise_floor"] or 0.0, told["distance_squared"]
+        print(f"{one}: noise floor {floor:.4g}, distance {distance:.4g}")
+        if floor > max_noise * distance:
+            problems.append(f"{one} is noise by {floor / distance:.2f}")
+    if problems:
+        advice = "fit on more images, or on pairs"
+        raise AirflowFailException(f"{'; '.join(problems)}, over max_noise {max_noise}: {advice}")
 
 
 @task
 def publish(latest: str, points_to: dict[str, Any], images: dict[str, int]) -> None:
     """Puts in place what passed the checks, by replacing the file that says which output, or map, is to be used."""
     ObjectStoragePath(latest).write_text(json.dumps({**points_to, "images": images}, indent=1))
+
+
+def _announce(asset: Asset, points_to: Any, images: Any) -> Any:
+    """A task after which DAGs start that wait for what was put in place."""
+
+    @task(outlets=[asset])
+    def announce(points_to: dict[str, Any], images: dict[str, int], outlet_events: Any = None) -> None:
+        outlet_events[asset].extra = {**points_to, "images": images}
+
+    return announce(points_to, images)
 
 
 _EVERY_DAG: dict[str, Any] = {
@@ -158,7 +207,7 @@ _EVERY_DAG: dict[str, Any] = {
 
 @dag(schedule="0 2 * * *", **_EVERY_DAG)
 def dot_nightly() -> None:
-    """What is new -> transport -> check -> publish."""
+    """What is new -> transport -> check -> publish -> announce, which is skipped where nothing was new."""
 
     @task(multiple_outputs=True)
     def settings() -> dict[str, Any]:
@@ -171,12 +220,14 @@ def dot_nightly() -> None:
     checked = check(night["report"], night["max_failure_fraction"], night["latest"])
     undrifted = check_drift(night["drift"], night["max_drift"])
     what_is_new >> anything_new(night["report"]) >> transport >> [checked, undrifted]
-    undrifted >> publish(night["latest"], night["points_to"], checked)
+    published = publish(night["latest"], night["points_to"], checked)
+    undrifted >> published >> (announced := _announce(ENHANCED, night["points_to"], checked))
+    transport >> announced
 
 
 @dag(schedule=None, **_EVERY_DAG)  # a new map means doing the archive again: somebody decides that
 def dot_refit() -> None:
-    """Fit a map beside the older ones -> check -> put it in place, for dot_nightly."""
+    """Fit a map beside the older ones -> check -> put it in place, for dot_nightly -> announce."""
 
     @task(multiple_outputs=True)
     def settings() -> dict[str, Any]:
@@ -186,7 +237,8 @@ def dot_refit() -> None:
     checked = check(new["report"], new["max_failure_fraction"], new["latest"])
     sound = check_map(new["map"], new["max_noise"])
     _job("fit", "pipelines.fit", new, "fit") >> [checked, sound]
-    sound >> publish(new["latest"], new["points_to"], checked)
+    published = publish(new["latest"], new["points_to"], checked)
+    sound >> published >> _announce(MAP, new["points_to"], checked)
 
 
 dot_nightly()

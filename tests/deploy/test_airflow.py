@@ -1,13 +1,17 @@
 """deploy/airflow: the Variables here, and under a real Airflow, which `make airflow` installs, the DAGs."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import shlex
+import shutil
+import sqlite3
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -62,10 +66,17 @@ class Airflow:
     """An Airflow with a home of its own, SQLite, and the folder of our DAGs."""
 
     def __init__(self, home: Path) -> None:
+        self.database, dags = home / "airflow.db", home / "dags"
+        dags.mkdir()
+        shutil.copy(FOLDER / "dot.py", dags)
+        (dags / "export.py").write_text(re.search(r"((?:^    .*\n|^\n)*^    export\(\)$)", README, re.MULTILINE)[1])
+        (dags / "export.py").write_text(textwrap.dedent((dags / "export.py").read_text()))
         self.environment = {
             **os.environ,
             "AIRFLOW_HOME": str(home),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(FOLDER),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(FOLDER / "plugins"),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": "google-cloud-platform://",
@@ -84,7 +95,8 @@ class Airflow:
 
     def python(self, program: str) -> object:
         """The JSON that a program printed last; it finds our DAGs as the module `dot`."""
-        start = f"import json, os, sys; sys.path.insert(0, {str(FOLDER)!r}); import dot\n"
+        dags = self.environment["AIRFLOW__CORE__DAGS_FOLDER"]
+        start = f"import json, os, sys; sys.path.insert(0, {dags!r}); import dot\n"
         return json.loads(self.run(f"python -c {shlex.quote(start + program)}").strip().splitlines()[-1])
 
 
@@ -104,28 +116,44 @@ else:
 """
 
 IMPORT_AND_EXECUTE = """
+import asyncio, types
 from airflow.dag_processing.dagbag import DagBag
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, TaskDeferred
 
-def execute(*job):
+async def events(trigger):
+    return [event async for event in trigger.run()]
+
+def execute(task_id, *job):
+    operator, context = dot._job(task_id, *job), {"ti": types.SimpleNamespace(try_number=1)}
     try:
-        dot._job(*job).execute({})
+        try:
+            return operator.execute(context)
+        except TaskDeferred as deferred:
+            again = []
+            for _ in range(2):  # by a second triggerer, too
+                deferred.trigger.marker = os.path.join(NOTES, deferred.trigger.marker.rpartition("/")[2])
+                again += asyncio.run(events(deferred.trigger))
+            assert len(again) == 2
+            refused.append(again[1].payload["message"])
+            return getattr(operator, deferred.method_name)(context, again[0].payload)
     except AirflowException as error:
         return str(error)
 
-found = {}
+found, refused = {}, []
 for name in ("local", "flink", "dataflow"):
-    variables = json.load(open(os.path.join(sys.path[0], name + ".json")))
+    variables = json.load(open(os.path.join(FOLDER, name + ".json")))
     os.environ.update({"AIRFLOW_VAR_" + key.upper(): json.dumps(value) for key, value in variables.items()})
     bag = DagBag(sys.path[0])
     tasks = {key: sorted(dag.task_dict) for key, dag in bag.dags.items()}
-    given = [{"dataflow": {}, **value, "run": "2026"} for value in variables.values()]
+    given = [{"dataflow": {}, "deferrable": False, **value, "run": "2026"} for value in variables.values()]
     night, refit = dot.nightly(given[0], given[0]["maps"] + "/run7.safetensors"), dot.refit(given[1])
     transport = "pipelines.transport"
     plan, whole = ("what_is_new", transport, night, "plan"), ("transport", transport, night, "transport")
     ends = [execute(*job) for job in (plan, whole, ("fit", "pipelines.fit", refit, "fit"))]
     found[name] = dict(bag.import_errors), tasks, ends
-print(json.dumps(found))
+grouped = {"flags": {"group_by": "folder:1"}, "maps": "maps", "outputs": "out", "run": "2026"}
+found_of_groups = dot.refit(grouped)["fit"], dot.nightly(grouped, dot.refit(grouped)["map"])["transport"]
+print(json.dumps([found, refused, found_of_groups]))
 """
 
 
@@ -135,13 +163,16 @@ def test_with_each_file_of_variables_the_dags_are_imported_and_run_the_right_com
     recorder.write_text(RECORDER.format(python=sys.executable, notes=notes))
     recorder.chmod(0o755)
     monkeypatch.setitem(airflow.environment, "DOT_PYTHON", str(recorder))
-    found = airflow.python(IMPORT_AND_EXECUTE)
+    program = IMPORT_AND_EXECUTE.replace("FOLDER", repr(str(FOLDER))).replace("NOTES", repr(str(tmp_path)))
+    found, refused, (fit_groups, transport_groups) = airflow.python(program)
     commands = iter([json.loads(line) for line in notes.read_text().splitlines()])
     for name, (errors, tasks, ends) in found.items():
         assert errors == {}
+        checks = ["check", "check_drift", "publish", "settings", "transport", "what_is_new"]
         assert tasks == {
-            "dot_nightly": ["anything_new", "check", "check_drift", "publish", "settings", "transport", "what_is_new"],
-            "dot_refit": ["check", "check_map", "fit", "publish", "settings"],
+            "dot_nightly": ["announce", "anything_new", *checks],
+            "dot_refit": ["announce", "check", "check_map", "fit", "publish", "settings"],
+            "export": ["output"],
         }
         assert ends == ["Apache Beam process failed with return code 3"] * 3, "a job that fails fails its task"
 
@@ -163,6 +194,12 @@ def test_with_each_file_of_variables_the_dags_are_imported_and_run_the_right_com
         _, module, *flags = next(commands)
         args, _ = options.parse(fit.parser(), flags)
         assert (module, args.map) == ("pipelines.fit", f"{given['maps']}/2026.safetensors")
+    assert next(commands, None) is None, "none was started twice"
+    begun = ["2026.what_is_new.1.begun", "2026.transport.1.begun"]
+    advice = "a triggerer that is lost began this job; see that it has ended, then clear the task"
+    assert refused == [f"{tmp_path / marker}: {advice}" for marker in begun], "of Flink's night alone"
+    assert fit_groups["map"] == transport_groups["map"] == "maps/2026/{group}.safetensors"
+    assert (transport_groups["output"], transport_groups["summary"]) == ("out/2026", "out/2026/reports/2026.json")
 
 
 CHECK = """
@@ -193,18 +230,23 @@ for name, verdict, relative in [
     found[f"drift {name}"] = said(dot.check_drift, file("drift.json", inputs=inputs), 0.2)
 found["none"] = said(dot.check_drift, file("drift.json", inputs=None), 0.2)
 found["no drift yet"] = said(dot.check_drift, os.path.join(FOLDER, "no.json"), 0.2)
-found["noise"] = said(dot.check_map, os.path.join(FOLDER, "map.safetensors"), 0.0)
+inputs = {"verdict": "unlike", "relative": 0.3, "p_value": 0.001}
+groups = {"canon": {"inputs": {**inputs, "relative": 0.1}}, "sony": {"inputs": inputs}, "few": {"inputs": None}}
+found["drift of groups"] = said(dot.check_drift, file("drift.json", inputs=None, groups=groups), 0.2)
+for name in ("canon", "{group}"):
+    found["noise " + name] = said(dot.check_map, os.path.join(FOLDER, "maps", name + ".safetensors"), 0.0)
 print(json.dumps(found))
 """
 
 
 @needs_airflow
 def test_the_checks_fail_for_new_failures_drift_and_noise(airflow, tmp_path, photo, vae):
-    for index in range(4):
-        _put(tmp_path, photo, index)
+    for index in range(8):
+        _put(tmp_path, photo, index, side=f"restored/{('canon', 'sony')[index % 2]}")
         _put(tmp_path, photo, index, seed=1, side="natural")
-    sides = ["--target", str(tmp_path / "natural"), "--source", str(tmp_path / "restored")]
-    assert fit.main([*sides, "--map", str(tmp_path / "map.safetensors"), "--vae", vae]) == 0
+    sides = ["--target", str(tmp_path / "natural"), "--source", str(tmp_path / "restored"), "--common_target"]
+    maps = ["--group_by", "folder:1", "--map", str(tmp_path / "maps/{group}.safetensors"), "--vae", vae]
+    assert fit.main([*sides, *maps]) == 0
     found = airflow.python(CHECK.replace("FOLDER", repr(str(tmp_path))))
     assert (found["few"]["failed"], found["as before"]["failed"]) == (10, 11)
     assert found["many"].startswith(
@@ -215,11 +257,17 @@ def test_the_checks_fail_for_new_failures_drift_and_noise(airflow, tmp_path, pho
     far = "the images drifted by 0.3 times the map's distance, over max_drift 0.2 (by chance with a probability of "
     assert found["drift far"].startswith(far + "0.001): fit a map")
     assert found["drift infinite"].startswith("the images drifted by infinitely many times the map's distance")
-    assert re.search(r"map.safetensors is noise by \d\.\d\d, over max_noise 0.0: fit on more images", found["noise"])
+    assert found["drift of groups"].startswith(
+        "the images of group sony drifted by 0.3 times the map's distance, over "
+    )
+    noise = r"[^;]*/{}.safetensors is noise by \d\.\d\d"
+    assert re.match(noise.format("canon") + ", over max_noise 0.0: fit on more images", found["noise canon"])
+    both = f"{noise.format('canon')}; {noise.format('sony')}, over max_noise 0.0: fit on more images"
+    assert re.match(both, found["noise {group}"])
 
 
 def _put(root: Path, photo, index: int, seed: int = 0, side: str = "restored") -> None:
-    (root / side).mkdir(exist_ok=True)
+    (root / side).mkdir(parents=True, exist_ok=True)
     Image.fromarray(photo(24, 32, seed=100 * seed + index)).save(root / side / f"{index}.png")
 
 
@@ -266,10 +314,12 @@ def test_a_fit_and_three_nights_of_which_each_does_what_is_new_or_changed_and_sa
     moved = json.loads((FOLDER / "local.json").read_text().replace("/archive/", f"{tmp_path}/"))
     moved["dot_nightly"]["flags"].update(direct_num_workers=1, direct_running_mode="in_memory")
     moved["dot_refit"]["flags"].update(max_images=3, vae=vae)
+    moved["dot_nightly"]["deferrable"] = True
     moved["dot_nightly"]["max_drift"] = moved["dot_refit"]["max_noise"] = 1000  # for so few images
     (tmp_path / "variables.json").write_text(json.dumps(moved))
     airflow.run(_command("airflow variables").replace("deploy/airflow/local.json", str(tmp_path / "variables.json")))
 
+    airflow.run("airflow dags reserialize")  # as Airflow does by itself where its scheduler runs
     airflow.run(_command("airflow dags test dot_refit"))
     fitted = _published(tmp_path / "maps")
     assert _counts(fitted) == {"listed": 63, "encoded": 6}
@@ -309,3 +359,11 @@ def test_a_fit_and_three_nights_of_which_each_does_what_is_new_or_changed_and_sa
     assert _files(output) == files
     assert {path: path.read_bytes() for path in output.glob("*.parquet")} == manifest
     assert len({night["report"] for night in (first, second, third)}) == 3
+    with contextlib.closing(sqlite3.connect(airflow.database)) as database:
+        told = (
+            "select name, asset_event.extra from asset_event join asset on asset.id = asset_id order by asset_event.id"
+        )
+        events = [(name, json.loads(extra)) for name, extra in database.execute(told)]
+        waiting = database.execute("select target_dag_id from asset_dag_run_queue").fetchall()
+    assert events == [("dot_map", fitted), ("dot_enhanced", first), ("dot_enhanced", second)], "not of nothing new"
+    assert waiting == [("export",)], "a DAG that waits for the output"
