@@ -62,8 +62,9 @@ def main() -> None:
         [
             "# Comparing pairs",
             "",
-            f"{args.images} pairs of 481x321 pixels, two threads, {torch.get_num_threads()} cores, {args.repeat} runs",
-            "of each in turn. SSIM and mean squared error, seconds a pair.",
+            f"SSIM and mean squared error, seconds a pair: the median of {args.repeat} runs of each in turn, on",
+            f"{args.images} pairs of 481x321 pixels, by two threads, on {torch.get_num_threads()} cores that other work shared.",
+            "`python -m benchmarks.evaluating`",
             "",
             "| SSIM by | seconds a pair |",
             "|---|---|",

@@ -1,11 +1,12 @@
 """Seconds until a command has told its help, and a mistake, the best of some runs.
 
-python -m benchmarks.starting
+python -m benchmarks.starting --output benchmarks/results/starting.md
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -23,13 +24,31 @@ def seconds(command: str, *argv: str, repeat: int) -> float:
 
 
 def main() -> None:
-    """Prints a line for each."""
+    """Prints, and writes, a row for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeat", type=int, default=5)
-    repeat = parser.parse_args().repeat
+    parser.add_argument("--output", type=Path, help="Markdown file to write; default: print only")
+    args = parser.parse_args()
+    rows = []
     for command in ("dot-fit", "dot-transport", "dot-evaluate", "dot-trial", "dot-map", "dot-demo"):
-        told = [seconds(command, argv, repeat=repeat) for argv in ("--help", "--unknown_flag")]
-        print(f"{command}: help {told[0]:.2f} s, an unknown flag {told[1]:.2f} s")
+        told = [seconds(command, argv, repeat=args.repeat) for argv in ("--help", "--unknown_flag")]
+        rows.append(f"| `{command}` | {told[0]:.2f} | {told[1]:.2f} |")
+    text = "\n".join(
+        [
+            "# Starting a command",
+            "",
+            "Seconds until a command has told its help, or that it doesn't know a flag: the fastest of",
+            f"{args.repeat} runs, on {os.cpu_count()} cores that other work shared. `python -m benchmarks.starting`",
+            "",
+            "| command | help | unknown flag |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+    print(text)
+    if args.output:
+        args.output.write_text(text)
 
 
 if __name__ == "__main__":

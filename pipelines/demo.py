@@ -1,5 +1,6 @@
 """A trial on bundled photographs: noise, taken away by non-local means, and what transport makes of that."""
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,17 +40,18 @@ def non_local_means() -> Callable[[Pixels], Pixels]:
     return restore
 
 
-def arguments(output: str) -> list[str]:
+def arguments(args: argparse.Namespace) -> list[str]:
     """The trial's command line, without the program's name; all of the photographs take part."""
     photos = ["--natural", str(PHOTOS), "--max_images", str(len(list(PHOTOS.glob("*.jpg"))))]
     model = ["--degrade", f"noise:{SIGMA}", "--restorer", "pipelines.demo:non_local_means"]
-    return [*photos, *model, "--report", output, "--overwrite"]
+    tells = [f"--progress={args.progress}", *(f"--{flag}" for flag in ("quiet", "verbose") if getattr(args, flag))]
+    return [*photos, *model, "--report", args.output, "--overwrite", *tells]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; returns its exit code."""
     flags = parser()
-    return command(flags.prog, argv, lambda: trial.main(arguments(flags.parse_args(argv).output)))
+    return command(flags.prog, argv, lambda: trial.main(arguments(flags.parse_args(argv))))
 
 
 if __name__ == "__main__":

@@ -281,6 +281,17 @@ def add_run(parser: Flags, summary: bool = True) -> None:
     parser.add_argument(
         "--config", metavar="URL", help="a YAML file of flags and their values; those of the command line win"
     )
+    add_telling(parser)
+    if summary:
+        parser.add_argument(
+            "--summary",
+            metavar="URL",
+            help="JSON file to write as well, of how many images came to what (default: none)",
+        )
+
+
+def add_telling(parser: Flags) -> None:
+    """Flags of how much a command tells."""
     parser.add_argument(
         "--progress",
         choices=("auto", "json", "none"),
@@ -290,12 +301,6 @@ def add_run(parser: Flags, summary: bool = True) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but what is wrong")
     parser.add_argument("--verbose", action="store_true", help="also print Beam's messages, and seconds of each stage")
-    if summary:
-        parser.add_argument(
-            "--summary",
-            metavar="URL",
-            help="JSON file to write as well, of how many images came to what (default: none)",
-        )
 
 
 def add_restorer(parser: Flags, what: str) -> None:

@@ -21,6 +21,7 @@ from pipelines.flags import (
     add_other_restorer,
     add_restorer,
     add_run,
+    add_telling,
     number,
 )
 from pipelines.verdict import MEASURES
@@ -354,9 +355,10 @@ def maps() -> ArgumentParser:
 def demo() -> ArgumentParser:
     """Of dot-demo."""
     flags = ArgumentParser(
-        "dot-demo", "Runs dot-trial on bundled photographs and draws a before/after sheet.", "dot-demo"
+        "dot-demo", "Runs dot-trial on bundled photographs and draws a before/after sheet.", "dot-demo", on_beam=False
     )
     flags.add_argument("--output", default="demo-output", metavar="URL", help="folder (default %(default)s)")
+    add_telling(flags)
     return flags
 
 

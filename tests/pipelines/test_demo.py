@@ -1,5 +1,7 @@
 """The demo, which is also what the README's first screen shows."""
 
+import contextlib
+import io
 import json
 
 import pytest
@@ -10,9 +12,11 @@ from pipelines import demo
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
-    """Of a run, as `make demo` does it."""
-    output = tmp_path_factory.mktemp("demo")
-    assert demo.main(["--output", str(output)]) == 0
+    """Of a run, as `make demo` does it, but for its silence."""
+    output, told = tmp_path_factory.mktemp("demo"), io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        assert demo.main(["--output", str(output), "--quiet"]) == 0
+    assert told.getvalue() == ""
     return output
 
 
