@@ -1,4 +1,4 @@
-"""Where things are in an output of transport: the one home of its files' names.
+"""Where things are in an output of transport, and in a report: the one home of their files' names.
 
     job.json                                    what the images are made with, and where they are
     images/<key>.png                            of a single alpha
@@ -10,35 +10,41 @@
     failures-00000-of-00001.parquet             a row for each image that could not be processed
     drift.json, drift.safetensors, drift/<group>.safetensors
 
+and in a report:
+
+    report.html, totals.json
+    images-00000-of-00001.parquet               a row for each image compared
+    failures-00000-of-00001.parquet
+
 Files are found by listing a folder and matching the names: a URL that a user chose is never part of a pattern.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
-
-import pyarrow.parquet as pq
 
 from ot_core import shards, storage
 from ot_core.errors import UserError
 from ot_core.images import OUTPUT_FORMATS
 
 IMAGES: Final = "images"
-STAGING: Final = ".staging"
 JOB: Final = "job.json"
 MANIFEST: Final = "manifest"
 FAILURES: Final = "failures"
 #: A row for each image compared, in a report.
 QUALITY: Final = "images"
+PAGE: Final = "report.html"
+TOTALS: Final = "totals.json"
+_STAGING: Final = ".staging"
 SHARD: Final = "shard"
-DRIFT: Final = "drift.json"
-STATISTICS: Final = "drift.safetensors"
-DRIFT_OF_GROUPS: Final = "drift"
-#: Of job.json: the folder of each alpha's images; when the output was started, where that isn't when job.json was
-#: written; and whose results are being removed.
+_DRIFT: Final = "drift.json"
+_STATISTICS: Final = "drift.safetensors"
+_DRIFT_OF_GROUPS: Final = "drift"
+#: Of job.json: the alphas, and the folder of each one's images; when the output was started, where that isn't when
+#: job.json was written; and whose results are being removed.
+ALPHA: Final = "alpha"
 FOLDERS: Final = "folders"
 STARTED: Final = "started"
 REPLACES: Final = "replaces"
@@ -48,13 +54,19 @@ KINDS: Final = (FILES, *shards.EXTENSIONS)
 #: The folders that an alpha's images may be in.
 _FOLDER = re.compile(rf"{IMAGES}(?:[/-]alpha=-?\d+\.\d\d)?")
 #: What else may be in an output.
-_OTHERS = (STAGING, DRIFT, STATISTICS, DRIFT_OF_GROUPS)
+_OTHERS = (_STAGING, _DRIFT, _STATISTICS, _DRIFT_OF_GROUPS)
+_MAP_EXTENSION = ".safetensors"
 _NUMBERED = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})(\.[a-z]+)")
 
 
 def numbered(name: str, index: int, count: int, extension: str = ".parquet") -> str:
     """The name of one of several files that together are one thing, `name-00000-of-00001.parquet`."""
     return f"{name}-{index:05d}-of-{count:05d}{extension}"
+
+
+def alpha_name(alpha: float) -> str:
+    """What tells the results of an alpha from those of others."""
+    return f"alpha={alpha:.2f}"
 
 
 class NumberedFile(NamedTuple):
@@ -121,11 +133,11 @@ class OutputLayout(NamedTuple):
             raise UserError(f"format {format}: expected one of {', '.join(OUTPUT_FORMATS)}")
         if kind not in KINDS:
             raise UserError(f"output format {kind}: expected one of {', '.join(KINDS)}")
-        if not alphas or len({f"{alpha:.2f}" for alpha in alphas}) != len(alphas):
+        if not alphas or len(set(map(alpha_name, alphas))) != len(alphas):
             raise UserError(f"alphas {list(alphas)}: expected at least one, all different to two decimals")
         if len(alphas) == 1:
             return cls(root, {alphas[0]: IMAGES}, format, kind)
-        return cls(root, {alpha: f"{IMAGES}/alpha={alpha:.2f}" for alpha in alphas}, format, kind)
+        return cls(root, {alpha: f"{IMAGES}/{alpha_name(alpha)}" for alpha in alphas}, format, kind)
 
     @classmethod
     def of_job(cls, root: str, job: Mapping[str, Any]) -> OutputLayout:
@@ -135,10 +147,10 @@ class OutputLayout(NamedTuple):
             UserError: if it makes no sense.
         """
         try:
-            alphas = [float(alpha) for alpha in job["alpha"]]
+            alphas = [float(alpha) for alpha in job[ALPHA]]
             layout = cls.of(root, alphas, job.get("format", "png"), job.get("output_format", FILES))
             folders = [str(folder) for folder in job.get(FOLDERS, layout.folders.values())]
-            if len(set(folders)) != len(alphas) or not all(map(_FOLDER.fullmatch, folders)):
+            if len(set(folders)) != len(alphas) or not all(map(is_folder_of_images, folders)):
                 raise ValueError(f"folders {folders}")
         except (KeyError, TypeError, ValueError, UserError) as error:
             raise UserError(f"{storage.join(root, JOB)}: isn't as we write it ({storage.one_line(error)})") from None
@@ -153,8 +165,17 @@ class OutputLayout(NamedTuple):
         added = [alpha for alpha in alphas if alpha not in self.folders]
         self.of(self.root, [*self.folders, *added])
         between = "-" if IMAGES in self.folders.values() else "/"
-        folders = {alpha: f"{IMAGES}{between}alpha={alpha:.2f}" for alpha in added}
+        folders = {alpha: f"{IMAGES}{between}{alpha_name(alpha)}" for alpha in added}
         return self._replace(folders={**self.folders, **folders})
+
+    def in_job(self) -> dict[str, Any]:
+        """What `job.json` says of the alphas; of its other names, `format` and `output_format` are settings."""
+        return {ALPHA: list(self.alphas), FOLDERS: list(self.folders.values())}
+
+    @property
+    def staging(self) -> str:
+        """URL of the folder that images are in until they are packed."""
+        return self.url(_STAGING)
 
     @property
     def alphas(self) -> tuple[float, ...]:
@@ -181,7 +202,7 @@ class OutputLayout(NamedTuple):
 
     def places(self) -> list[str]:
         """URLs of the folders that images are written to."""
-        return [*dict.fromkeys(map(self.folder, self.alphas)), self.url(STAGING)]
+        return [*dict.fromkeys(map(self.folder, self.alphas)), self.staging]
 
     def examples(self) -> list[str]:
         """URLs of files such as are written, in case a pattern names them."""
@@ -193,7 +214,7 @@ class OutputLayout(NamedTuple):
 
     def written_folder(self, alpha: float) -> str:
         """URL of the folder where an alpha's images are written at first: for shards, the staging folder."""
-        return self.url(STAGING, self.folders[alpha]) if self.packed else self.folder(alpha)
+        return storage.join(self.staging, self.folders[alpha]) if self.packed else self.folder(alpha)
 
     def written_image(self, alpha: float, key: str) -> str:
         """URL of the file that an image is written to at first."""
@@ -220,9 +241,38 @@ class OutputLayout(NamedTuple):
         return find_numbered(self.root, FAILURES)
 
 
-def statistics_of_group(output: str, group: str) -> str:
+def drift_url(output: str) -> str:
+    """URL of what is told of the drift of an output's images."""
+    return storage.join(output, _DRIFT)
+
+
+def statistics_url(output: str, group: str = "") -> str:
     """URL of the statistics of the images that were transported with a group's map; "" is where there are no groups."""
-    return storage.join(output, DRIFT_OF_GROUPS, f"{group}.safetensors") if group else storage.join(output, STATISTICS)
+    if not group:
+        return storage.join(output, _STATISTICS)
+    return storage.join(output, _DRIFT_OF_GROUPS, f"{group}{_MAP_EXTENSION}")
+
+
+def groups_with_statistics(output: str) -> list[str]:
+    """The groups that there are such statistics of."""
+    there = storage.children(storage.join(output, _DRIFT_OF_GROUPS))
+    return [name.removesuffix(_MAP_EXTENSION) for name in there if name.endswith(_MAP_EXTENSION)]
+
+
+def is_staged(path: str) -> bool:
+    """Whether a file is a result of ours that waits to be packed, and no input."""
+    return path.startswith(f"{_STAGING}/") or f"/{_STAGING}/" in path
+
+
+def is_folder_of_images(name: str) -> bool:
+    """Whether an alpha's images may be in a folder of that name below the root."""
+    return bool(_FOLDER.fullmatch(name))
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of that name is a shard of images."""
+    match = _NUMBERED.fullmatch(name)
+    return match is not None and match[1] == SHARD
 
 
 def is_of_output(name: str) -> bool:
@@ -230,115 +280,6 @@ def is_of_output(name: str) -> bool:
     match = _NUMBERED.fullmatch(name)
     return (
         name in _OTHERS
-        or bool(_FOLDER.fullmatch(name))
+        or is_folder_of_images(name)
         or (match is not None and match[1] in (MANIFEST, FAILURES) and match[4] == ".parquet")
     )
-
-
-class ManifestRow(NamedTuple):
-    """Of a row of the manifest, what tells where its image is."""
-
-    key: str
-    alpha: float
-    output_uri: str
-
-
-def rows_of_manifest(url: str) -> Iterator[ManifestRow]:
-    """The rows of a file of the manifest, some at a time in memory.
-
-    Raises:
-        UserError: if it can't be read, or isn't a manifest.
-    """
-    try:
-        with storage.open_file(url) as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=1000, columns=list(ManifestRow._fields)):
-                for row in batch.to_pylist():
-                    yield ManifestRow(**row)
-    except (TypeError, ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
-        raise UserError(f"{url}: can't be read ({storage.one_line(error)})") from None
-
-
-def read_job(root: str) -> dict[str, Any] | None:
-    """What `job.json` of an output says; None where there is none, or one that isn't ours.
-
-    Raises:
-        UserError: if the store can't be asked.
-    """
-    if root.startswith(("http://", "https://")):
-        return None  # nobody writes there
-    try:
-        job = json.loads(storage.read_bytes(storage.join(root, JOB), max_bytes=2**20))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
-        return None
-    except OSError as error:
-        raise UserError(f"{storage.join(root, JOB)}: can't be read ({storage.one_line(error)})") from error
-    return job if isinstance(job, dict) and "map_sha256" in job and isinstance(job.get("alpha"), list) else None
-
-
-def started(root: str, job: Mapping[str, Any] | None) -> float:
-    """When the job of an output was started, in seconds since 1970 by the store's clock; 0 where nothing tells it."""
-    if job and isinstance(job.get(STARTED), int | float):
-        return float(job[STARTED])
-    details = storage.details(storage.join(root, JOB))
-    return 0.0 if details is None or details.modified is None else details.modified
-
-
-class Results(NamedTuple):
-    """The images of one alpha of an output."""
-
-    layout: OutputLayout
-    alpha: float
-
-    def images(self) -> Iterator[tuple[str, str]]:
-        """Key and URL of each, of an output of files: those of the manifest, whatever else lies there."""
-        for manifest in self.layout.find_manifests():
-            for row in rows_of_manifest(manifest.url):
-                if row.alpha == self.alpha:
-                    yield row.key, self.layout.image(self.alpha, row.key)
-
-    def shards(self) -> list[str]:
-        """URLs of the shards that the manifest names."""
-        names: set[str] = set()
-        for manifest in self.layout.find_manifests():
-            for row in rows_of_manifest(manifest.url):
-                shard = row.output_uri.removesuffix(f"#{row.key}{self.layout.extension}").rpartition("/")[2]
-                match = _NUMBERED.fullmatch(shard)
-                if row.alpha == self.alpha and match and match[1] == SHARD:
-                    names.add(shard)
-        return [storage.join(self.layout.folder(self.alpha), name) for name in sorted(names)]
-
-
-def results_in(folder: str) -> Results | None:
-    """What a folder holds of the job whose output it is, or whose images it is for; None where it is no such folder.
-
-    Raises:
-        UserError: if the job hasn't ended, or the folder is of several alphas, or of none of that job.
-    """
-    for root, below in roots_of(folder):
-        job = read_job(root)
-        if job is None:
-            continue
-        layout = OutputLayout.of_job(root, job)
-        if REPLACES in job or not layout.find_manifests():
-            raise UserError(
-                f"{root}: its job hasn't ended, so it has no manifest; run the same dot-transport again, with --resume"
-            )
-        alphas = [alpha for alpha, name in layout.folders.items() if below in ("", name)]
-        if len(alphas) == 1:
-            return Results(layout, alphas[0])
-        folders = ", ".join(map(layout.folder, layout.alphas))
-        if below:
-            raise UserError(f"{folder}: isn't of the job that {root} belongs to; expected one of {folders}")
-        raise UserError(f"{root}: holds results of several alphas; expected one of {folders}")
-    return None
-
-
-def roots_of(folder: str) -> Iterator[tuple[str, str]]:
-    """What a folder would be of an output: roots and the folder below each, "" for the root itself."""
-    folder = folder.rstrip("/") or folder
-    yield folder, ""
-    above, last = storage.parent(folder), folder.rpartition("/")[2]
-    if _FOLDER.fullmatch(last):
-        yield above, last
-    elif above.rpartition("/")[2] == IMAGES and _FOLDER.fullmatch(f"{IMAGES}/{last}"):
-        yield storage.parent(above), f"{IMAGES}/{last}"

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from ot_core import folders, lists, names, shards, storage
 from ot_core.errors import Cause, ImageError, OTError, UserError, as_image_error
 from ot_core.groups import Grouping
-from ot_core.layout import Results, results_in
 from ot_core.names import Ignored
+from ot_core.results import Results, results_in
 from ot_core.storage import FileDetails, one_line, parent, to_url
 
 _SHARDS = (".tar", ".parquet")

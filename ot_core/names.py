@@ -9,7 +9,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from ot_core.images import EXTENSIONS
-from ot_core.layout import STAGING
+from ot_core.layout import is_staged
 from ot_core.storage import join
 
 #: What files count as that have no extension which would say anything.
@@ -30,7 +30,7 @@ def has_image_extension(name: str) -> bool:
 
 def is_image(path: str) -> bool:
     """Whether a path below an input's root is an image's, and not of what macOS or a job of ours keeps beside them."""
-    return has_image_extension(path) and not (path.rpartition("/")[2].startswith("._") or _is_staged(path))
+    return has_image_extension(path) and not (path.rpartition("/")[2].startswith("._") or is_staged(path))
 
 
 def extension_of(path: str) -> str:
@@ -140,16 +140,11 @@ class Ignored:
 def _kind_of(name: str) -> str:
     last = name.rpartition("/")[2]
     extension = extension_of(last)
-    if last.startswith(".") or _is_staged(name):
+    if last.startswith(".") or is_staged(name):
         return _HIDDEN
     if not extension:
         return _WITHOUT
     return extension if _EXTENSION.fullmatch(extension) else _OTHERS
-
-
-def _is_staged(name: str) -> bool:
-    """Whether a file is a result of ours that waits to be packed, and no input."""
-    return name.startswith(f"{STAGING}/") or f"/{STAGING}/" in name
 
 
 def told_ignored(counts: Mapping[str, int]) -> str:

@@ -1,24 +1,12 @@
 """What `--candidate NAME=URL` stands for: images to compare, and where they lie on the scale of alpha."""
 
-import glob
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from ot_core import UserError, names, shards, storage
-from ot_core.layout import (
-    IMAGES,
-    MANIFEST,
-    SHARD,
-    OutputLayout,
-    find_numbered,
-    read_job,
-    roots_of,
-    rows_of_manifest,
-)
+from ot_core import UserError, names, storage
+from ot_core.layout import OutputLayout, alpha_name
+from ot_core.results import images_without_job, read_job, roots_of
 from transforms.quality import REFERENCE
-
-_ALPHA_FOLDER = re.compile(r"alpha=(-?\d+(?:\.\d+)?)")
 
 
 class Candidate(NamedTuple):
@@ -83,8 +71,7 @@ def _expand(name: str, url: str) -> Iterator[Candidate]:
             # What is wrong with a folder that isn't one of the job's, listing it will tell.
             alphas = sorted((a for a, folder in layout.folders.items() if below in ("", folder)), reverse=True)
             for alpha in alphas:
-                several = f" alpha={alpha:.2f}" if len(alphas) > 1 else ""
-                yield Candidate(name + several, layout.folder(alpha), alpha, name)
+                yield Candidate(_named(name, alpha, alphas), layout.folder(alpha), alpha, name)
             if not alphas:
                 yield Candidate(name, url, None, name)
             return
@@ -92,24 +79,19 @@ def _expand(name: str, url: str) -> Iterator[Candidate]:
 
 
 def _expand_without_job(name: str, url: str) -> Iterator[Candidate]:
-    """The same of a folder that no job of ours has written, but perhaps a pipeline with our transforms."""
-    last = _ALPHA_FOLDER.fullmatch(url.rstrip("/").rpartition("/")[2])
-    if last:
-        yield Candidate(name, url, float(last[1]), name)
-        return
-    images = storage.join(url, IMAGES)
-    alphas = {float(found[1]): child for child in _children(images) if (found := _ALPHA_FOLDER.fullmatch(child))}
-    if alphas:
-        for alpha in sorted(alphas, reverse=True):
-            folder = storage.join(images, alphas[alpha])
-            yield Candidate(f"{name} alpha={alpha:.2f}", _images_in(folder), alpha, name)
-        return
-    rows = (next(rows_of_manifest(found.url), None) for found in find_numbered(url, MANIFEST))
-    row = next(filter(None, rows), None)
-    if row is None:
+    """The same of a folder that no job of ours has written."""
+    try:
+        found = images_without_job(url)
+    except OSError as error:
+        raise UserError(f"input {url}: can't be listed ({storage.one_line(error)})") from None
+    if not found:
         yield Candidate(name, url, None, name)
-    else:
-        yield Candidate(name, _images_in(images), row.alpha, name)
+    for alpha in sorted(found, reverse=True):
+        yield Candidate(_named(name, alpha, found), found[alpha], alpha, name)
+
+
+def _named(series: str, alpha: float, alphas: Collection[float]) -> str:
+    return f"{series} {alpha_name(alpha)}" if len(alphas) > 1 else series
 
 
 def _exists(url: str) -> bool:
@@ -117,18 +99,3 @@ def _exists(url: str) -> bool:
         return storage.exists(url)
     except OSError as error:
         raise UserError(f"input {url}: can't be listed ({storage.one_line(error)})") from None
-
-
-def _children(folder: str) -> list[str]:
-    try:
-        return list(storage.children(folder))
-    except OSError as error:
-        raise UserError(f"input {folder}: can't be listed ({storage.one_line(error)})") from None
-
-
-def _images_in(folder: str) -> str:
-    """The input that the images of an alpha are: the folder, or the shards in it."""
-    for extension in shards.EXTENSIONS.values():
-        if find_numbered(folder, SHARD, [extension]):
-            return storage.join(glob.escape(folder), f"{SHARD}-*-of-*{extension}")
-    return folder

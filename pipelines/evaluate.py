@@ -13,8 +13,9 @@ from typing import Any
 
 from ot_core import UserError, load_autoencoder, load_restorer, storage, strict_json
 from ot_core.features import FeatureExtractor, InceptionFeatures, LatentFeatures, PixelFeatures
-from ot_core.layout import FAILURES, QUALITY, find_numbered, numbered, read_job
+from ot_core.layout import FAILURES, PAGE, QUALITY, TOTALS, find_numbered, numbered
 from ot_core.quality import QualityTotals, load_lpips
+from ot_core.results import read_job
 from pipelines import options, parsers
 from pipelines.apart import check_apart
 from pipelines.candidates import Candidate, autoencoders_of, baseline_of, parse_candidates
@@ -156,8 +157,8 @@ def evaluate_images(
 def report(plan: Plan, counters: Counters) -> str:
     """The verdict and the figures, read back from the report."""
     args = plan.args
-    written = json.loads(storage.read_bytes(storage.join(args.report, "totals.json")))
-    lines = [f"report {storage.join(args.report, 'report.html')}", *(f"  {s}" for s in written["verdict"])]
+    written = json.loads(storage.read_bytes(storage.join(args.report, TOTALS)))
+    lines = [f"report {storage.join(args.report, PAGE)}", *(f"  {s}" for s in written["verdict"])]
     for row in written["candidates"]:
         psnr = "" if row["psnr_mean"] is None else f"PSNR {row['psnr_mean']:.2f} dB, "
         distances = ", ".join(f"{name} {value:.4g}" for name, value in row["distances"].items() if value is not None)
@@ -205,8 +206,8 @@ def _write_report(
     page = render(results, baseline, verdict, most_pictures, least_pictures, failures)
     rows = [dataclasses.asdict(result) for result in results]
     figures = {"verdict": verdict.sentences, "best": verdict.best, "candidates": rows, "failures": failures}
-    storage.write_bytes(storage.join(report_url, "report.html"), page.encode())
-    storage.write_bytes(storage.join(report_url, "totals.json"), strict_json.dumps(figures, indent=2).encode())
+    storage.write_bytes(storage.join(report_url, PAGE), page.encode())
+    storage.write_bytes(storage.join(report_url, TOTALS), strict_json.dumps(figures, indent=2).encode())
 
 
 def _result(

@@ -17,7 +17,7 @@ from ot_core import UserError, load_restorer, read_map, storage
 from ot_core.drift import LIMIT, Verdict
 from ot_core.fitting import check_restorer, read_maps
 from ot_core.groups import GROUP, find_maps, is_pattern
-from ot_core.layout import DRIFT, OutputLayout, statistics_of_group
+from ot_core.layout import OutputLayout, drift_url, statistics_url
 from pipelines import options, parsers
 from pipelines.apart import check_apart
 from pipelines.launch import Job, check_inputs, launch
@@ -296,7 +296,7 @@ def report(plan: Plan, counters: Counters) -> str:
 
 def _drift_by_group(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What drift.json tells of each group of which there were images; "" where there are no groups."""
-    url = storage.join(args.output, DRIFT)
+    url = drift_url(args.output)
     found = json.loads(storage.read_bytes(url)) if storage.details(url) else {}  # some engines end before their work
     return {group: one for group, one in {"": found, **found.pop("groups", {})}.items() if one.get("inputs")}
 
@@ -363,7 +363,7 @@ def objection(plan: Plan) -> str | None:
     of_group = f" of group {group}" if group else ""
     return (
         f"the inputs{of_group} drifted by {_share(found['relative'])}, over --max_drift "
-        f"{args.max_drift}; for a map of them, dot-fit --source {statistics_of_group(args.output, group)} "
+        f"{args.max_drift}; for a map of them, dot-fit --source {statistics_url(args.output, group)} "
         f"--target {plan.maps[group]}"
     )
 

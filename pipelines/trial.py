@@ -19,7 +19,7 @@ from types import ModuleType
 import numpy as np
 
 from ot_core import UserError, listing, load_autoencoder, storage
-from ot_core.layout import FAILURES, IMAGES, QUALITY, OutputLayout
+from ot_core.layout import FAILURES, IMAGES, PAGE, QUALITY, TOTALS, OutputLayout, alpha_name
 from pipelines import evaluate, fit, options, parsers, transport
 from pipelines.apart import check_apart
 from pipelines.command import JobError, command, complain, say
@@ -37,7 +37,7 @@ TRIAL, WORK, MAP, SHEET = "trial.json", "work", "map.safetensors", "before-after
 _OF_MAP, _OF_PHOTOGRAPHS = "map.failures", "photographs.failures"
 #: Names of what a trial writes.
 _WRITTEN = re.compile(
-    rf"{WORK}|({TRIAL}|{MAP}|{SHEET}|report.html|totals.json)".replace(".", r"\.")
+    rf"{WORK}|({TRIAL}|{MAP}|{SHEET}|{PAGE}|{TOTALS})".replace(".", r"\.")
     + rf"|({QUALITY}|{FAILURES}|{_OF_MAP}|{_OF_PHOTOGRAPHS})-\d+-of-\d+\.parquet"
 )
 _NATURAL, _DEGRADED, _ENHANCED = "natural", "degraded", "enhanced"
@@ -248,7 +248,8 @@ def _sheet(plan: Plan, work: str) -> str:
     folders = {"degraded": storage.join(work, _DEGRADED, IMAGES)}
     folders |= {"restored": layout.folder(1.0)} if plan.restorer else {}
     folders |= {"transported, alpha 0.5": layout.folder(0.5), "transported, alpha 0": layout.folder(0.0)}
-    draw_sheet({**folders, "original": storage.join(work, _NATURAL, IMAGES)}, report, f"{_ENHANCED} alpha=0.00", url)
+    folders |= {"original": storage.join(work, _NATURAL, IMAGES)}
+    draw_sheet(folders, report, f"{_ENHANCED} {alpha_name(0.0)}", url)
     return url
 
 

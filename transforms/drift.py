@@ -13,7 +13,7 @@ from ot_core import GaussianStatistics, MapFileError, read_map, storage, strict_
 from ot_core.drift import LIMIT, Drift, DriftMeter, Verdict
 from ot_core.drift_history import DriftHistory
 from ot_core.fitted_map import LatentSets
-from ot_core.layout import DRIFT, statistics_of_group
+from ot_core.layout import drift_url, statistics_url
 from ot_core.map_file import read_statistics, write_statistics
 from ot_core.parts import SOURCE, TARGET, Part, PartStatistics, number_of, of_side
 from ot_core.patches import latent_statistics
@@ -123,7 +123,7 @@ class _MeasureDoFn(beam.DoFn):
         fitted = read_map(self._maps[group])
         gathered = dict(item for item in given if item is not None)
         told: dict[str, Any] = dict.fromkeys(_TOLD)
-        sets, url = fitted.sets(), statistics_of_group(self._output, group)
+        sets, url = fitted.sets(), statistics_url(self._output, group)
         before = _read_before(url, sets) if self._resume else None
         if gathered:
             meters = {side: DriftMeter(fitted, side) for _, side in _TOLD.values()}
@@ -174,6 +174,6 @@ def _write_drift(_: None, output: str, limit: float, measured: Mapping[str, dict
     found = groups.pop("", {})
     if groups:
         found = {**found, "groups": groups}
-    url = storage.join(output, DRIFT)
+    url = drift_url(output)
     storage.write_bytes(url, strict_json.dumps({"limit": limit, **found}, indent=1).encode())
     return url

@@ -17,7 +17,7 @@ from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import Cause, ImageError, UserError, listing, shards, storage
 from ot_core.errors import as_image_error
-from ot_core.layout import STAGING, OutputLayout
+from ot_core.layout import OutputLayout
 from ot_core.overlap import Overlap, prefetch
 from transforms import metrics
 from transforms.elements import Failure, ImageRecord, ImageRef
@@ -256,7 +256,7 @@ class RemoveUnneeded(beam.PTransform):
             | "Spread" >> beam.Reshuffle()
             | "Remove" >> beam.ParDo(_RemoveDoFn(), *written)
             | "CountRemoved" >> beam.CombineGlobally(sum)
-            | "RemoveStaging" >> beam.Map(_remove_staging, self._layout.url(STAGING))
+            | "RemoveStaging" >> beam.Map(_remove_staging, self._layout.staging)
         )
 
 

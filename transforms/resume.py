@@ -17,7 +17,8 @@ from apache_beam.typehints.decorators import no_annotations
 from PIL import Image
 
 from ot_core import listing, storage
-from ot_core.layout import FOLDERS, STARTED, OutputLayout, read_job, started
+from ot_core.layout import FOLDERS, STARTED, OutputLayout
+from ot_core.results import read_job, started
 from transforms import metrics
 from transforms.elements import ImageRecord, ImageRef
 from transforms.packing import member_of

@@ -8,16 +8,23 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ot_core import ImageError, UserError, layout, listing, storage
-from ot_core.layout import DRIFT, DRIFT_OF_GROUPS, JOB, STAGING, STATISTICS, OutputLayout, read_job
+from ot_core import ImageError, UserError, listing, storage
+from ot_core.layout import (
+    FOLDERS,
+    JOB,
+    REPLACES,
+    STARTED,
+    OutputLayout,
+    drift_url,
+    groups_with_statistics,
+    is_of_output,
+    statistics_url,
+)
 from ot_core.overlap import prefetch
+from ot_core.results import read_job, rows_of_manifest, started
 from transforms.elements import ImageRecord
 from transforms.records import schema_of
 
-#: Of `job.json`: the folder of each alpha's images; when the output was started, where that isn't when `job.json` was
-#: written; and the job whose results are being removed.
-_FOLDERS, _STARTED, _REPLACES = layout.FOLDERS, layout.STARTED, layout.REPLACES
-_ALPHA = "alpha"
 #: How an output that holds results is gone on with.
 _ADD_A_FLAG = "add --resume to go on with it, or --overwrite to remove its results and do everything again"
 
@@ -55,37 +62,38 @@ def plan_start(
     """
     if resume and overwrite:
         raise UserError("--overwrite: removes what --resume goes on with; expected one of them")
-    new = {**settings, _ALPHA: list(wanted.alphas), _FOLDERS: list(wanted.folders.values())}
+    new = {**settings, **wanted.in_job()}
     try:
         there = set(storage.children(wanted.root))
     except OSError as error:
         raise UserError(f"--output {wanted.root}: can't be listed ({storage.one_line(error)})") from None
-    results = sorted(name for name in there if layout.is_of_output(name) and not _is_empty(wanted, name))
+    results = sorted(name for name in there if is_of_output(name) and not _is_empty(wanted, name))
     earlier = read_job(wanted.root) if JOB in there else None
     if earlier is None:
         if JOB in there or results:
             what = JOB if JOB in there else results[0]
             raise UserError(f"--output {wanted.root}: its {what} isn't of a job that we know; use another --output")
         return Start(wanted, new, None, False)
-    replaces = earlier.get(_REPLACES)
+    replaces = earlier.get(REPLACES)
     if resume:
         grown = _same_job(wanted, settings, earlier)
-        job = {**new, _ALPHA: list(grown.alphas), _FOLDERS: list(grown.folders.values())}
+        job = {**new, **grown.in_job()}
         if replaces is None:
             manifests = grown.find_manifests()
             for manifest in manifests:
                 storage.check_columns(manifest.url, schema_of(ImageRecord))
             # A manifest is of the job, whose file is younger only in a copy that has lost its times.
-            written = [manifest.details.modified or 0.0 for manifest in manifests if _FOLDERS in earlier]
-            job[_STARTED] = min([layout.started(wanted.root, earlier), *written])
+            written = [manifest.details.modified or 0.0 for manifest in manifests if FOLDERS in earlier]
+            job[STARTED] = min([started(wanted.root, earlier), *written])
         return Start(grown, job, replaces, replaces is None)
     if not overwrite and (results or replaces):
         raise UserError(f"--output {wanted.root}: holds the results of a job; {_ADD_A_FLAG}")
     if replaces is None and results:
         of_job = OutputLayout.of_job(wanted.root, earlier)
         manifests = of_job.find_manifests()
-        job = {name: earlier.get(name) for name in (_ALPHA, _FOLDERS, "format", "output_format") if name in earlier}
-        replaces = {"job": job, _STARTED: layout.started(wanted.root, earlier), "has_manifest": bool(manifests)}
+        names = (*of_job.in_job(), "format", "output_format")
+        job = {name: earlier[name] for name in names if name in earlier}
+        replaces = {"job": job, STARTED: started(wanted.root, earlier), "has_manifest": bool(manifests)}
     return Start(wanted, new, replaces, False)
 
 
@@ -129,7 +137,7 @@ def start_job(start: Start) -> int:
         if OutputLayout.of_job(start.layout.root, read_job(start.layout.root) or {}) == start.layout:
             return 0
     elif start.replaces is not None:
-        _write_job(url, {**start.job, _REPLACES: start.replaces})
+        _write_job(url, {**start.job, REPLACES: start.replaces})
         removed = _remove_results(start.layout.root, start.replaces)
     _write_job(url, start.job)
     return removed
@@ -146,14 +154,13 @@ def _remove_results(root: str, replaced: Mapping[str, Any]) -> int:
     if replaced["has_manifest"]:
         removed += _remove(_images_of_manifest(of_job))
     elif not of_job.packed:
-        removed += _remove(_images_written_since(of_job, float(replaced[_STARTED])))
+        removed += _remove(_images_written_since(of_job, float(replaced[STARTED])))
     for alpha in of_job.alphas:
         removed += _remove(shard.url for shard in of_job.find_shards(alpha))
-    storage.remove_folder(of_job.url(STAGING))
+    storage.remove_folder(of_job.staging)
     storage.remove_temporary(root)
-    groups = _groups_of_drift(root)
-    removed += _remove(layout.statistics_of_group(root, group) for group in groups)
-    removed += _remove([of_job.url(DRIFT), of_job.url(STATISTICS)])
+    removed += _remove(statistics_url(root, group) for group in _groups_of_drift(root))
+    removed += _remove([drift_url(root), statistics_url(root)])
     removed += _remove(file.url for file in of_job.find_failures())
     return removed + _remove(file.url for file in of_job.find_manifests())
 
@@ -173,7 +180,7 @@ def images_left(start: Start) -> int:
 def _images_of_manifest(of_job: OutputLayout) -> Iterator[str]:
     """Where the images of the manifest's rows are by the layout, whatever the rows call it."""
     for manifest in of_job.find_manifests():
-        for row in layout.rows_of_manifest(manifest.url):
+        for row in rows_of_manifest(manifest.url):
             try:
                 storage.check_key(row.key)
             except ImageError:
@@ -182,23 +189,22 @@ def _images_of_manifest(of_job: OutputLayout) -> Iterator[str]:
                 yield of_job.image(row.alpha, row.key)
 
 
-def _images_written_since(of_job: OutputLayout, started: float) -> Iterator[str]:
+def _images_written_since(of_job: OutputLayout, since: float) -> Iterator[str]:
     """The images of a job that was killed before it wrote a manifest."""
     for alpha in of_job.alphas:
         folder = of_job.folder(alpha)
         for listed in listing.list_folder(folder):
             modified = listed.details.modified
             url = of_job.image(alpha, listed.key)
-            if listed.uri.endswith(of_job.extension) and modified is not None and modified >= started:
+            if listed.uri.endswith(of_job.extension) and modified is not None and modified >= since:
                 yield url
 
 
 def _groups_of_drift(root: str) -> Sequence[str]:
     """The groups that have statistics of their own; of a killed job that told of none, all."""
-    there = storage.children(storage.join(root, DRIFT_OF_GROUPS))
-    groups = [name.removesuffix(".safetensors") for name in there if name.endswith(".safetensors")]
+    groups = groups_with_statistics(root)
     try:
-        told = json.loads(storage.read_bytes(storage.join(root, DRIFT))).get("groups", {})
+        told = json.loads(storage.read_bytes(drift_url(root))).get("groups", {})
     except (OSError, ValueError, AttributeError):
         return groups
     return [group for group in groups if group in told]

@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ot_core import UserError, storage
-from ot_core.layout import OutputLayout, find_numbered, numbered, read_job, roots_of
+from ot_core.layout import OutputLayout, find_numbered, numbered
+from ot_core.results import read_job, roots_of
 
 PIECES = [
     "run",

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ot_core import Cause, ImageError, UserError, listing, shards, storage
-from ot_core.layout import ManifestRow
 from ot_core.names import Ignored
+from ot_core.results import ManifestRow
 
 
 def tar_of(*names: str, data: bytes = b"x" * 700) -> bytes:

@@ -14,21 +14,21 @@ import pytest
 from PIL import Image
 
 from ot_core import listing, shards, storage
-from ot_core.layout import STAGING, OutputLayout
+from ot_core.layout import OutputLayout
 from pipelines import fit, transport
 from tests.faults import faulty_store
 from tests.forked_jobs import ForkedJobs
 
 #: What a request writes or removes, how many of that kind are let through before, and whether the store does the one at
 #: which the job is killed.
-MAKING = [("PUT", f"/{STAGING}/", 1, False), ("PUT", f"/{STAGING}/", 2, True)]
+MAKING = [("PUT", "/.staging/", 1, False), ("PUT", "/.staging/", 2, True)]
 PACKING = [
     ("PUT", "/shard-0", 0, False),
     ("PUT", "/shard-0", 1, True),
     ("PUT", "/manifest-0", 0, False),
     ("PUT", "/manifest-0", 0, True),
 ]
-REMOVING = [("DELETE", f"/{STAGING}/", 0, False), ("DELETE", f"/{STAGING}/", 1, True)]
+REMOVING = [("DELETE", "/.staging/", 0, False), ("DELETE", "/.staging/", 1, True)]
 
 
 def _png(seed: int) -> bytes:
@@ -119,6 +119,6 @@ def test_killed_at_ten_moments_of_packing_and_resuming_nothing_finished_is_lost(
         assert _finished(layout) == expected
         for shard in OutputLayout.of(str(fresh), [0.0], kind=kind).find_shards(0.0):
             assert storage.read_bytes(f"{layout.folder(0.0)}/{shard.name}") == Path(shard.url).read_bytes()
-        assert not list(listing.list_folder(layout.url(STAGING)))
+        assert not list(listing.list_folder(layout.staging))
         seen = expected
     assert killed == 10

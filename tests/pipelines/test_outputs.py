@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from ot_core import storage
-from ot_core.layout import OutputLayout, read_job
+from ot_core.layout import OutputLayout
+from ot_core.results import read_job
 from pipelines import evaluate, fit, transport
 from transforms import starting
 

@@ -11,7 +11,7 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 
 from ot_core import shards, storage
-from ot_core.layout import STAGING, OutputLayout
+from ot_core.layout import OutputLayout
 from tests.faults import faulty_store
 from transforms import ImageRecord, PackShards, RemoveUnneeded, WriteFailures, WriteManifest
 from transforms.packing import _PackShardDoFn
@@ -206,7 +206,7 @@ def test_what_is_staged_and_is_not_in_a_shard_stays(layout):
     for name in "xyz":
         storage.remove(layout.written_image(0.0, name))
     _pack_in_pipeline(layout, [*result.rows, *_stage(layout, "c")], num_shards=2)
-    assert not storage.exists(layout.url(STAGING))
+    assert not storage.exists(layout.staging)
 
 
 def test_no_shard_is_removed_before_the_manifest_is_written(layout):
