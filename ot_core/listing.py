@@ -52,7 +52,7 @@ def list_images(spec: str, grouping: Grouping | None = None, ignored: Ignored | 
     Shards are named one by one or by a glob that ends in their extension: `.tar` (uncompressed; the members named like
     images, their keys below the shard's own unless that ends like `-00003-of-00016`) or `.parquet` without a column
     `uri` (see `shards.image_column`; its column `key`, or numbers below the shard's key). A folder gives no shards;
-    but an output of transport, or its folder of an alpha, gives the results of its job (`ot_core.layout`), in files or
+    but an output of transport, or its folder of an alpha, gives the results of its job (`ot_core.results`), in files or
     in shards.
 
     Args:
