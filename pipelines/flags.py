@@ -30,7 +30,8 @@ _INPUT_HELP = (
 _OF_EVERY_COMMAND = ("help", "version", "config")
 
 DEGRADATIONS = (
-    "noise:25, jpeg:10, blur:1.6, bicubic:4, chains by commas, ranges such as jpeg:10-40, or package.module:function"
+    "noise:25, jpeg:10, blur:1.6, bicubic:4, several after each other (blur:1.6,jpeg:10), a range (jpeg:10-40), or "
+    "package.module:function"
 )
 
 
@@ -238,7 +239,7 @@ def add_model(parser: Flags, precision: str = "float32") -> None:
         "--precision",
         choices=("auto", *PRECISIONS),
         default=precision,
-        help="of the autoencoder; auto: bfloat16 where the device computes in it natively, else float32 "
+        help="precision of the autoencoder; auto is bfloat16 where the device has it natively, else float32 "
         "(default %(default)s)",
     )
 
@@ -250,20 +251,21 @@ def add_limits(parser: Flags) -> None:
         type=number(int, 1, HIGHEST_PIXEL_LIMIT),
         default=DEFAULT_MAX_PIXELS,
         metavar="N",
-        help="images with more are failures (default %(default)s)",
+        help="images with more pixels are failures (default %(default)s)",
     )
     parser.add_argument(
         "--max_bytes",
         type=number(int, 1),
         default=DEFAULT_MAX_BYTES,
         metavar="N",
-        help="larger files, members of tar files and cells of Parquet files are failures (default %(default)s)",
+        help="images whose file, member of a tar file or cell of a Parquet file is larger are failures (default "
+        "%(default)s)",
     )
     parser.add_argument(
         "--max_batch_pixels",
         type=number(int, 0),
         metavar="N",
-        help="pixels that the model works on at once; smaller images are batched, and larger ones done in overlapping "
+        help="pixels that the model works on at once: smaller images are batched, larger ones are cut into overlapping "
         "tiles of 262144 or more (default: 4194304 on a GPU; on a CPU one image, in tiles above 1048576)",
     )
     parser.add_argument(
@@ -271,7 +273,7 @@ def add_limits(parser: Flags) -> None:
         type=number(float, 0, 1),
         default=0.5,
         metavar="X",
-        help="exit with 1 if a larger share of the images failed; everything is written all the same "
+        help="exit with 1 if a larger share of the images failed. Everything is written all the same "
         "(default %(default)s)",
     )
 
@@ -279,14 +281,14 @@ def add_limits(parser: Flags) -> None:
 def add_run(parser: Flags, summary: bool = True) -> None:
     """Flags of how a command runs and what it tells."""
     parser.add_argument(
-        "--config", metavar="URL", help="a YAML file of flags and their values; those of the command line win"
+        "--config", metavar="URL", help="YAML file of flags and their values; the command line wins over it"
     )
     add_telling(parser)
     if summary:
         parser.add_argument(
             "--summary",
             metavar="URL",
-            help="JSON file to write as well, of how many images came to what (default: none)",
+            help="JSON file to write the summary to as well (default: none)",
         )
 
 
@@ -296,11 +298,13 @@ def add_telling(parser: Flags) -> None:
         "--progress",
         choices=("auto", "json", "none"),
         default="auto",
-        help="how far the job is, on stderr: auto is a bar at a terminal and lines in a log; json an object a line "
-        "(default %(default)s)",
+        help="how to tell on stderr how far the job is: auto draws a bar at a terminal and prints lines to a log, json "
+        "prints an object a line (default %(default)s)",
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but what is wrong")
-    parser.add_argument("--verbose", action="store_true", help="also print Beam's messages, and seconds of each stage")
+    parser.add_argument(
+        "--verbose", action="store_true", help="also print Beam's messages, and the seconds of each stage"
+    )
 
 
 def add_restorer(parser: Flags, what: str) -> None:
@@ -319,7 +323,7 @@ def add_other_restorer(parser: Flags) -> None:
     parser.add_argument(
         "--allow_other_restorer",
         action="store_true",
-        help="take statistics and maps of another restorer than --restorer (default: refuse)",
+        help="accept statistics and maps of another restorer than --restorer (default: refuse them)",
     )
 
 
@@ -328,8 +332,8 @@ def add_group_by(parser: Flags) -> None:
     parser.add_argument(
         "--group_by",
         metavar="SPEC",
-        help="what tells an image's group, each of which has a map: folder:N, the N-th folder of its key (folder:1 is "
-        "the first below the input's root), or column:NAME, a column of the lists; {group} in --map is its name",
+        help="use a map for each group of images. folder:N takes the N-th folder of a key as the group (folder:1 is "
+        "the first below the input's root), column:NAME a column of the lists. {group} in --map is the group's name",
     )
 
 
@@ -338,7 +342,7 @@ def add_accelerator(parser: Flags) -> None:
     parser.add_argument(
         "--accelerator",
         metavar="HINT",
-        help="workers with such a GPU for the stage of the model alone, where the runner can (Dataflow): for example "
+        help="GPU for the workers of the model's stage alone, where the runner can do that (Dataflow), such as "
         "'type:nvidia-l4;count:1;install-nvidia-driver'",
     )
 

@@ -47,13 +47,15 @@ def fit() -> ArgumentParser:
     images.add_argument(
         "--degrade",
         metavar="SPEC",
-        help="make the source from --target: degrade each natural image, and restore it; so all are pairs. "
+        help="make the source from --target: degrade each natural image, then restore it, which gives pairs. "
         + DEGRADATIONS,
     )
     add_restorer(images, "--source, or what --degrade makes")
     images.add_argument("--map", required=True, metavar="URL", help="the .safetensors file to write")
     images.add_argument(
-        "--paired", action="store_true", help="take only keys that both sides have, so that both show the same things"
+        "--paired",
+        action="store_true",
+        help="take only images that both sides have, by key, so that both show the same",
     )
     images.add_argument(
         "--max_images",
@@ -68,38 +70,41 @@ def fit() -> ArgumentParser:
     groups.add_argument(
         "--common_target",
         action="store_true",
-        help="all of --target is the target of every group; default: its images are in groups like those of --source",
+        help="take all of --target as the target of every group (default: its images are in groups, too)",
     )
     groups.add_argument(
         "--add_to",
         metavar="URL",
-        help="a map whose statistics the images are added to, with its method, patch size and autoencoder; either side "
-        "may be left out then. Which images a map holds isn't known, so one that is added twice counts twice",
+        help="add the images to the statistics of this map, and keep its method, patch size and autoencoder; either "
+        "side may be left out. A map doesn't know its images: one that is added twice counts twice",
     )
     advanced = flags.add_argument_group(_ADVANCED)
     advanced.add_argument(
         "--method",
         choices=METHODS,
-        help="matched (default): takes differences in the colour of patches, which restorers keep, for content; pixels "
-        "(default with --paired): doesn't; both change decoded pixels least. paper: changes latents least",
+        help="matched (default) leaves differences in the mean colour of patches alone, since restorers keep it; "
+        "pixels (default for pairs) maps them too. Both change decoded pixels as little as possible; paper the latents",
     )
     advanced.add_argument(
-        "--patch_size", type=int, choices=(1, 3, 5, 7), help="p (default 3, or that of the statistics added to)"
+        "--patch_size",
+        type=int,
+        choices=(1, 3, 5, 7),
+        help="side of a latent patch (default 3, or as in earlier statistics)",
     )
     advanced.add_argument(
         "--check_pairs",
         type=number(int, 0),
         default=MOST_PAIRS,
         metavar="N",
-        help="of pairs, which --paired and --degrade give, keep at most N back to check the map on; the map remembers "
-        "what was found. 0 checks nothing (default %(default)s)",
+        help="of the pairs that --paired and --degrade give, keep at most N back and check the map on them; the map "
+        "holds the result. 0 checks nothing (default %(default)s)",
     )
     advanced.add_argument(
         "--residual",
         type=number(float, 0, 1),
         metavar="W",
-        help="share of what the autoencoder loses of an image that transport adds back (default: half of the best for "
-        "the pairs that are kept back, else 0)",
+        help="how much transport adds back of what the autoencoder loses of an image, from 0 to 1 (default: half of "
+        "the share that is best for the pairs that are kept back; else 0)",
     )
     add_other_restorer(advanced)
     add_accelerator(advanced)
@@ -128,31 +133,28 @@ def transport() -> ArgumentParser:
         nargs="+",
         action=Several,
         metavar="A",
-        help="weight of the restored image in the result: 0 is full transport, 1 the restored image itself, as "
-        "--restorer made it. auto is the one that dot-fit found best on pairs that it kept back; it is the default for "
-        "such a map, 0 for others",
+        help="weight of the restored image in the result: 0 is full transport, 1 the restored image itself. auto is "
+        "the alpha that dot-fit found best on pairs that it kept back; it is the default for such a map (else 0)",
     )
-    images.add_argument(
-        "--keep_restored", action="store_true", help="also write what --restorer made, as --alpha 1 does"
-    )
+    images.add_argument("--keep_restored", action="store_true", help="also write what --restorer made, as alpha 1 does")
     again = flags.add_argument_group("running it again")
     again.add_argument(
         "--resume",
         action="store_true",
-        help="leave out what the output already holds, unless its source has changed since; the settings must be the "
-        "same, but alphas may be added",
+        help="skip images that the output holds already, unless their source has changed. The settings must be the "
+        "same; alphas may be added",
     )
     again.add_argument(
         "--overwrite",
         action="store_true",
-        help="remove the results that the output holds, and nothing else in it, and do everything; without this or "
-        "--resume an output that holds results is refused",
+        help="first remove the results that the output holds, and nothing else. Without this or --resume, an output "
+        "that holds results is refused",
     )
     again.add_argument(
         "--plan",
         action="store_true",
-        help="only count the images that would be done, with --resume the new and the changed ones; write nothing to "
-        "--output",
+        help="only count the images that the job would do, with --resume the new and changed ones, and write nothing "
+        "to --output",
     )
     again.add_argument(
         "--since",
@@ -161,16 +163,22 @@ def transport() -> ArgumentParser:
         help="take only images modified at this time or later: a date or time such as 2025-12-31T23:00, in UTC",
     )
     written = flags.add_argument_group("format of the results")
-    written.add_argument("--format", choices=sorted(OUTPUT_FORMATS), default="png", help="of images (default png)")
     written.add_argument(
-        "--quality", type=number(int, 1, 100), default=95, metavar="N", help="of jpeg and webp (default %(default)s)"
+        "--format", choices=sorted(OUTPUT_FORMATS), default="png", help="format of the images (default png)"
+    )
+    written.add_argument(
+        "--quality",
+        type=number(int, 1, 100),
+        default=95,
+        metavar="N",
+        help="quality of jpeg and webp (default %(default)s)",
     )
     written.add_argument(
         "--compress_level",
         type=number(int, 0, 9),
         default=DEFAULT_COMPRESS_LEVEL,
         metavar="N",
-        help="of png: higher is smaller and slower (default %(default)s)",
+        help="compression of png: higher is smaller and slower (default %(default)s)",
     )
     written.add_argument(
         "--output_format",
@@ -183,14 +191,14 @@ def transport() -> ArgumentParser:
         type=number(int, 1),
         default=16,
         metavar="N",
-        help="shards that the results are spread over, for each alpha; one should be some 100 MB (default %(default)s)",
+        help="number of shards for each alpha; a shard should be some 100 MB (default %(default)s)",
     )
     written.add_argument(
         "--manifest_shards",
         type=number(int, 1),
         default=1,
         metavar="N",
-        help="files that manifest and failures are spread over (default 1)",
+        help="number of files for the manifest, and for the failures (default 1)",
     )
     add_model(flags.add_argument_group("model"), precision="auto")
     add_run(flags.add_argument_group("running"))
@@ -199,22 +207,22 @@ def transport() -> ArgumentParser:
     groups.add_argument(
         "--default_map",
         metavar="URL",
-        help="a map for images without a group, or whose group has none (default: they are failures)",
+        help="map of images that have no group, or whose group has no map (default: they are failures)",
     )
     groups.add_argument(
         "--max_drift",
         type=number(float, 0),
         metavar="X",
-        help="exit with 1 if the inputs drifted further from those that the map was fitted on than X times the "
-        "distance between its two sides, and further than chance explains; everything is written all the same. Too few "
-        f"images to tell pass, and are judged with those of later runs (default: only report it, of {LIMIT})",
+        help="exit with 1 if the inputs drifted from those that the map was fitted on by more than X times the "
+        "distance between its two sides, and by more than chance explains. Everything is written all the same. Where "
+        f"there are too few images to tell, later runs judge them too (default: report it, from {LIMIT} on as unlike)",
     )
     advanced = flags.add_argument_group(_ADVANCED)
     advanced.add_argument(
         "--residual",
         type=number(float, 0, 1),
         metavar="W",
-        help="share of what the autoencoder loses of an image that is added back (default: as the map says)",
+        help="how much to add back of what the autoencoder loses of an image, from 0 to 1 (default: as the map says)",
     )
     advanced.add_argument(
         "--interpolation",
@@ -240,7 +248,7 @@ def transport() -> ArgumentParser:
     advanced.add_argument(
         "--compile",
         action="store_true",
-        help="compile the autoencoder first, which takes half a minute and more and pays for many thousand images",
+        help="compile the autoencoder first. This takes half a minute or more, and pays for many thousand images",
     )
     add_other_restorer(advanced)
     add_accelerator(advanced)
@@ -252,25 +260,25 @@ def evaluate() -> ArgumentParser:
     """Of dot-evaluate."""
     flags = ArgumentParser(
         "dot-evaluate",
-        "Compares restored and enhanced images with natural ones.",
+        "Compares restored and enhanced images with natural ones, and writes a report.",
         "dot-evaluate --reference originals/ --candidate restored=restored/ enhanced=out/ --report report/",
     )
     images = flags.add_argument_group("images and the report")
-    add_input(images, "--reference", "natural images; originals of the same keys where there are")
+    add_input(images, "--reference", "natural images, or the originals under the same keys")
     images.add_argument(
         "--candidate",
         required=True,
         nargs="+",
         action="extend",
         metavar="NAME=URL",
-        help="images to compare, under a name: an input like --reference, or an output folder of dot-transport, which "
-        "gives a candidate for each alpha; the first that transport didn't make counts as the restored images",
+        help="images to compare, and a name for them: an input like --reference, or an output folder of dot-transport, "
+        "which gives a candidate for each alpha. The first that transport didn't make counts as the restored images",
     )
     images.add_argument(
         "--restorer",
         metavar="SPEC",
-        help="a model that restores the images of the first candidate that transport didn't make, before they are "
-        "compared; as in dot-transport (default: they are restored already)",
+        help="a model, as in dot-transport, that restores the images of the first candidate that transport didn't make "
+        "before they are compared (default: they are restored already)",
     )
     images.add_argument("--report", required=True, metavar="URL", help="folder to write the report to")
     measures = flags.add_argument_group("measures")
@@ -282,13 +290,17 @@ def evaluate() -> ArgumentParser:
         help="what the distance between sets of images is measured on (default latent pixel)",
     )
     measures.add_argument(
-        "--patch_size", type=int, choices=(1, 3, 5, 7), default=1, help="of latent features (default %(default)s)"
+        "--patch_size",
+        type=int,
+        choices=(1, 3, 5, 7),
+        default=1,
+        help="side of a patch of latent features (default %(default)s)",
     )
     measures.add_argument(
-        "--inception_weights", metavar="URL", help="torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
+        "--inception_weights", metavar="URL", help="file of torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
     )
     measures.add_argument(
-        "--lpips_weights", metavar="URL", help="torchvision's alexnet-owt-7be5be79.pth; measures LPIPS with it"
+        "--lpips_weights", metavar="URL", help="file of torchvision's alexnet-owt-7be5be79.pth: also measure LPIPS"
     )
     add_model(flags.add_argument_group("model"))
     add_run(flags.add_argument_group("running"))
@@ -300,7 +312,7 @@ def trial() -> ArgumentParser:
     """Of dot-trial."""
     flags = ArgumentParser(
         "dot-trial",
-        "Would it help? Degrades, restores, fits, transports and judges on a few natural photographs.",
+        "Tells whether transport would help: degrades, restores, fits and transports a few photographs, and judges.",
         "dot-trial --natural photos/ --degrade jpeg:10 --report trial/",
     )
     images = flags.add_argument_group("images and the report")
@@ -309,14 +321,14 @@ def trial() -> ArgumentParser:
         "--degrade",
         required=True,
         metavar="SPEC",
-        help=f"what the archive to be restored suffers from: {DEGRADATIONS}",
+        help=f"how your archive is degraded: {DEGRADATIONS}",
     )
     add_restorer(images, "what --degrade makes")
     images.add_argument("--report", required=True, metavar="URL", help="folder to write report, map and sheet to")
     images.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace the trial that --report holds, and nothing else in it; without this, it is refused",
+        help="replace the trial that --report holds, and nothing else. Without this, such a folder is refused",
     )
     images.add_argument(
         "--max_images",
@@ -330,7 +342,7 @@ def trial() -> ArgumentParser:
         type=number(int, 32),
         default=512,
         metavar="N",
-        help="take at most the N x N pixels in the middle of each (default %(default)s)",
+        help="take at most N x N pixels, from the middle of each photograph (default %(default)s)",
     )
     add_model(flags.add_argument_group("model"))
     add_run(flags.add_argument_group("running"), summary=False)
@@ -342,13 +354,13 @@ def maps() -> ArgumentParser:
     """Of dot-map."""
     flags = ArgumentParser(
         "dot-map",
-        "Tells what a map was fitted from and what it does, or how two maps differ.",
+        "Describes a map, or tells how two maps differ.",
         "dot-map inspect map.safetensors\ndot-map diff before.safetensors after.safetensors",
         on_beam=False,
     )
-    flags.add_argument("command", choices=("inspect", "diff"), help="inspect MAP, or diff A B")
+    flags.add_argument("command", choices=("inspect", "diff"), help="inspect describes one map; diff compares two")
     flags.add_argument("maps", nargs="+", metavar="MAP", help="maps written by dot-fit, at any fsspec URL")
-    flags.add_argument("--json", action="store_true", help="as JSON")
+    flags.add_argument("--json", action="store_true", help="print JSON")
     return flags
 
 
