@@ -18,7 +18,7 @@ from ot_core.fitting import autoencoder_of, check_restorer
 from ot_core.groups import GROUP, is_pattern, map_of_group
 from ot_core.layout import numbered
 from ot_core.map_file import read_statistics
-from ot_core.parts import SIDES
+from ot_core.parts import SIDES, Part
 from pipelines import options, parsers
 from pipelines.apart import check_apart
 from pipelines.launch import Job, check_inputs, launch
@@ -26,7 +26,6 @@ from pipelines.summary import Counters
 from transforms import (
     Failure,
     FitTransportMap,
-    GaussianStatisticsCombineFn,
     ImageRef,
     LatentStatistics,
     ListImages,
@@ -38,6 +37,7 @@ from transforms import (
 from transforms.groups import ChoosePartDoFn
 from transforms.pairs import KeepBackPairs, KeptRefs, PairReader
 from transforms.quiet_beam import beam
+from transforms.statistics import MergeStatistics
 
 parser = parsers.fit
 _EXTENSION = ".safetensors"
@@ -246,8 +246,8 @@ def fit_map(
     earlier = statistics_of(args)
     if earlier:
         read = images.pipeline | "ReadStatistics" >> ReadStatistics(earlier)
-        merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
-        statistics = (statistics, read) | "FlattenStatistics" >> beam.Flatten() | "AddStatistics" >> merge
+        both = (statistics, read) | "FlattenStatistics" >> beam.Flatten()
+        statistics = both | "AddStatistics" >> MergeStatistics(Part)
     fit = FitTransportMap(
         plan.vae,
         plan.patch_size,

@@ -225,6 +225,38 @@ def failure_of_group(group: str, stage: str, cause: Cause, message: str) -> Fail
     return Failure("", group, stage, str(cause), message)
 
 
+class _RowCoder(beam.coders.Coder):
+    """Codes the fields of a named tuple alone; Beam's coder for any object pickles it, class name and all.
+
+    Beam's own coder for rows gives rows of another class to workers elsewhere, and lists in the place of tuples.
+
+    Args:
+        row_type: the named tuple's class, of numbers, texts and tuples of these.
+    """
+
+    _FIELDS = beam.coders.FastPrimitivesCoder().get_impl()
+
+    def __init__(self, row_type: Any) -> None:
+        self._row_type = row_type
+
+    @classmethod
+    def from_type_hint(cls, typehint: Any, registry: Any) -> "_RowCoder":
+        return cls(typehint)
+
+    def encode(self, value: Any) -> bytes:
+        encoded: bytes = self._FIELDS.encode(tuple(value))
+        return encoded
+
+    def decode(self, encoded: bytes) -> Any:
+        return self._row_type(*self._FIELDS.decode(encoded))
+
+    def is_deterministic(self) -> bool:
+        return True
+
+    def to_type_hint(self) -> Any:
+        return self._row_type
+
+
 class _PixelCoder(beam.coders.Coder):
     """Beam's coder for Python objects, but tells the size from the arrays without pickling them.
 
@@ -259,5 +291,7 @@ def _nbytes(value: Any) -> int:
     return value.image.nbytes if isinstance(value, LoadedImage) else 64
 
 
+for _row_type in (ImageRef, ImageRecord, ImageQuality, Failure, Part):
+    beam.coders.registry.register_coder(_row_type, _RowCoder)
 for _element_type in (LoadedImage, ImageBatch, RestorePrediction, TransportedImage, TransportPrediction):
     beam.coders.registry.register_coder(_element_type, _PixelCoder)

@@ -20,8 +20,7 @@ from transforms.elements import Failure, ImageRef
 from transforms.reading import read_image
 from transforms.windows import in_global_window
 
-#: The key of an image, and the other fields of its ImageRef.
-_Keyed = tuple[str, tuple[Any, ...]]
+_Keyed = tuple[str, ImageRef]
 
 
 class ListedImages(NamedTuple):
@@ -116,7 +115,7 @@ class ListImages(beam.PTransform):
 
 
 class _MatchInputDoFn(beam.DoFn):
-    """Gives images by key, as plain tuples: a named tuple would be pickled to cross the shuffle, class name and all."""
+    """Gives images by key."""
 
     #: Images that are counted at once; one by one, counting takes a tenth of the time.
     _COUNTED = 1000
@@ -130,16 +129,15 @@ class _MatchInputDoFn(beam.DoFn):
                 if waiting == self._COUNTED:
                     metrics.count(metrics.IMAGES_LISTED, waiting)
                     waiting = 0
-                fields = (listed.uri, side, listed.member, *listed.details, listed.group)
+                ref = ImageRef(listed.key, listed.uri, side, listed.member, *listed.details, listed.group)
                 try:
                     if listed.problem:
                         raise listed.problem
                     storage.check_key(listed.key)
                 except ImageError as error:
-                    ref = ImageRef(listed.key, *fields)
                     yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "list", error))
                 else:
-                    yield listed.key, fields
+                    yield ref.key, ref
         metrics.count(metrics.IMAGES_LISTED, waiting)
         for kind, files in ignored.counts.items():
             metrics.count(metrics.FILES_IGNORED, files)
@@ -160,9 +158,8 @@ class _FirstByUriDoFn(beam.DoFn):
     def __init__(self, sides: int, paired: bool, max_pixels: int, max_bytes: int) -> None:
         self._sides, self._paired, self._limits = sides, paired, (max_pixels, max_bytes)
 
-    def process(self, element: tuple[str, Iterable[tuple[Any, ...]]]) -> Iterator[Any]:
-        key, images = element
-        refs = sorted((ImageRef(key, *fields) for fields in images), key=_by_side_and_uri)
+    def process(self, element: tuple[str, Iterable[ImageRef]]) -> Iterator[Any]:
+        refs = sorted(element[1], key=_by_side_and_uri)
         first: list[ImageRef] = []
         for _, of_side in itertools.groupby(refs, operator.attrgetter("side")):
             chosen, failures = self._first(list(of_side))
@@ -249,7 +246,7 @@ class _RowGroupsTogether(beam.PTransform):
             rows
             | "KeyByRowGroup" >> beam.Map(_by_row_group)
             | "GroupByRowGroup" >> beam.GroupByKey()
-            | "Rows" >> beam.FlatMap(_refs_of_row_group)
+            | "Rows" >> beam.FlatMapTuple(_refs_of)
         )
         return (others, together) | "Flatten" >> beam.Flatten()
 
@@ -258,13 +255,12 @@ def _is_no_row(ref: ImageRef, partitions: int) -> int:
     return 0 if ref.member.startswith("row:") else 1
 
 
-def _by_row_group(ref: ImageRef) -> tuple[str, tuple[Any, ...]]:
-    return f"{ref.member.split(':')[1]}:{ref.uri}", tuple(ref)
+def _by_row_group(ref: ImageRef) -> _Keyed:
+    return f"{ref.member.split(':')[1]}:{ref.uri}", ref
 
 
-def _refs_of_row_group(element: tuple[str, Iterable[tuple[Any, ...]]]) -> Iterator[ImageRef]:
-    for fields in element[1]:
-        yield ImageRef(*fields)
+def _refs_of(_: str, refs: Iterable[ImageRef]) -> Iterable[ImageRef]:
+    return refs
 
 
 class _LimitImages(beam.PTransform):
@@ -284,10 +280,9 @@ class _LimitImages(beam.PTransform):
         )
 
 
-def _by_group_with_hash(ref: ImageRef) -> tuple[tuple[str, str], tuple[str, tuple[Any, ...]]]:
-    return (ref.side, ref.group), (hashlib.sha256(ref.key.encode()).hexdigest(), tuple(ref))
+def _by_group_with_hash(ref: ImageRef) -> tuple[tuple[str, str], tuple[str, ImageRef]]:
+    return (ref.side, ref.group), (hashlib.sha256(ref.key.encode()).hexdigest(), ref)
 
 
-def _refs_of_group(element: tuple[tuple[str, str], list[tuple[str, tuple[Any, ...]]]]) -> Iterator[ImageRef]:
-    for _, fields in element[1]:
-        yield ImageRef(*fields)
+def _refs_of_group(element: tuple[tuple[str, str], list[tuple[str, ImageRef]]]) -> Iterator[ImageRef]:
+    yield from (ref for _, ref in element[1])

@@ -23,6 +23,9 @@ from transforms import metrics
 from transforms.elements import Failure, ImageRecord, ImageRef
 from transforms.windows import check_windows, in_global_window
 
+#: Alpha and number of a shard, and a row for it, or none: a shard may be without images.
+_OfShard = tuple[tuple[float, int], ImageRecord | None]
+
 
 class PackOutcome(NamedTuple):
     """Result of `PackShards`.
@@ -76,8 +79,8 @@ class PackShards(beam.PTransform):
         pack = beam.ParDo(_PackShardDoFn(self._layout, self._num_shards))
         packed = (
             (
-                records.pipeline | "EveryShard" >> beam.Create(every_shard),
-                records | "AssignShard" >> beam.Map(_with_shard, self._num_shards),
+                records.pipeline | "EveryShard" >> beam.Create(every_shard).with_output_types(_OfShard),
+                records | "AssignShard" >> beam.Map(_with_shard, self._num_shards).with_output_types(_OfShard),
             )
             | "Flatten" >> beam.Flatten()
             | "GroupByShard" >> beam.GroupByKey()
@@ -86,18 +89,18 @@ class PackShards(beam.PTransform):
         return PackOutcome(packed.records, packed.failures, packed.unneeded)
 
 
-def _with_shard(record: ImageRecord, num_shards: int) -> tuple[tuple[float, int], tuple[Any, ...]]:
-    return (record.alpha, zlib.crc32(record.key.encode()) % num_shards), tuple(record)
+def _with_shard(record: ImageRecord, num_shards: int) -> _OfShard:
+    return (record.alpha, zlib.crc32(record.key.encode()) % num_shards), record
 
 
 class _PackShardDoFn(beam.DoFn):
     def __init__(self, layout: OutputLayout, num_shards: int) -> None:
         self._layout, self._num_shards = layout, num_shards
 
-    def process(self, element: tuple[tuple[float, int], Iterable[tuple[Any, ...] | None]]) -> Iterator[Any]:
+    def process(self, element: tuple[tuple[float, int], Iterable[ImageRecord | None]]) -> Iterator[Any]:
         (alpha, index), rows = element
         url = self._layout.shard(alpha, index, self._num_shards)
-        records = sorted((ImageRecord(*row) for row in rows if row is not None), key=member_of)
+        records = sorted((row for row in rows if row is not None), key=member_of)
         if not records:
             yield beam.pvalue.TaggedOutput("unneeded", url)
         elif all(_is_packed(record, url) for record in records):

@@ -23,9 +23,9 @@ from transforms.windows import check_windows
 #: Group, and the number of a random part of its images.
 _PartOfGroup = tuple[str, int]
 #: What orders the pairs of a part, the same in every run, and the images of one, by side.
-_Candidate = tuple[int, str, Mapping[str, ImageRef]]
+_Candidate = tuple[int, str, dict[str, ImageRef]]
 #: The number of the part that is kept back, and the images of its pairs.
-KeptRefs = tuple[int, Sequence[Mapping[str, ImageRef]]]
+KeptRefs = tuple[int, list[dict[str, ImageRef]]]
 
 
 @beam.typehints.with_input_types(ImageRef)

@@ -83,8 +83,8 @@ class CompareImages(beam.PTransform):
         return CompareOutcome(compared.images, compared.quality, compared.changes, compared.failures)
 
 
-def _by_key(ref: ImageRef) -> tuple[str, tuple[Any, ...]]:
-    return ref.key, tuple(ref)
+def _by_key(ref: ImageRef) -> tuple[str, ImageRef]:
+    return ref.key, ref
 
 
 class _CompareDoFn(beam.DoFn):
@@ -106,12 +106,11 @@ class _CompareDoFn(beam.DoFn):
         self._lpips = load_lpips(self._lpips_weights) if self._lpips_weights else None
         self._loaded = load_restorer(self._restorer) if self._restorer else None
 
-    def process(self, element: tuple[str, Iterable[tuple[Any, ...]]]) -> Iterator[Any]:
+    def process(self, element: tuple[str, Iterable[ImageRef]]) -> Iterator[Any]:
         key, found = element
         # The reference and the baseline come first, because the others are compared with them.
         order = (REFERENCE, self._baseline)
-        refs = [ImageRef(*fields) for fields in found]
-        refs.sort(key=lambda ref: (order.index(ref.side) if ref.side in order else len(order), ref.side))
+        refs = sorted(found, key=lambda ref: (order.index(ref.side) if ref.side in order else len(order), ref.side))
         has_reference = refs[0].side == REFERENCE
         if has_reference and len(refs) == 1:
             metrics.count(metrics.REFERENCES_WITHOUT_CANDIDATE)

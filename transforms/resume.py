@@ -24,6 +24,7 @@ from transforms.elements import ImageRecord, ImageRef
 from transforms.packing import member_of
 from transforms.windows import check_windows
 
+# Plain tuples of what a row or a reference holds: Beam would pickle rows of several kinds that meet by key.
 _Row = tuple[tuple[Any, ...], float, bool | None]
 _File = tuple[float, str, float]
 _Shard = tuple[float, str]
@@ -134,14 +135,13 @@ class ReplaceOutdated(beam.PTransform):
         return sides | "GroupByKeyAndAlpha" >> beam.CoGroupByKey() | "Replace" >> beam.FlatMap(_latest)
 
 
-def _by_key_and_alpha(record: ImageRecord) -> tuple[tuple[str, float], tuple[Any, ...]]:
-    return (record.key, record.alpha), tuple(record)
+def _by_key_and_alpha(record: ImageRecord) -> tuple[tuple[str, float], ImageRecord]:
+    return (record.key, record.alpha), record
 
 
-def _latest(element: tuple[tuple[str, float], Mapping[str, Iterable[tuple[Any, ...]]]]) -> Iterator[ImageRecord]:
+def _latest(element: tuple[tuple[str, float], Mapping[str, Iterable[ImageRecord]]]) -> Iterator[ImageRecord]:
     _, found = element
-    for row in list(found["made"]) or found["outdated"]:
-        yield ImageRecord(*row)
+    yield from list(found["made"]) or found["outdated"]
 
 
 def _by_key(ref: ImageRef) -> tuple[str, tuple[Any, ...]]:

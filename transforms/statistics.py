@@ -46,6 +46,31 @@ class GaussianStatisticsCombineFn(beam.CombineFn):
         return accumulator
 
 
+class MergeStatistics(beam.PTransform):
+    """(key, GaussianStatistics) -> the same, one for each key.
+
+    Args:
+        key: the keys' type, which Beam can't see where inference gave them; else it would pickle them.
+        fanout: intermediate merges for each key, for very many bundles. Default none.
+    """
+
+    def __init__(self, key: Any, fanout: int | None = None) -> None:
+        super().__init__()
+        self._kind, self._fanout = tuple[key, GaussianStatistics], fanout
+
+    @no_annotations
+    def expand(self, statistics: beam.PCollection[Any]) -> beam.PCollection[Any]:
+        """Merges what a bundle has before it is shuffled."""
+        merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
+        if self._fanout is not None:
+            merge = merge.with_hot_key_fanout(self._fanout)
+        return statistics | "OfKind" >> beam.Map(_same).with_output_types(self._kind) | "Merge" >> merge
+
+
+def _same(element: Any) -> Any:
+    return element
+
+
 class StatisticsOutcome(NamedTuple):
     """Result of `LatentStatistics` and `FeatureStatistics`: statistics, keyed where these say so, and failures."""
 
@@ -121,7 +146,8 @@ class LatentStatistics:
                 images, unrestored = images | "RestoreImages" >> self._restore
                 failures.append(unrestored)
             batching = BatchByPixels(self._max_batch_pixels)
-            statistics, unencoded = _gather(images, batching, "EncodeLatents", self._handler, self._fanout)
+            merge = MergeStatistics(Part, self._fanout)
+            statistics, unencoded = _gather(images, batching, "EncodeLatents", self._handler, merge)
             all_failures = (*failures, unencoded) | "FlattenFailures" >> beam.Flatten()
             return StatisticsOutcome(statistics, all_failures)
 
@@ -203,7 +229,8 @@ class FeatureStatistics(beam.PTransform):
         """Batch, extract, merge."""
         check_windows(self, images)
         batching = BatchByPixels(self._max_batch_pixels)
-        return _gather(images, batching, "ExtractFeatures", self._handler, self._fanout)
+        merge = MergeStatistics(tuple[str, Part], self._fanout)
+        return _gather(images, batching, "ExtractFeatures", self._handler, merge)
 
 
 def _gather(
@@ -211,7 +238,7 @@ def _gather(
     batching: BatchByPixels,
     label: str,
     handler: FeatureStatisticsModelHandler,
-    fanout: int | None,
+    merge: MergeStatistics,
 ) -> StatisticsOutcome:
     outcomes = (
         images
@@ -219,9 +246,6 @@ def _gather(
         | label >> RunInference(handler)
         | "SplitOutcome" >> beam.ParDo(_SplitOutcomeDoFn()).with_outputs("failures", main="statistics")
     )
-    merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
-    if fanout is not None:
-        merge = merge.with_hot_key_fanout(fanout)
     return StatisticsOutcome(outcomes.statistics | "MergeStatistics" >> merge, outcomes.failures)
 
 

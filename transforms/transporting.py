@@ -19,7 +19,7 @@ from transforms.elements import (
     TransportPrediction,
 )
 from transforms.model_handlers import TransportModelHandler
-from transforms.statistics import GaussianStatisticsCombineFn
+from transforms.statistics import MergeStatistics
 from transforms.windows import check_windows
 
 
@@ -103,8 +103,7 @@ class TransportLoaded(beam.PTransform):
         )
         if not self._statistics:
             return LoadedOutcome(transported.images, transported.failures)
-        merge = beam.CombinePerKey(GaussianStatisticsCombineFn())
-        statistics = transported.statistics | "MergeStatistics" >> merge
+        statistics = transported.statistics | "MergeStatistics" >> MergeStatistics(Part)
         return LoadedOutcomeWithStatistics(transported.images, transported.failures, statistics)
 
 

@@ -81,7 +81,11 @@ def test_statistics_leave_the_main_stage_merged_and_by_one_way(tmp_path):
     names = [[transform.unique_name for transform in stage.transforms] for stage in stages]
     (main,) = (of_stage for of_stage in names if any("/WriteImages/" in name for name in of_stage))
     ways = [name for name in main if "Statistics" in name]
-    assert [name.partition("MergeStatistics/")[2] for name in ways] == ["Precombine", "Group/Write"]
+    assert [name.partition("MergeStatistics/")[2] for name in ways] == [
+        "OfKind",
+        "Merge/Precombine",
+        "Merge/Group/Write",
+    ]
 
 
 def test_what_leaves_the_main_stage_is_half_a_matrix_for_each_part_whatever_the_images():

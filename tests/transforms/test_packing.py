@@ -48,7 +48,7 @@ def _rows(output: str, name: str) -> list[dict]:
 def _pack(layout: OutputLayout, records: list[ImageRecord]) -> _Result:
     """What the pipeline below does for one shard, without Beam's seconds."""
     rows, failures, unneeded = [], {}, []
-    for output in _PackShardDoFn(layout, 1).process(((0.0, 0), [None, *map(tuple, records)])):
+    for output in _PackShardDoFn(layout, 1).process(((0.0, 0), [None, *records])):
         if isinstance(output, ImageRecord):
             rows.append(output)
         elif output.tag == "failures":
