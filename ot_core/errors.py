@@ -46,7 +46,6 @@ class Cause(StrEnum):
     NO_STATISTICS = "no_statistics"
     NO_GROUP = "no_group"
     NO_MAP = "no_map"
-    NO_REFERENCE = "no_reference"
     SIZE_MISMATCH = "size_mismatch"
     RESTORER_ERROR = "restorer_error"
     DEGRADATION_ERROR = "degradation_error"

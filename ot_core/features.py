@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from ot_core.margin import with_margin
 from ot_core.patches import latent_statistics
 from ot_core.statistics import GaussianStatistics
 from ot_core.tiles import encode_in_tiles
+from ot_core.transport_map import gelbrich_distance_squared
 
 #: How many values of pixel patches are held at a time: 32 MiB of float64.
 _BAND_VALUES = 2**22
@@ -34,7 +35,15 @@ PIXEL_PATCH = 8
 
 
 class FeatureExtractor(ABC):
-    """Statistics of the features of images. Small and picklable; what is heavy is loaded by `load`."""
+    """Statistics of the features of images. Small and picklable; what is heavy is loaded by `load`.
+
+    Attributes:
+        in_parts: whether statistics are small enough to be kept for each random part of the images.
+        distance: between the statistics of two sets of images.
+    """
+
+    in_parts = True
+    distance: Callable[[GaussianStatistics, GaussianStatistics], float] = staticmethod(gelbrich_distance_squared)
 
     @abstractmethod
     def load(self) -> Any:
@@ -128,6 +137,8 @@ class InceptionFeatures(FeatureExtractor):
             `weights-inception-2015-12-05-6726825d.pth`.
         device: torch device; default CUDA where there is one.
     """
+
+    in_parts = False
 
     def __init__(self, weights: str, device: str | None = None) -> None:
         self._weights, self._device = weights, device

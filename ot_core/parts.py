@@ -34,9 +34,9 @@ class Part(NamedTuple):
 PartStatistics = Mapping[Part, GaussianStatistics]
 
 
-def number_of(key: str) -> int:
+def number_of(key: str, parts: int = PARTS) -> int:
     """The number of the random part that an image falls into: the same one in every job."""
-    return zlib.crc32(key.encode("utf-8", "surrogatepass")) % PARTS
+    return zlib.crc32(key.encode("utf-8", "surrogatepass")) % parts
 
 
 def of_side(statistics: PartStatistics, side: str) -> dict[Part, GaussianStatistics]:

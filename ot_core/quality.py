@@ -200,11 +200,13 @@ class QualityTotals:
     """Figures of a set of images; two of them add to those of the union.
 
     Attributes:
-        count: number of images.
+        count: number of images that have a reference.
         mse: mean over all pixels of the set.
         psnr: mean over images.
         ssim: the same.
         lpips: the same.
+        change: root mean squared difference from the restored image, in grey levels of 255; the mean over images.
+        images: number of images, with or without a reference.
     """
 
     count: int = 0
@@ -212,12 +214,22 @@ class QualityTotals:
     psnr: Mean = Mean()
     ssim: Mean = Mean()
     lpips: Mean = Mean()
+    change: Mean = Mean()
+    images: int = 0
 
     @classmethod
-    def of(cls, quality: Quality, pixels: int) -> QualityTotals:
-        """One image of so many pixels."""
+    def of(cls, quality: Quality | None, pixels: int, change: float | None = None) -> QualityTotals:
+        """One image of so many pixels; None without a reference."""
+        if quality is None:
+            return cls(change=Mean.of(change), images=1)
         return cls(
-            1, Mean.of(quality.mse, pixels), Mean.of(quality.psnr), Mean.of(quality.ssim), Mean.of(quality.lpips)
+            1,
+            Mean.of(quality.mse, pixels),
+            Mean.of(quality.psnr),
+            Mean.of(quality.ssim),
+            Mean.of(quality.lpips),
+            Mean.of(change),
+            1,
         )
 
     @classmethod
@@ -235,6 +247,8 @@ class QualityTotals:
             self.psnr + other.psnr,
             self.ssim + other.ssim,
             self.lpips + other.lpips,
+            self.change + other.change,
+            self.images + other.images,
         )
 
     @property

@@ -41,6 +41,11 @@ _NEIGHBOURS: Final = ((0, 1), (1, 0), (1, 1), (1, -1))
 class SceneFeatures(FeatureExtractor):
     """36 numbers for each square of 96 x 96 pixels, side by side from the upper left corner."""
 
+    @staticmethod
+    def distance(images: GaussianStatistics, natural: GaussianStatistics) -> float:
+        """`niqe`."""
+        return niqe(images, natural)
+
     def load(self) -> None:
         """Nothing is needed."""
 

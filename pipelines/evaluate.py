@@ -1,6 +1,6 @@
 """Measures what was gained: how near candidates are to a reference, image by image and as distributions.
 
-ListImages -> CompareImages -> TotalQuality ; -> FeatureStatistics -> GelbrichDistances ; all -> WriteReport
+ListImages -> CompareImages -> TotalQuality ; -> FeatureStatistics -> FeatureDistances ; all -> WriteReport
 """
 
 import argparse
@@ -14,21 +14,25 @@ from typing import Any
 from ot_core import UserError, load_autoencoder, load_restorer, storage, strict_json
 from ot_core.features import FeatureExtractor, InceptionFeatures, LatentFeatures, PixelFeatures
 from ot_core.layout import FAILURES, PAGE, QUALITY, TOTALS, find_numbered, numbered
+from ot_core.leaving_out import PARTS, Distance
+from ot_core.parts import number_of
 from ot_core.quality import QualityTotals, load_lpips
 from ot_core.results import read_job
+from ot_core.scenes import SceneFeatures
 from pipelines import options, parsers
 from pipelines.apart import check_apart
 from pipelines.candidates import Candidate, autoencoders_of, baseline_of, parse_candidates
 from pipelines.launch import Job, check_inputs, launch
 from pipelines.report import picture, render, shown_candidates
 from pipelines.summary import Counters
-from pipelines.verdict import MEASURES, Result, judge
+from pipelines.verdict import MEASURES, Result, gain_interval, judge
 from transforms import (
     CompareImages,
     Failure,
+    FeatureDistances,
     FeatureStatistics,
-    GelbrichDistances,
     ImageQuality,
+    ImageRef,
     ListImages,
     TotalQuality,
     WriteFailures,
@@ -114,8 +118,9 @@ def evaluate_images(
     args = plan.args
     groups = {REFERENCE: args.reference, **{candidate.name: candidate.url for candidate in plan.candidates}}
     refs, unlisted = pipeline | "ListImages" >> ListImages(groups, max_pixels=args.max_pixels, max_bytes=args.max_bytes)
-    baseline = baseline_of(plan.candidates)
-    images, quality, changes, uncompared = refs | "CompareImages" >> CompareImages(
+    baseline, extractors = baseline_of(plan.candidates), _extractors(args)
+    in_parts = refs | "ChooseParts" >> beam.Map(_in_part).with_output_types(ImageRef)
+    images, quality, changes, uncompared = in_parts | "CompareImages" >> CompareImages(
         baseline=baseline.name if baseline else None,
         enhanced=[c.name for c in plan.candidates if c.alpha is not None and c != baseline],
         lpips_weights=args.lpips_weights,
@@ -126,8 +131,8 @@ def evaluate_images(
     _ = quality | "WriteQuality" >> WriteQuality(args.report)
     totals = quality | "TotalQuality" >> TotalQuality()
 
-    statistics, unread = images | "FeatureStatistics" >> FeatureStatistics(_extractors(args), args.max_batch_pixels)
-    distances, unmeasured = statistics | "GelbrichDistances" >> GelbrichDistances()
+    statistics, unread = images | "FeatureStatistics" >> FeatureStatistics(extractors, args.max_batch_pixels)
+    distances, unmeasured = statistics | "FeatureDistances" >> FeatureDistances(extractors)
 
     failures = (unlisted, uncompared, unread, unmeasured) | "FlattenFailures" >> beam.Flatten()
 
@@ -154,6 +159,10 @@ def evaluate_images(
     return quality, failures
 
 
+def _in_part(ref: ImageRef) -> ImageRef:
+    return ref._replace(part_number=number_of(ref.key, PARTS))
+
+
 def report(plan: Plan, counters: Counters) -> str:
     """The verdict and the figures, read back from the report."""
     args = plan.args
@@ -163,6 +172,8 @@ def report(plan: Plan, counters: Counters) -> str:
         psnr = "" if row["psnr_mean"] is None else f"PSNR {row['psnr_mean']:.2f} dB, "
         distances = ", ".join(f"{name} {value:.4g}" for name, value in row["distances"].items() if value is not None)
         lines.append(f"  {row['name']}: {row['count']} compared, {psnr}distance {distances or 'not measured'}")
+        if row["images"] > row["count"]:
+            lines[-1] += f"; {row['images'] - row['count']} images have no original of their name"
     alone = counters.get(metrics.REFERENCES_WITHOUT_CANDIDATE, 0)
     return "\n".join([*lines, *([f"  {alone} references have no candidate"] if alone else [])])
 
@@ -172,6 +183,7 @@ def _extractors(args: argparse.Namespace) -> Mapping[str, FeatureExtractor]:
         "latent": LatentFeatures(args.vae, args.patch_size, precision=options.precision_of(args), margin=0),
         "pixel": PixelFeatures(),
         "inception": InceptionFeatures(args.inception_weights or ""),
+        "scene": SceneFeatures(),
     }
     return {name: known[name] for name in MEASURES if name in args.features}
 
@@ -186,7 +198,7 @@ def _write_report(
     restorer: str | None,
     flatters: bool | None,
     totals: Mapping[str, QualityTotals],
-    distances: Mapping[tuple[str, str], float],
+    distances: Mapping[tuple[str, str], Distance],
     most: Sequence[Change],
     least: Sequence[Change],
     failures: int,
@@ -204,18 +216,29 @@ def _write_report(
         for changes in (most, others)
     )
     page = render(results, baseline, verdict, most_pictures, least_pictures, failures)
-    rows = [dataclasses.asdict(result) for result in results]
+    rows = [_figures(result, restored.name if restored else None, results) for result in results]
     figures = {"verdict": verdict.sentences, "best": verdict.best, "candidates": rows, "failures": failures}
     storage.write_bytes(storage.join(report_url, PAGE), page.encode())
     storage.write_bytes(storage.join(report_url, TOTALS), strict_json.dumps(figures, indent=2).encode())
+
+
+def _figures(result: Result, baseline_name: str | None, results: Sequence[Result]) -> dict[str, Any]:
+    """A row of totals.json: the result, and how sure its gain is."""
+    row = dataclasses.asdict(result)
+    del row["distances_without"]
+    baseline = next((one for one in results if one.name == baseline_name), None)
+    if baseline is not None and result is not baseline:
+        row["gain"] = {feature: gain_interval(result, baseline, feature) for feature in result.distances}
+    return row
 
 
 def _result(
     candidate: Candidate,
     totals: QualityTotals,
     features: Sequence[str],
-    distances: Mapping[tuple[str, str], float],
+    distances: Mapping[tuple[str, str], Distance],
 ) -> Result:
+    found = {feature: one for (feature, name), one in distances.items() if name == candidate.name}
     return Result(
         **candidate._asdict(),
         count=totals.count,
@@ -223,7 +246,10 @@ def _result(
         psnr_pooled=totals.psnr_pooled,
         ssim=totals.ssim.value,
         lpips=totals.lpips.value,
-        distances={feature: distances.get((feature, candidate.name)) for feature in features},
+        distances={feature: found[feature].value if feature in found else None for feature in features},
+        images=totals.images,
+        change=totals.change.value,
+        distances_without={feature: one.without for feature, one in found.items()},
     )
 
 

@@ -237,8 +237,6 @@ def failed_too_many(counters: Counters, max_failure_fraction: float, plan: bool 
     """What is wrong with how many images were done, if anything; a plan does none."""
     failed = counters.get(metrics.FAILURES, 0)
     done = sum(counters.get(name, 0) for name in DONE) - failed
-    # An image without a reference was read all the same, and counts in the distances, which need no pairs.
-    failed -= counters.get(f"{metrics.FAILURES}_{Cause.NO_REFERENCE}", 0)
     listed = counters.get(metrics.IMAGES_LISTED, 0) - counters.get(metrics.IMAGES_OLDER, 0)
     if failed > max_failure_fraction * listed:
         return (

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+
+from ot_core.leaving_out import half_width
 
 #: The measure that decides, where there are several: the earlier, the better it is known to agree with people.
 _PREFERENCE = ("inception", "latent", "pixel")
@@ -20,6 +22,7 @@ MEASURES = {
     "inception": "Inception features (FID)",
     "latent": "latents of the autoencoder",
     "pixel": "8x8 squares of pixels",
+    "scene": "natural scene statistics (NIQE)",
 }
 
 
@@ -30,9 +33,13 @@ class Result:
     Attributes:
         name, url, alpha, series: see `pipelines.candidates.Candidate`.
         count: images compared with their reference.
+        images: with or without a reference.
         psnr_mean, psnr_pooled: dB, mean over images and of all their pixels; None where nothing was compared.
         ssim, lpips: means over images, or None.
-        distances: squared Gelbrich distance from the reference by feature; None where it couldn't be measured.
+        change: root mean squared difference from the restored images, in grey levels of 255, the mean over images; None
+            where nothing was compared with them.
+        distances: from the reference, by feature; None where it couldn't be measured.
+        distances_without: by feature, and by the random part of the images that is left out.
     """
 
     name: str
@@ -45,14 +52,17 @@ class Result:
     ssim: float | None
     lpips: float | None
     distances: Mapping[str, float | None]
+    images: int = 0
+    change: float | None = None
+    distances_without: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
 
 class Verdict(NamedTuple):
     """The answer.
 
     Attributes:
-        kind: "use", "trade" (more natural, but PSNR falls), "undecided" (the measures contradict each other), "avoid"
-            or "unknown".
+        kind: "use", "trade" (more natural, but PSNR falls), "undecided" (the measures contradict each other, or chance
+            may explain the gain), "avoid" or "unknown".
         sentences: the first one is the answer.
         best: name of the candidate to use, or None.
         feature: the measure that decided, or None.
@@ -69,7 +79,8 @@ def judge(results: Sequence[Result], baseline_name: str | None, flatters: bool |
 
     The best is the nearest to the reference's distribution among those that lose no PSNR; where there is none, among
     those that lose at most 1 dB; else the nearest of all. A candidate that another measure finds clearly farther away
-    is never advised: where that is true of all, the answer is "undecided".
+    is never advised, and neither is one whose gain chance may explain. Where nothing else is left, the answer is
+    "undecided".
 
     Args:
         results: of all candidates.
@@ -125,11 +136,14 @@ def judge(results: Sequence[Result], baseline_name: str | None, flatters: bool |
             "Look at the pictures, or add an independent measure with --features inception."
         )
         return Verdict("undecided", (first, *_cautions(nearest, feature, flatters)), None, feature)
-    clear = agreed
+    clear = [result for result in agreed if _is_sure(result, baseline, feature)]
+    if not clear:
+        return Verdict("undecided", (_by_chance(max(agreed, key=gain), baseline, feature),), None, feature)
     free = [result for result in clear if cost(result) <= _CLEAR_DB]
     fair = [result for result in clear if cost(result) <= _FAIR_PRICE]
     best = max(free or fair or [nearest], key=gain)
-    figures = f"the results are {_nearer(gain(best))} to natural images{_and_psnr(best, baseline)}"
+    figures = f"the results are {_nearer(gain(best))}{_range(best, baseline, feature)} to natural images"
+    figures += _and_psnr(best, baseline)
     kind: Literal["use", "trade"] = "use" if free else "trade"
     if free:
         first = f"Use the enhanced images: {_at(best)} {figures}."
@@ -168,11 +182,50 @@ def _cautions(best: Result, feature: str, flatters: bool | None) -> list[str]:
         notes.append(
             f"The distance is that between latents of {whose}: another --vae, or --features inception, is independent."
         )
-    if 0 < best.count < _FEW_IMAGES:
-        notes.append(f"Only {best.count} images were compared: small differences may be chance.")
     if best.count == 0:
-        notes.append("No image has a reference of the same name, so PSNR could not be measured.")
+        notes.append(
+            "No image has an original of the same name among the reference, so how exact the results are isn't known."
+        )
     return notes
+
+
+def gain_interval(result: Result, baseline: Result, feature: str) -> tuple[float, float] | None:
+    """The share by which the distance falls, from and to, 95 times in 100 (`ot_core.leaving_out`); None if unknown."""
+    gain = _gain(result, baseline, feature)
+    without, before = (one.distances_without.get(feature, {}) for one in (result, baseline))
+    gains = [1 - without[part] / before[part] for part in sorted(without) if before.get(part)]
+    half = half_width(gains)
+    return None if gain is None or math.isnan(half) else (gain - half, gain + half)
+
+
+def _is_sure(result: Result, baseline: Result, feature: str) -> bool:
+    """Whether chance doesn't explain the gain. Of features that have no interval, many images are enough."""
+    interval = gain_interval(result, baseline, feature)
+    return result.images >= _FEW_IMAGES if interval is None else interval[0] > 0
+
+
+def _by_chance(result: Result, baseline: Result, feature: str) -> str:
+    found, gain = gain_interval(result, baseline, feature), _gain(result, baseline, feature) or 0.0
+    start = f"Undecided: {_at(result)} the results are {_nearer(gain)} to natural images"
+    if found is None:
+        return f"{start}, but {result.images} images are too few to tell that from chance; use {_FEW_IMAGES} or more."
+    half = (found[1] - found[0]) / 2
+    needed = _rounded_up(result.images * (half / gain) ** 2)
+    return (
+        f"{start}, but with {result.images} images chance alone moves that by {half:.0%} up or down. "
+        f"About {needed} images would tell."
+    )
+
+
+def _rounded_up(number: float) -> int:
+    """To two digits."""
+    unit = 10 ** max(0, math.floor(math.log10(number)) - 1)
+    return math.ceil(number / unit) * unit
+
+
+def _range(result: Result, baseline: Result, feature: str) -> str:
+    found = gain_interval(result, baseline, feature)
+    return "" if found is None else f" ({found[0]:.0%} to {found[1]:.0%})"
 
 
 def _gain(result: Result, baseline: Result, feature: str) -> float | None:

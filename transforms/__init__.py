@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         TransportModelHandler,
     )
     from transforms.packing import PackShards, RemoveUnneeded
-    from transforms.quality import CompareImages, GelbrichDistances, TotalQuality
+    from transforms.quality import CompareImages, FeatureDistances, TotalQuality
     from transforms.reading import ReadImages
     from transforms.restoring import DegradeImages, RestoreImages, RestoreModelHandler
     from transforms.resume import SkipDone
@@ -45,7 +45,7 @@ else:
             "FeatureStatisticsModelHandler": "model_handlers",
             "FitTransportMap": "maps",
             "GaussianStatisticsCombineFn": "statistics",
-            "GelbrichDistances": "quality",
+            "FeatureDistances": "quality",
             "LatentStatistics": "statistics",
             "LatentStatisticsModelHandler": "model_handlers",
             "PackShards": "packing",
@@ -71,11 +71,11 @@ __all__ = [
     "CompareImages",
     "DegradeImages",
     "Failure",
+    "FeatureDistances",
     "FeatureStatistics",
     "FeatureStatisticsModelHandler",
     "FitTransportMap",
     "GaussianStatisticsCombineFn",
-    "GelbrichDistances",
     "ImageQuality",
     "ImageRecord",
     "ImageRef",

@@ -113,8 +113,8 @@ class ImageQuality(NamedTuple):
 
     Attributes:
         key, candidate: which image of which candidate.
-        reference_uri, candidate_uri: where the two were read.
-        mse, psnr, ssim, lpips: see `ot_core.quality.Quality`.
+        reference_uri, candidate_uri: where the two were read; the reference's is "" where there is none of that key.
+        mse, psnr, ssim, lpips: see `ot_core.quality.Quality`; None without a reference.
         change: root of the mean squared difference from the baseline's image, in grey levels of 255; None where there
             is no such image of that size.
         width, height: in pixels.
@@ -124,8 +124,8 @@ class ImageQuality(NamedTuple):
     candidate: str
     reference_uri: str
     candidate_uri: str
-    mse: float
-    psnr: float
+    mse: float | None
+    psnr: float | None
     ssim: float | None
     lpips: float | None
     change: float | None
@@ -139,7 +139,7 @@ class Change(NamedTuple):
     Attributes:
         change: the largest among the candidates; see `ImageQuality`.
         key: which image.
-        refs: the reference's image and those of every candidate that was compared.
+        refs: the image of every candidate that was compared, and the reference's, if there is one.
     """
 
     change: float

@@ -1,13 +1,15 @@
 """Comparing candidates with a reference, image by image and as distributions: the wiring of `ot_core.quality`."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core import Cause, GaussianStatistics, ImageError, gelbrich_distance_squared
+from ot_core import Cause, GaussianStatistics, ImageError
+from ot_core.features import FeatureExtractor
 from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
+from ot_core.leaving_out import Distance, measured_distance
 from ot_core.parts import Part
 from ot_core.quality import Quality, QualityTotals, load_lpips, mean_squared_error, measure
 from ot_core.restorer import load_restorer, restore_image
@@ -140,7 +142,7 @@ class _CompareDoFn(beam.DoFn):
             except Exception as error:
                 yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, "compare", error))
             else:
-                metrics.count(metrics.IMAGES_COMPARED)
+                metrics.count(metrics.IMAGES_COMPARED if has_reference else metrics.IMAGES_WITHOUT_REFERENCE)
                 yield beam.pvalue.TaggedOutput("quality", row)
                 rows.append(row)
         changes = [row.change for row in rows if row.change is not None and self._is_enhanced(row.candidate)]
@@ -154,12 +156,17 @@ class _CompareDoFn(beam.DoFn):
 
     def _row(self, loaded: LoadedImage, kept: dict[str, LoadedImage]) -> ImageQuality:
         ref, pixels = loaded.ref, loaded.image.pixels
-        if REFERENCE not in kept:
-            raise ImageError(Cause.NO_REFERENCE, f"candidate {ref.side} has this key, but no image of the reference")
-        reference = kept[REFERENCE]
-        height, width = pixels.shape[:2]
-        expected_height, expected_width = reference.image.pixels.shape[:2]
-        if (height, width) != (expected_height, expected_width):
+        baseline, change = kept.get(self._baseline), None
+        if baseline is not None and baseline.image.pixels.shape == pixels.shape:
+            change = 255 * mean_squared_error(pixels, baseline.image.pixels) ** 0.5
+        row = ImageQuality(
+            ref.key, ref.side, "", ref.source_uri, None, None, None, None, change, loaded.size[1], loaded.size[0]
+        )
+        reference = kept.get(REFERENCE)
+        if reference is None:
+            return row
+        if loaded.size != reference.size:
+            (height, width), (expected_height, expected_width) = loaded.size, reference.size
             raise ImageError(
                 Cause.SIZE_MISMATCH,
                 f"{width}x{height} pixels in candidate {ref.side}, but its reference has "
@@ -167,21 +174,12 @@ class _CompareDoFn(beam.DoFn):
             )
         with metrics.timed("compare"):
             quality = measure(reference.image.pixels, pixels, self._lpips)
-        baseline, change = kept.get(self._baseline), None
-        if baseline is not None and baseline.image.pixels.shape == pixels.shape:
-            change = 255 * mean_squared_error(pixels, baseline.image.pixels) ** 0.5
-        return ImageQuality(
-            ref.key,
-            ref.side,
-            reference.ref.source_uri,
-            ref.source_uri,
-            quality.mse,
-            quality.psnr,
-            quality.ssim,
-            quality.lpips,
-            change,
-            width,
-            height,
+        return row._replace(
+            reference_uri=reference.ref.source_uri,
+            mse=quality.mse,
+            psnr=quality.psnr,
+            ssim=quality.ssim,
+            lpips=quality.lpips,
         )
 
 
@@ -202,30 +200,45 @@ class TotalQuality(beam.PTransform):
 
 
 def _totals_by_candidate(row: ImageQuality) -> tuple[str, QualityTotals]:
-    return row.candidate, QualityTotals.of(Quality(row.mse, row.ssim, row.lpips), row.width * row.height)
+    quality = None if row.mse is None else Quality(row.mse, row.ssim, row.lpips)
+    return row.candidate, QualityTotals.of(quality, row.width * row.height, row.change)
 
 
 class DistanceOutcome(NamedTuple):
-    """Result of `GelbrichDistances`: ((feature, candidate), squared distance from the reference), and failures."""
+    """Result of `FeatureDistances`: ((feature, candidate), distance from the reference), and failures."""
 
-    distances: beam.PCollection[tuple[tuple[str, str], float]]
+    distances: beam.PCollection[tuple[tuple[str, str], Distance]]
     failures: beam.PCollection[Failure]
 
 
 @beam.typehints.with_input_types(_OfFeature)
-class GelbrichDistances(beam.PTransform):
-    """((feature, Part), GaussianStatistics) -> ((feature, candidate), squared Gelbrich distance from "reference")."""
+class FeatureDistances(beam.PTransform):
+    """((feature, Part), GaussianStatistics) -> ((feature, candidate), Distance) from the side "reference".
+
+    A candidate's parts come together in one element, and the reference's are a side input.
+
+    Args:
+        extractors: by the features' names; each has a distance of its own.
+    """
+
+    def __init__(self, extractors: Mapping[str, FeatureExtractor]) -> None:
+        super().__init__()
+        self._extractors = dict(extractors)
 
     @no_annotations
     def expand(self, statistics: beam.PCollection[_OfFeature]) -> DistanceOutcome:
-        """The reference is a side input; each candidate is one element."""
+        """One element for each feature and candidate."""
         check_windows(self, statistics)
         reference = statistics | "Reference" >> beam.Filter(_is_reference)
         measured = (
             statistics
             | "Candidates" >> beam.Filter(_is_candidate)
+            | "ByCandidate" >> beam.Map(_by_candidate)
+            | "Parts" >> beam.GroupByKey()
             | "Distance"
-            >> beam.ParDo(_DistanceDoFn(), beam.pvalue.AsDict(reference)).with_outputs("failures", main="distances")
+            >> beam.ParDo(_DistanceDoFn(self._extractors), beam.pvalue.AsDict(reference)).with_outputs(
+                "failures", main="distances"
+            )
         )
         return DistanceOutcome(measured.distances, measured.failures)
 
@@ -238,14 +251,28 @@ def _is_candidate(element: _OfFeature) -> bool:
     return not _is_reference(element)
 
 
+def _by_candidate(element: _OfFeature) -> tuple[tuple[str, str], tuple[int, GaussianStatistics]]:
+    (feature, part), statistics = element
+    return (feature, part.side), (part.number, statistics)
+
+
 class _DistanceDoFn(beam.DoFn):
-    def process(self, element: _OfFeature, references: dict[tuple[str, Part], GaussianStatistics]) -> Iterator[Any]:
-        (feature, (candidate, *_)), statistics = element
-        reference = references.get((feature, Part(REFERENCE)))
-        if reference is None or min(reference.count, statistics.count) < 2:
+    def __init__(self, extractors: Mapping[str, FeatureExtractor]) -> None:
+        self._extractors = extractors
+
+    def process(
+        self,
+        element: tuple[tuple[str, str], Iterable[tuple[int, GaussianStatistics]]],
+        references: dict[tuple[str, Part], GaussianStatistics],
+    ) -> Iterator[Any]:
+        (feature, candidate), found = element
+        parts = dict(found)
+        reference = {part.number: of_part for (name, part), of_part in references.items() if name == feature}
+        with metrics.timed("distance"):
+            distance = measured_distance(reference, parts, self._extractors[feature].distance)
+        if distance is None:
             message = f"{feature} distance of candidate {candidate}: fewer than 2 vectors on one side"
             failure = failure_of_group(candidate, "distance", Cause.NO_STATISTICS, message)
             yield beam.pvalue.TaggedOutput("failures", failure)
-            return
-        with metrics.timed("distance"):
-            yield (feature, candidate), gelbrich_distance_squared(reference, statistics)
+        else:
+            yield (feature, candidate), distance

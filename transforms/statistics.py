@@ -219,6 +219,7 @@ class FeatureStatistics(beam.PTransform):
         super().__init__()
         self._handler = FeatureStatisticsModelHandler(extractors, batched=True)
         self._names, self._max_batch_pixels, self._fanout = list(extractors), max_batch_pixels, fanout
+        self._whole = frozenset(name for name, extractor in extractors.items() if not extractor.in_parts)
 
     def display_data(self) -> dict[str, Any]:
         """Shown by runners' user interfaces."""
@@ -230,7 +231,7 @@ class FeatureStatistics(beam.PTransform):
         check_windows(self, images)
         batching = BatchByPixels(self._max_batch_pixels)
         merge = MergeStatistics(tuple[str, Part], self._fanout)
-        return _gather(images, batching, "ExtractFeatures", self._handler, merge)
+        return _gather(images, batching, "ExtractFeatures", self._handler, merge, self._whole)
 
 
 def _gather(
@@ -239,12 +240,13 @@ def _gather(
     label: str,
     handler: FeatureStatisticsModelHandler,
     merge: MergeStatistics,
+    whole: frozenset[str] = frozenset(),
 ) -> StatisticsOutcome:
     outcomes = (
         images
         | "BatchByPixels" >> batching
         | label >> RunInference(handler)
-        | "SplitOutcome" >> beam.ParDo(_SplitOutcomeDoFn()).with_outputs("failures", main="statistics")
+        | "SplitOutcome" >> beam.ParDo(_SplitOutcomeDoFn(whole)).with_outputs("failures", main="statistics")
     )
     return StatisticsOutcome(outcomes.statistics | "MergeStatistics" >> merge, outcomes.failures)
 
@@ -256,8 +258,14 @@ def _in_one_part(image: Any) -> Any:
 
 
 class _SplitOutcomeDoFn(beam.DoFn):
+    def __init__(self, whole: frozenset[str]) -> None:
+        self._whole = whole
+
     def process(self, element: Any) -> Iterator[Any]:
         if isinstance(element, Failure):
             yield beam.pvalue.TaggedOutput("failures", element)
-        else:
-            yield element
+            return
+        key, statistics = element
+        if self._whole and key[0] in self._whole:  # of features, by name and part
+            key = (key[0], key[1]._replace(number=WHOLE))
+        yield key, statistics

@@ -1,5 +1,7 @@
 """The verdict follows from the figures and from nothing else."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipelines.verdict import Result, judge
@@ -7,7 +9,7 @@ from pipelines.verdict import Result, judge
 
 def _result(name: str, alpha: float | None, psnr: float | None, latent: float | None, **distances: float) -> Result:
     series = "restored" if alpha is None else "enhanced"
-    return Result(name, "u", alpha, series, 100, psnr, psnr, 0.9, None, {"latent": latent, **distances})
+    return Result(name, "u", alpha, series, 100, psnr, psnr, 0.9, None, {"latent": latent, **distances}, images=100)
 
 
 RESTORED = _result("restored", None, 30.0, 10.0)
@@ -62,8 +64,32 @@ def test_restored_images_that_are_perfect_or_much_nearer_are_kept():
 
 
 def test_few_images_are_told():
-    few = Result("e", "u", 0.5, "e", 5, 30.0, 30.0, 0.9, None, {"latent": 5.0})
-    assert any("Only 5 images" in sentence for sentence in judge([RESTORED, few], "restored").sentences)
+    few = Result("e", "u", 0.5, "e", 5, 30.0, 30.0, 0.9, None, {"latent": 5.0}, images=5)
+    verdict = judge([RESTORED, few], "restored")
+    assert verdict.kind == "undecided"
+    assert "5 images are too few to tell that from chance" in verdict.sentences[0]
+
+
+def _in_parts(one: Result, spread: float) -> Result:
+    """The same, with a distance that differs between the parts that are left out."""
+    latent = one.distances["latent"]
+    without = {part: latent * (1 + spread * (-1) ** part) for part in range(8)}
+    return replace(one, distances_without={"latent": without})
+
+
+def test_a_gain_that_chance_explains_is_no_advice_and_how_many_images_would_tell_is_said():
+    restored, enhanced = _in_parts(RESTORED, 0), _result("enhanced alpha=0.50", 0.5, 30.0, 8.0)
+    sure = judge([restored, _in_parts(enhanced, 0.01)], "restored")
+    # Gains without each part are 20% up or down by 0.8%: error 0.008 sqrt(7), half width 2.36 times that.
+    assert sure.kind == "use"
+    assert "20% nearer (15% to 25%) to natural images" in sure.sentences[0]
+    chance = judge([restored, _in_parts(enhanced, 0.06)], "restored")
+    assert (chance.kind, chance.best) == ("undecided", None)
+    # The half width is 30% of the restored distance, one and a half times the gain: 2.25 times as many images.
+    assert (
+        "with 100 images chance alone moves that by 30% up or down. About 230 images would tell."
+        in (chance.sentences[0])
+    )
 
 
 def test_an_autoencoder_that_judges_its_own_results_is_told():

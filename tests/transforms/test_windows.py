@@ -36,7 +36,7 @@ TAKING: dict[str, tuple[Any, Callable[[], beam.PTransform]]] = {
     "DegradeImages": (LOADED, lambda: transforms.DegradeImages("noise:5")),
     "FeatureStatistics": (LOADED, lambda: transforms.FeatureStatistics({"pixel": PixelFeatures()})),
     "FitTransportMap": (STATISTICS, lambda: transforms.FitTransportMap()),
-    "GelbrichDistances": ((("latent", Part("reference")), STATISTICS[1]), lambda: transforms.GelbrichDistances()),
+    "FeatureDistances": ((("latent", Part("reference")), STATISTICS[1]), lambda: transforms.FeatureDistances({})),
     "LatentStatistics.Globally": (REF, lambda: transforms.LatentStatistics.Globally()),
     "LatentStatistics.PerKey": (REF, lambda: transforms.LatentStatistics.PerKey()),
     "PackShards": (RECORD, lambda: transforms.PackShards(LAYOUT)),
