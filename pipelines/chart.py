@@ -11,6 +11,9 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 20, 56
 COLOURS = ("#1f6feb", "#9a5bd0", "#0e8a7b", "#b4690e")
 
 
+_PSNR = "PSNR, dB &#8194;(right: fewer errors)"
+
+
 class Point(NamedTuple):
     """A candidate on the chart.
 
@@ -28,8 +31,8 @@ class Point(NamedTuple):
     highlight: bool = False
 
 
-def draw(points: Sequence[Point], y_label: str) -> str:
-    """The chart; lower is more natural, further right is fewer errors."""
+def draw(points: Sequence[Point], y_label: str, x_label: str = _PSNR) -> str:
+    """The chart; lower is more natural. `x_label` is HTML."""
     x_low, x_high, x_ticks = _range([point.x for point in points])
     y_low, y_high, y_ticks = _range([point.y for point in points], low=0.0)
 
@@ -39,7 +42,7 @@ def draw(points: Sequence[Point], y_label: str) -> str:
             _HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM),
         )
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(y_label)} against PSNR">']
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(y_label)}">']
     for tick in x_ticks:
         x, _ = at(tick, y_low)
         parts.append(f'<line class="grid" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{_HEIGHT - _BOTTOM}"/>')
@@ -49,10 +52,7 @@ def draw(points: Sequence[Point], y_label: str) -> str:
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(
-        f'<text class="axis" x="{middle}" y="{_HEIGHT - 12}" text-anchor="middle">'
-        "PSNR, dB &#8194;(right: fewer errors)</text>"
-    )
+    parts.append(f'<text class="axis" x="{middle}" y="{_HEIGHT - 12}" text-anchor="middle">{x_label}</text>')
     parts.append(
         f'<text class="axis" transform="translate(16 {(_TOP + _HEIGHT - _BOTTOM) / 2}) rotate(-90)" '
         'text-anchor="middle">distance &#8194;(down: more natural)</text>'
@@ -70,6 +70,36 @@ def draw(points: Sequence[Point], y_label: str) -> str:
         left, baseline = places.take(x, y, len(point.label))
         style = "point best" if point.highlight else "point"
         parts += [circle, f'<text class="{style}" x="{left:.1f}" y="{baseline:.1f}">{html.escape(point.label)}</text>']
+    return "\n".join([*parts, "</svg>"])
+
+
+def draw_bars(counts: Sequence[int], label: str) -> str:
+    """A histogram: how many images were changed by 0 to 1 grey levels, by 1 to 2, and so on."""
+    width = (_WIDTH - _LEFT - _RIGHT) / len(counts)
+    _, high, ticks = _range([0, *counts], low=0.0)
+    bottom, height = _HEIGHT - _BOTTOM, _HEIGHT - _TOP - _BOTTOM
+    said = ", ".join(f"{count} by {level} to {level + 1}" for level, count in enumerate(counts) if count)
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(label)}: {said}">']
+    for tick in ticks:
+        if tick == int(tick):
+            y = bottom - tick / high * height
+            parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}"/>')
+            parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for level, count in enumerate(counts):
+        x, tall = _LEFT + level * width, count / high * height
+        parts.append(
+            f'<rect class="bar" x="{x + 1:.1f}" y="{bottom - tall:.1f}" width="{width - 2:.1f}" height="{tall:.1f}"/>'
+        )
+        if level % max(1, len(counts) // 8) == 0:
+            parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{level}</text>')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(
+        f'<text class="axis" x="{middle}" y="{_HEIGHT - 12}" text-anchor="middle">change, grey levels of 255</text>'
+    )
+    parts.append(
+        f'<text class="axis" transform="translate(16 {(_TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">'
+        "images</text>"
+    )
     return "\n".join([*parts, "</svg>"])
 
 

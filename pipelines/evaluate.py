@@ -5,13 +5,15 @@ ListImages -> CompareImages -> TotalQuality ; -> FeatureStatistics -> FeatureDis
 
 import argparse
 import dataclasses
+import datetime
 import json
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ot_core import UserError, load_autoencoder, load_restorer, storage, strict_json
+from ot_core import UserError, __version__, load_autoencoder, load_restorer, storage, strict_json
 from ot_core.features import FeatureExtractor, InceptionFeatures, LatentFeatures, PixelFeatures
 from ot_core.layout import FAILURES, PAGE, QUALITY, TOTALS, find_numbered, numbered
 from ot_core.leaving_out import PARTS, Distance
@@ -21,9 +23,9 @@ from ot_core.results import read_job
 from ot_core.scenes import SceneFeatures
 from pipelines import options, parsers
 from pipelines.apart import check_apart
-from pipelines.candidates import Candidate, autoencoders_of, baseline_of, parse_candidates
+from pipelines.candidates import Candidate, autoencoders_of, baseline_of, parse_candidates, told_jobs
 from pipelines.launch import Job, check_inputs, launch
-from pipelines.report import picture, render, shown_candidates
+from pipelines.report import Reading, gallery_candidates, gallery_of, picture, render, shown_candidates
 from pipelines.summary import Counters
 from pipelines.verdict import MEASURES, Result, gain_interval, judge
 from transforms import (
@@ -45,8 +47,8 @@ from transforms.quiet_beam import beam
 from transforms.records import schema_of
 
 parser = parsers.evaluate
-#: Images shown of the most changed, and of the least.
-_SHOWN = 3
+#: Images shown of the most changed and of typical ones, and in the gallery; bars of the histogram.
+_SHOWN, _GALLERY, _LEVELS = 3, 60, 33
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,13 @@ class Plan:
         candidates: what is compared.
         flatters: whether the latent distance is taken in the space in which a candidate was transported; None where
             that isn't known.
+        jobs: what made the candidates, each a term and a text.
     """
 
     args: argparse.Namespace
     candidates: Sequence[Candidate]
     flatters: bool | None
+    jobs: Sequence[tuple[str, str]]
 
 
 def resolve(args: argparse.Namespace) -> Plan:
@@ -91,7 +95,7 @@ def resolve(args: argparse.Namespace) -> Plan:
         flatters = load_autoencoder(args.vae, precision=options.precision_of(args)).fingerprint in made_by
     if args.lpips_weights:
         load_lpips(args.lpips_weights)
-    return Plan(args, candidates, flatters)
+    return Plan(args, candidates, flatters, told_jobs(candidates))
 
 
 def _check_replaced(report_url: str, name: str, row_type: Any) -> None:
@@ -151,12 +155,30 @@ def evaluate_images(
             flatters=plan.flatters,
             totals=beam.pvalue.AsDict(totals),
             distances=beam.pvalue.AsDict(distances),
+            jobs=plan.jobs,
             most=beam.pvalue.AsSingleton(changes | "MostChanged" >> beam.combiners.Top.Largest(_SHOWN)),
-            least=beam.pvalue.AsSingleton(changes | "LeastChanged" >> beam.combiners.Top.Smallest(_SHOWN)),
+            some=beam.pvalue.AsSingleton(changes | "ByChance" >> beam.combiners.Top.Of(_GALLERY, key=_hash)),
+            levels=beam.pvalue.AsDict(changes | "Level" >> beam.Map(_level) | beam.combiners.Count.PerElement()),
             failures=beam.pvalue.AsSingleton(failures | "CountFailures" >> beam.combiners.Count.Globally()),
         )
     )
     return quality, failures
+
+
+def _typical(some: Sequence[Change], most: Sequence[Change]) -> list[Change]:
+    """Of images chosen by chance, those in the middle by how much they were changed."""
+    ordered = sorted(change for change in some if change not in most)
+    start = max(0, (len(ordered) - _SHOWN) // 2)
+    return ordered[start : start + _SHOWN]
+
+
+def _hash(change: Change) -> int:
+    return zlib.crc32(change.key.encode("utf-8", "surrogatepass"))
+
+
+def _level(change: Change) -> int:
+    """The whole grey levels of a change; those above the last are with it."""
+    return min(int(change.change), _LEVELS - 1)
 
 
 def _in_part(ref: ImageRef) -> ImageRef:
@@ -199,8 +221,10 @@ def _write_report(
     flatters: bool | None,
     totals: Mapping[str, QualityTotals],
     distances: Mapping[tuple[str, str], Distance],
+    jobs: Sequence[tuple[str, str]],
     most: Sequence[Change],
-    least: Sequence[Change],
+    some: Sequence[Change],
+    levels: Mapping[int, int],
     failures: int,
 ) -> None:
     """Writes totals.json and report.html."""
@@ -208,14 +232,19 @@ def _write_report(
     restored = baseline_of(candidates)
     baseline = restored.name if restored else None
     verdict = judge(results, baseline, flatters)
-    names = shown_candidates(results, baseline, verdict.best)
-    others = [change for change in least if change not in most]
     restore = {baseline: load_restorer(restorer)} if restorer and baseline else {}
-    most_pictures, least_pictures = (
-        [found for change in changes if (found := picture(change, names, max_pixels, max_bytes, restore)) is not None]
-        for changes in (most, others)
+    reading, alphas = Reading(max_pixels, max_bytes, restore), {c.name: c.alpha for c in candidates}
+    names = shown_candidates(results, baseline, verdict.best)
+    most_pictures, typical_pictures = (
+        [found for change in chosen if (found := picture(change, names, alphas, verdict.best, reading)) is not None]
+        for chosen in (most, _typical(some, most))
     )
-    page = render(results, baseline, verdict, most_pictures, least_pictures, failures)
+    gallery = gallery_of(some, gallery_candidates(results, baseline, verdict.best), alphas, reading)
+    counts = [levels.get(level, 0) for level in range(_LEVELS)]
+    made = [("made", f"{datetime.date.today().isoformat()} by dot-beam {__version__}, apache-beam {beam.__version__}")]
+    page = render(
+        results, baseline, verdict, most_pictures, typical_pictures, gallery, counts, failures, [*jobs, *made]
+    )
     rows = [_figures(result, restored.name if restored else None, results) for result in results]
     figures = {"verdict": verdict.sentences, "best": verdict.best, "candidates": rows, "failures": failures}
     storage.write_bytes(storage.join(report_url, PAGE), page.encode())

@@ -138,7 +138,9 @@ def judge(results: Sequence[Result], baseline_name: str | None, flatters: bool |
         return Verdict("undecided", (first, *_cautions(nearest, feature, flatters)), None, feature)
     clear = [result for result in agreed if _is_sure(result, baseline, feature)]
     if not clear:
-        return Verdict("undecided", (_by_chance(max(agreed, key=gain), baseline, feature),), None, feature)
+        unsure = max(agreed, key=gain)
+        notes = [*_second_opinions(baseline, unsure, feature), *_cautions(unsure, feature, flatters)]
+        return Verdict("undecided", (_by_chance(unsure, baseline, feature), *notes), None, feature)
     free = [result for result in clear if cost(result) <= _CLEAR_DB]
     fair = [result for result in clear if cost(result) <= _FAIR_PRICE]
     best = max(free or fair or [nearest], key=gain)

@@ -140,11 +140,13 @@ class Change(NamedTuple):
         change: the largest among the candidates; see `ImageQuality`.
         key: which image.
         refs: the image of every candidate that was compared, and the reference's, if there is one.
+        psnr: of every candidate, in dB; None without a reference.
     """
 
     change: float
     key: str
     refs: tuple[ImageRef, ...]
+    psnr: tuple[tuple[str, float | None], ...] = ()
 
 
 class LoadedImage(NamedTuple):

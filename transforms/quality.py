@@ -149,7 +149,8 @@ class _CompareDoFn(beam.DoFn):
         if changes:
             compared = {REFERENCE, *(row.candidate for row in rows)}
             found_in = tuple(ref for ref in refs if ref.side in compared)
-            yield beam.pvalue.TaggedOutput("changes", Change(max(changes), key, found_in))
+            psnr = tuple((row.candidate, row.psnr) for row in rows)
+            yield beam.pvalue.TaggedOutput("changes", Change(max(changes), key, found_in, psnr))
 
     def _is_enhanced(self, candidate: str) -> bool:
         return candidate != self._baseline if self._enhanced is None else candidate in self._enhanced
