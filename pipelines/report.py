@@ -121,7 +121,7 @@ def render(
     exact = any(result.psnr_mean is not None for result in results)
     cost = "PSNR" if exact else "change from the restored images"
     names = gallery_candidates(results, baseline, verdict.best)
-    heads, rows = _table(results, baseline, verdict.best)
+    heads, rows = _table(results, baseline, verdict.best, exact)
     charts = (_chart(results, feature, baseline, verdict.best, exact) for feature in _features(results))
     total = sum(changes)
     of_all = f"{len(gallery)} images, chosen by chance from {total}" if total > len(gallery) else "All images"
@@ -332,19 +332,21 @@ def _histogram(changes: Sequence[int]) -> dict[str, Any] | None:
     return {"title": title, "svg": Markup(draw_bars(changes[: last + 1], title))}
 
 
-def _table(results: Sequence[Result], baseline: str | None, best: str | None) -> tuple[list[str], list[dict[str, Any]]]:
+def _table(
+    results: Sequence[Result], baseline: str | None, best: str | None, exact: bool
+) -> tuple[list[str], list[dict[str, Any]]]:
     """Heads and rows of the figures."""
     features = _features(results)
     restored = next((result for result in results if result.name == baseline), None)
     lpips = any(result.lpips is not None for result in results)
-    heads = ["candidate", "images", "with an original", "PSNR, dB, mean", "PSNR, dB, pooled", "SSIM"]
-    heads += [*(["LPIPS"] if lpips else []), "change"]
+    exactness = ["with an original", "PSNR, dB, mean", "PSNR, dB, pooled", "SSIM", *(["LPIPS"] if lpips else [])]
+    heads = ["candidate", "images", *(exactness if exact else []), "change"]
     heads += [f"distance, {MEASURES[feature]}" for feature in features]
     rows = []
     for result in results:
-        texts = [result.name, str(result.images), str(result.count)]
-        texts += [_number(result.psnr_mean, 2), _number(result.psnr_pooled, 2), _number(result.ssim, 4)]
-        texts += [*([_number(result.lpips, 4)] if lpips else []), _number(result.change, 1)]
+        figures = [str(result.count), _number(result.psnr_mean, 2), _number(result.psnr_pooled, 2)]
+        figures += [_number(result.ssim, 4), *([_number(result.lpips, 4)] if lpips else [])]
+        texts = [result.name, str(result.images), *(figures if exact else []), _number(result.change, 1)]
         cells = [{"text": text, "change": ""} for text in texts]
         for feature in features:
             distance, before = result.distances.get(feature), restored.distances.get(feature) if restored else None

@@ -17,7 +17,9 @@ from PIL import Image
 
 from ot_core import read_map
 from ot_core.groups import find_maps
+from ot_core.layout import OutputLayout
 from pipelines import fit, transport
+from transforms.starting import Start
 
 GROUPS = [f"g{index:02d}" for index in range(20)]
 
@@ -159,8 +161,10 @@ def test_drift_is_told_for_each_map_and_the_furthest_group_is_named(archive, map
     drift["groups"]["g02"]["inputs"]["relative"] = 7.0
     (tmp_path / "judged").mkdir()
     (tmp_path / "judged/drift.json").write_text(json.dumps(drift))
-    args = argparse.Namespace(output=str(tmp_path / "judged"), max_drift=0.5, plan=False, maps=find_maps(maps))
-    error = transport.objection(args)
+    args = argparse.Namespace(output=str(tmp_path / "judged"), max_drift=0.5, plan=False)
+    layout = OutputLayout.of(args.output, [0.0])
+    plan = transport.Plan(args, find_maps(maps), Start(layout, {}, replaces=None, goes_on=False))
+    error = transport.objection(plan)
     statistics, map_url = tmp_path / "judged/drift/g03.safetensors", maps.replace("{group}", "g03")
     assert error.startswith("the inputs of group g03 drifted by 0.900 of the map's distance, over --max_drift 0.5")
     assert f"dot-fit --source {statistics} --target {map_url}" in error

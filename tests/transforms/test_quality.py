@@ -28,7 +28,8 @@ def refs(tmp_path, photo):
 
 def test_pairs_are_measured_and_every_image_is_handed_on(refs):
     def one_change(changes):
-        ((change, key, found),) = changes
+        ((change, key, found, psnr),) = changes
+        assert [name for name, value in psnr if value] == ["restored", "enhanced"]
         assert key == "a"
         assert change == pytest.approx(3, rel=0.02)
         assert [ref.side for ref in found] == ["reference", "restored", "enhanced"]
