@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ot_core import storage
-from ot_core.errors import UserError
+from ot_core.errors import UserError, type_and_line
 
 #: Name of the autoencoder that ships with the package.
 DEFAULT_VAE: Final = "default"
@@ -314,9 +314,8 @@ def _load_once(name: str, device: str, precision: str, compiled: bool) -> Autoen
     except UserError:
         raise
     except Exception as error:  # diffusers, the hub, fsspec and user code each raise their own
-        reason = " ".join(str(error).split())[:300]
         how = f"{precision}, compiled" if compiled else precision
-        raise UserError(f"vae {name}: can't be loaded in {how} ({type(error).__name__}: {reason})") from None
+        raise UserError(f"vae {name}: can't be loaded in {how} ({type_and_line(error)})") from None
 
 
 def _load_module(name: str) -> nn.Module:

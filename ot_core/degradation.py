@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from ot_core.errors import Cause, ImageError, UserError
+from ot_core.errors import Cause, ImageError, UserError, one_line, type_and_line
 from ot_core.images import DecodedImage, eight_bits
 
 Pixels = NDArray[np.uint8]
@@ -123,8 +123,7 @@ def _imported(text: str, spec: str) -> Callable[[Pixels], Any]:
     try:
         function: Any = getattr(importlib.import_module(module_name), name, None)
     except Exception as error:  # a user's module may raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"degradation {spec}: {module_name} can't be imported ({reason})") from None
+        raise UserError(f"degradation {spec}: {module_name} can't be imported ({one_line(error, most=200)})") from None
     if not callable(function):
         raise UserError(f"degradation {spec}: {module_name} has no function {name}")
     called: Callable[[Pixels], Any] = function
@@ -157,8 +156,7 @@ def _by_function(function: Callable[[Pixels], Any], pixels: Pixels, name: str) -
     try:
         result = function(pixels.copy())  # somebody's own code may write to what it is given
     except Exception as error:  # and raise anything
-        reason = " ".join(str(error).split())[:300]
-        raise ImageError(Cause.DEGRADATION_ERROR, f"{name}: {type(error).__name__}: {reason}") from error
+        raise ImageError(Cause.DEGRADATION_ERROR, f"{name}: {type_and_line(error)}") from error
     if not isinstance(result, np.ndarray) or result.dtype != np.uint8 or result.shape != pixels.shape:
         found = f"{result.dtype} {result.shape}" if isinstance(result, np.ndarray) else type(result).__name__
         raise ImageError(Cause.DEGRADATION_ERROR, f"{name} gave {found}; expected uint8 {pixels.shape}")

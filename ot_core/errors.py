@@ -104,6 +104,17 @@ _CAUSE_OF_TYPE: tuple[tuple[type[BaseException], Cause], ...] = (
 )
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an exception says, as one line of bounded length; where it says nothing, its type."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def type_and_line(error: BaseException) -> str:
+    """The same after its type, for exceptions of anybody's code."""
+    kind, said = type(error).__name__, one_line(error)
+    return kind if said == kind else f"{kind}: {said}"
+
+
 def as_image_error(error: Exception) -> ImageError:
     """Gives any exception a bounded cause and a message of one line, whatever library raised it.
 
@@ -113,7 +124,7 @@ def as_image_error(error: Exception) -> ImageError:
     raise_if_lost(error)
     if isinstance(error, ImageError):
         return error
-    message = " ".join(str(error).split())[:500] or type(error).__name__
+    message = one_line(error, most=500)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return ImageError(Cause.BAD_KEY, message)
     for kind, cause in _CAUSE_OF_TYPE:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ot_core import storage
 from ot_core.autoencoder import Autoencoder, Pixels, default_device, default_tile_pixels, load_autoencoder, to_tensor
-from ot_core.errors import Cause, ImageError, UserError
+from ot_core.errors import Cause, ImageError, UserError, one_line
 from ot_core.margin import with_margin
 from ot_core.patches import latent_statistics
 from ot_core.statistics import GaussianStatistics
@@ -171,8 +171,8 @@ def _load_inception(weights: str, device: str) -> Any:
     try:
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=buffer)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"inception_weights {weights}: not torch-fidelity's network ({reason})") from None
+        said = one_line(error, most=200)
+        raise UserError(f"inception_weights {weights}: not torch-fidelity's network ({said})") from None
     return network.to(device)
 
 
@@ -189,8 +189,7 @@ def read_weights(url: str, flag: str) -> dict[str, Tensor]:
     try:
         weights = torch.load(io.BytesIO(storage.read_bytes(url)), map_location="cpu", weights_only=True)
     except Exception as error:  # stores, zip and pickle each raise their own
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{flag} {url}: can't be read ({reason})") from None
+        raise UserError(f"{flag} {url}: can't be read ({one_line(error, most=200)})") from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{flag} {url}: expected a state dict, tensors by name")
     return weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ot_core import storage
-from ot_core.errors import Cause, ImageError, UserError
+from ot_core.errors import Cause, ImageError, UserError, one_line
 
 #: Stands for the group's name in the URL of its map.
 GROUP = "{group}"
@@ -101,7 +101,7 @@ def find_maps(pattern: str) -> dict[str, str]:
         if slash:  # the group names a folder
             maps = {name: url for name, url in maps.items() if storage.exists(url)}
     except OSError as error:
-        raise UserError(f"--map {pattern}: can't be listed ({storage.one_line(error)})") from None
+        raise UserError(f"--map {pattern}: can't be listed ({one_line(error)})") from None
     if not maps:
         raise UserError(f"--map {pattern}: no such map is there; write them with dot-fit --group_by")
     return dict(sorted(maps.items()))

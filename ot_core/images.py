@@ -45,7 +45,7 @@ from PIL import (
 )
 
 from ot_core import tiff
-from ot_core.errors import Cause, ImageError
+from ot_core.errors import Cause, ImageError, one_line
 
 #: Formats that are read, whatever the extension says. Pillow opens MPO, several JPEGs in one file, as JPEG.
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -148,7 +148,7 @@ def decode_image(
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise many types on damaged data
-        raise ImageError(Cause.DAMAGED, f"{image.format} can't be decoded: {_one_line(error)}") from None
+        raise ImageError(Cause.DAMAGED, f"{image.format} can't be decoded: {one_line(error)}") from None
 
 
 def decoded_picture(picture: Image.Image) -> DecodedImage:
@@ -194,7 +194,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         frames = getattr(image, "n_frames", 1)
     except Exception as error:  # counting the pages of a TIFF reads all their headers
-        raise ImageError(Cause.DAMAGED, f"{image.format} pages can't be counted: {_one_line(error)}") from None
+        raise ImageError(Cause.DAMAGED, f"{image.format} pages can't be counted: {one_line(error)}") from None
     if frames > 1 and image.format != "MPO":
         raise ImageError(Cause.UNSUPPORTED, f"{image.format} with {frames} frames; expected a single picture")
     if image.format == "BMP":
@@ -228,7 +228,7 @@ def _opened(data: bytes) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise many types
-        message = _one_line(error)
+        message = one_line(error)
         if _UNSUPPORTED.search(message):
             raise ImageError(Cause.UNSUPPORTED, f"header can't be read: {message}") from None
         if not isinstance(error, _NO_SUCH_FORMAT):
@@ -388,7 +388,3 @@ def encode_image(
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise ImageError(Cause.UNSUPPORTED, f"{size} pixels can't be written as {image_format}: {error}") from None
     return buffer.getvalue()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

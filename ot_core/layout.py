@@ -26,7 +26,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from ot_core import shards, storage
-from ot_core.errors import UserError
+from ot_core.errors import UserError, one_line
 from ot_core.images import OUTPUT_FORMATS
 
 IMAGES: Final = "images"
@@ -98,7 +98,7 @@ def find_numbered(folder: str, name: str, extensions: Collection[str] = (".parqu
     try:
         children = storage.children(folder)
     except OSError as error:
-        raise UserError(f"{folder}: can't be listed ({storage.one_line(error)})") from None
+        raise UserError(f"{folder}: can't be listed ({one_line(error)})") from None
     found = []
     for child, details in children.items():
         match = _NUMBERED.fullmatch(child)
@@ -153,7 +153,7 @@ class OutputLayout(NamedTuple):
             if len(set(folders)) != len(alphas) or not all(map(is_folder_of_images, folders)):
                 raise ValueError(f"folders {folders}")
         except (KeyError, TypeError, ValueError, UserError) as error:
-            raise UserError(f"{storage.join(root, JOB)}: isn't as we write it ({storage.one_line(error)})") from None
+            raise UserError(f"{storage.join(root, JOB)}: isn't as we write it ({one_line(error)})") from None
         return layout._replace(folders=dict(zip(alphas, folders, strict=True)))
 
     def with_alphas(self, alphas: Sequence[float]) -> OutputLayout:

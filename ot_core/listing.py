@@ -10,11 +10,11 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow.parquet as pq
 
 from ot_core import folders, lists, names, shards, storage
-from ot_core.errors import Cause, ImageError, OTError, UserError, as_image_error
+from ot_core.errors import Cause, ImageError, OTError, UserError, as_image_error, one_line
 from ot_core.groups import Grouping
 from ot_core.names import Ignored
 from ot_core.results import Results, results_in
-from ot_core.storage import FileDetails, one_line, parent, to_url
+from ot_core.storage import FileDetails, parent, to_url
 
 _SHARDS = (".tar", ".parquet")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ot_core.autoencoder import Pixels, default_device, unit_pixels
 from ot_core.device import is_out_of_memory, raise_if_lost
-from ot_core.errors import Cause, ImageError, UserError
+from ot_core.errors import Cause, ImageError, UserError, type_and_line
 from ot_core.images import DecodedImage, eight_bits
 from ot_core.restorer_files import Network, load_network
 from ot_core.tiles import blended_tiles
@@ -100,8 +100,7 @@ class Restorer(ABC):
             raise_if_lost(error)
             if isinstance(error, ImageError) or is_out_of_memory(error):
                 raise
-            reason = " ".join(str(error).split())[:300]
-            raise ImageError(Cause.RESTORER_ERROR, f"{type(error).__name__}: {reason}".rstrip(": ")) from error
+            raise ImageError(Cause.RESTORER_ERROR, type_and_line(error)) from error
         for pixels, result in zip(images, restored, strict=True):
             height, width = (self.scale * side for side in pixels.shape[:2])
             if result.shape != (height, width, 3):
@@ -273,8 +272,7 @@ def _load_once(spec: str, device: str, precision: str | None) -> Restorer:
     except ImageError as error:
         raise UserError(f"restorer {spec}: fails on a small image: {error.message}") from None
     except Exception as error:  # spandrel, ONNX, the hub, stores and user code each raise their own
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"restorer {spec}: can't be loaded ({type(error).__name__}: {reason})") from None
+        raise UserError(f"restorer {spec}: can't be loaded ({type_and_line(error)})") from None
 
 
 def restore_image(image: DecodedImage, restorer: Restorer) -> DecodedImage:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 
 from ot_core import shards, storage
-from ot_core.errors import UserError
+from ot_core.errors import UserError, one_line
 from ot_core.layout import (
     ALPHA,
     IMAGES,
@@ -50,7 +50,7 @@ def rows_of_manifest(url: str) -> Iterator[ManifestRow]:
                 for row in batch.to_pylist():
                     yield ManifestRow(**row)
     except (TypeError, ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
-        raise UserError(f"{url}: can't be read ({storage.one_line(error)})") from None
+        raise UserError(f"{url}: can't be read ({one_line(error)})") from None
 
 
 def read_job(root: str) -> dict[str, Any] | None:
@@ -66,7 +66,7 @@ def read_job(root: str) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
     except OSError as error:
-        raise UserError(f"{storage.join(root, JOB)}: can't be read ({storage.one_line(error)})") from error
+        raise UserError(f"{storage.join(root, JOB)}: can't be read ({one_line(error)})") from error
     return job if isinstance(job, dict) and "map_sha256" in job and isinstance(job.get(ALPHA), list) else None
 
 

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import tenacity
 
-from ot_core.errors import BadUrlError, OTError, StoreError, UnavailableError
+from ot_core.errors import BadUrlError, OTError, StoreError, UnavailableError, one_line
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -124,8 +124,8 @@ def retried(function: Callable[P, T]) -> Callable[P, T]:
             return attempts(function, *args, **kwargs)
         except tenacity.RetryError as error:
             tried, last = error.last_attempt.attempt_number, error.last_attempt.exception()
-            what = " ".join(str(last).split())[:300] or type(last).__name__
-            raise UnavailableError(f"still failing after {tried} attempts in {seconds:g} s: {what}") from last
+            assert last is not None  # it failed
+            raise UnavailableError(f"still failing after {tried} attempts in {seconds:g} s: {one_line(last)}") from last
 
     return call
 
@@ -156,7 +156,7 @@ def as_os_error(error: Exception) -> Exception:
     """The error of a store's library as an OSError whose message is one line; our own errors and OSErrors stay."""
     if isinstance(error, OTError | MemoryError):
         return error
-    status, said = http_status(error), " ".join(str(error).split())[:300] or type(error).__name__
+    status, said = http_status(error), one_line(error)
     if status in (401, 403) or (isinstance(error, OSError) and said.startswith("Forbidden:")):  # gcsfs
         return error if isinstance(error, PermissionError) else PermissionError(said)
     if status in (404, 410):

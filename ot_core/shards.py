@@ -19,9 +19,9 @@ from typing import Any, BinaryIO, Final, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ot_core.errors import Cause, ImageError, TooManyBytesError, as_image_error
+from ot_core.errors import Cause, ImageError, TooManyBytesError, as_image_error, one_line
 from ot_core.images import DEFAULT_MAX_BYTES
-from ot_core.storage import check_size, one_line, open_file, read_bytes
+from ot_core.storage import check_size, open_file, read_bytes
 
 #: Extensions of the kinds of shards that we write.
 EXTENSIONS: Final = {"webdataset": ".tar", "parquet": ".parquet"}

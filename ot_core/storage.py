@@ -27,7 +27,16 @@ from fsspec.registry import available_protocols
 from fsspec.spec import AbstractFileSystem
 
 from ot_core import web
-from ot_core.errors import BadUrlError, Cause, ImageError, NotAFileError, StoreError, TooManyBytesError, UserError
+from ot_core.errors import (
+    BadUrlError,
+    Cause,
+    ImageError,
+    NotAFileError,
+    StoreError,
+    TooManyBytesError,
+    UserError,
+    one_line,
+)
 from ot_core.overlap import prefetch
 from ot_core.ranges import Ranges, all_of
 from ot_core.retry import at_store, http_status
@@ -479,8 +488,3 @@ def _put_and_rename(fs: Any, path: str, put: Callable[[Any, str], None]) -> None
         with contextlib.suppress(Exception):
             fs.rm_file(temporary)
         raise
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, as one line of bounded length."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

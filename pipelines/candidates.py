@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ot_core import UserError, names, storage
+from ot_core.errors import one_line
 from ot_core.layout import OutputLayout, alpha_name
 from ot_core.results import images_without_job, read_job, roots_of
 from transforms.quality import REFERENCE
@@ -104,7 +105,7 @@ def _expand_without_job(name: str, url: str) -> Iterator[Candidate]:
     try:
         found = images_without_job(url)
     except OSError as error:
-        raise UserError(f"input {url}: can't be listed ({storage.one_line(error)})") from None
+        raise UserError(f"input {url}: can't be listed ({one_line(error)})") from None
     if not found:
         yield Candidate(name, url, None, name)
     for alpha in sorted(found, reverse=True):
@@ -119,4 +120,4 @@ def _exists(url: str) -> bool:
     try:
         return storage.exists(url)
     except OSError as error:
-        raise UserError(f"input {url}: can't be listed ({storage.one_line(error)})") from None
+        raise UserError(f"input {url}: can't be listed ({one_line(error)})") from None

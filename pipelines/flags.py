@@ -18,7 +18,7 @@ import yaml
 
 from ot_core import __version__, storage
 from ot_core.choices import PRECISIONS
-from ot_core.errors import UserError
+from ot_core.errors import UserError, one_line
 from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS, HIGHEST_PIXEL_LIMIT
 
 _INPUT_HELP = (
@@ -107,7 +107,7 @@ class ArgumentParser(argparse.ArgumentParser):
         except FileNotFoundError:
             raise UserError(f"--config {url}: not found") from None
         except OSError as error:
-            raise UserError(f"--config {url}: can't be read ({storage.one_line(error)})") from None
+            raise UserError(f"--config {url}: can't be read ({one_line(error)})") from None
         if not isinstance(held, dict):
             raise UserError(f"--config {url}: expected the names of flags and their values, such as `alpha: 0.5`")
         ours = {option: action for action in self._actions for option in action.option_strings}

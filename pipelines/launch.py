@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ot_core import Cause, UserError, listing, storage
-from ot_core.errors import TooManyBytesError
+from ot_core.errors import TooManyBytesError, one_line
 from ot_core.groups import Grouping
 from ot_core.names import Ignored, told_ignored
 from pipelines import local_workers, progress
@@ -258,7 +258,7 @@ def _check_summary(url: str, options: PipelineOptions) -> None:
     try:
         _check_replaced(url)
     except (OSError, UserError) as error:
-        raise UserError(f"--summary {url}: {storage.one_line(error)}") from None
+        raise UserError(f"--summary {url}: {one_line(error)}") from None
 
 
 def _check_replaced(summary_url: str) -> None:
@@ -289,5 +289,5 @@ def _pipeline(options: PipelineOptions) -> beam.Pipeline:
         return beam.Pipeline(options=options)
     except (ValueError, ImportError, AttributeError) as error:
         near = difflib.get_close_matches(runner, StandardOptions.KNOWN_RUNNER_NAMES, n=1)
-        said = f"unknown; did you mean {near[0]}?" if near and runner not in near else " ".join(str(error).split())
+        said = f"unknown; did you mean {near[0]}?" if near and runner not in near else one_line(error)
         raise UserError(f"--runner {runner}: {said}") from None

@@ -161,13 +161,15 @@ def _settings(args: argparse.Namespace, maps: Mapping[str, str]) -> dict[str, ob
     restorer = load_restorer(args.restorer) if args.restorer else None
     if args.keep_restored and (restorer is None or args.interpolation != "pixels"):
         raise UserError("--keep_restored: expected --restorer, and no --interpolation latents")
+    fingerprints = set[str]()
     for group, fitted, autoencoder in read_maps(maps, args.vae, precision=options.precision_of(args)):
         if restorer is not None and not args.allow_other_restorer:
             check_restorer(fitted.origin, f"map {maps[group]}", restorer)
         if args.kernel_size and args.kernel_size > fitted.space.patch_size:
             of_group = f"the patch size of {maps[group]} is {fitted.space.patch_size}"
             raise UserError(f"--kernel_size {args.kernel_size}: {of_group}")
-        vae_sha256 = autoencoder.fingerprint
+        fingerprints.add(autoencoder.fingerprint)
+    (vae_sha256,) = fingerprints
     digests = {group: hashlib.sha256(storage.read_bytes(url)).hexdigest() for group, url in maps.items()}
     of_all = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
     names = (

@@ -19,6 +19,7 @@ from types import ModuleType
 import numpy as np
 
 from ot_core import UserError, listing, load_autoencoder, storage
+from ot_core.errors import one_line
 from ot_core.layout import FAILURES, IMAGES, PAGE, QUALITY, TOTALS, OutputLayout, alpha_name
 from pipelines import evaluate, fit, options, parsers, transport
 from pipelines.apart import check_apart
@@ -92,7 +93,7 @@ def _taken(args: argparse.Namespace) -> list[str]:
     try:
         taken = sorted(filter(_WRITTEN.fullmatch, storage.children(args.report)))
     except OSError as error:
-        raise UserError(f"--report {args.report}: can't be listed ({storage.one_line(error)})") from None
+        raise UserError(f"--report {args.report}: can't be listed ({one_line(error)})") from None
     if taken and not _is_trial(storage.join(args.report, TRIAL)):
         raise UserError(f"--report {args.report}: its {taken[0]} isn't of a trial; use another --report")
     if taken and not args.overwrite:

@@ -34,15 +34,15 @@ from transforms.worker import ends_with_device
 
 
 class FitOutcome(NamedTuple):
-    """Result of `FitTransportMap`: a FittedMap, in groups (group, FittedMap) of each; or why there is none."""
+    """Result of `FitTransportMap`: (group, FittedMap), "" where there are no groups; or why there is none."""
 
-    maps: beam.PCollection[Any]
+    maps: beam.PCollection[tuple[str, FittedMap]]
     failures: beam.PCollection[Failure]
 
 
 @beam.typehints.with_input_types(tuple[Part, GaussianStatistics])
 class FitTransportMap(beam.PTransform):
-    """(Part, GaussianStatistics) for the sides "source" and "target" -> one FittedMap.
+    """(Part, GaussianStatistics) for the sides "source" and "target" -> (group, FittedMap).
 
     Either side may come in random parts (`ot_core.parts`): then the map also carries the noise floor of its distance,
     and the parts themselves. Of a side that has a whole as well, the floor isn't known.
@@ -55,7 +55,7 @@ class FitTransportMap(beam.PTransform):
         method: "matched" takes differences in the mean colour of patches for content (`ot_core.decoder`), which suits
             sides that show different things; "pixels" doesn't, which suits pairs. Both measure the map's cost in
             decoded pixels, "paper" in latents.
-        grouped: whether there are groups: then gives (group, FittedMap) for each.
+        grouped: whether there are groups, of which each gets a map; else one map of the group "".
         origin: how the source's images were made, for the map to remember.
         margin: pixels that images were continued by before they were encoded; default measured (`ot_core.margin`).
         kept_back: what `KeepBackPairs` gives, to check each map on; default none.
@@ -153,7 +153,7 @@ class _FitDoFn(beam.DoFn):
             fitted = fit_map(
                 statistics, autoencoder, self._patch_size, self._method, geometry, self._origin, pairs, self._residual
             )
-            yield (group, fitted) if group else fitted
+            yield group, fitted
 
     def _geometry(self, autoencoder: Autoencoder, target: GaussianStatistics, common: bool) -> DecoderGeometry:
         """Measured once for a target that all maps have in common: it takes about as long as everything else."""
@@ -163,10 +163,10 @@ class _FitDoFn(beam.DoFn):
         return self._of_common
 
 
-@beam.typehints.with_input_types(FittedMap | tuple[str, FittedMap])
+@beam.typehints.with_input_types(tuple[str, FittedMap])
 @beam.typehints.with_output_types(str)
 class WriteTransportMap(beam.PTransform):
-    """FittedMap, or (group, FittedMap) -> the URL that it was written to.
+    """(group, FittedMap) -> the URL that it was written to.
 
     Args:
         url: a `.safetensors` file, at any fsspec URL; replaced whole or not at all. Of several maps, with {group} where
@@ -178,14 +178,14 @@ class WriteTransportMap(beam.PTransform):
         self._url = url
 
     @no_annotations
-    def expand(self, maps: beam.PCollection[Any]) -> beam.PCollection[str]:
+    def expand(self, maps: beam.PCollection[tuple[str, FittedMap]]) -> beam.PCollection[str]:
         """A file for each."""
         check_windows(self, maps)
         return maps | "WriteMap" >> beam.Map(_write, self._url).with_output_types(str)
 
 
-def _write(element: FittedMap | tuple[str, FittedMap], url: str) -> str:
-    group, fitted = element if isinstance(element, tuple) else ("", element)
+def _write(element: tuple[str, FittedMap], url: str) -> str:
+    group, fitted = element
     url = map_of_group(url, group) if group else url
     write_map(fitted, url)
     metrics.count(metrics.MAPS_WRITTEN)

@@ -1,5 +1,6 @@
 """Beam ModelHandlers around the autoencoder and other networks. One image that fails never takes its batch along."""
 
+import itertools
 import math
 import threading
 import time
@@ -45,6 +46,8 @@ from transforms.elements import (
 from transforms.worker import ends_with_device
 
 _Pixels = tuple[NDArray[np.uint8], ...]
+#: An image, and its number in the batch: two may have one reference.
+_Numbered = tuple[int, LoadedImage]
 
 
 class _Transported(NamedTuple):
@@ -140,13 +143,16 @@ class SharedModel:
             return self._handler.infer(batch, self._model), reported
 
 
-class FeatureModels(dict[str, Any]):
-    """The model of each feature. Beam holds models by weak reference, which a plain dict doesn't allow.
+@dataclass(frozen=True, eq=False)
+class FeatureModels:
+    """What a worker that gathers statistics holds in memory, once per process.
 
     Attributes:
+        by_feature: what each extractor's `load` gave.
         workers: as in `TransportModel`.
     """
 
+    by_feature: Mapping[str, Any]
     workers: Executor | None = None
 
 
@@ -168,50 +174,50 @@ class FeatureStatisticsModelHandler(ImageModelHandler):
     def load(self) -> Any:
         """Loads the model of each extractor, once per process."""
         with metrics.timed("load_model"):
-            models = FeatureModels({name: extractor.load() for name, extractor in self._extractors.items()})
-            models.workers = workers_of(default_device())
-            return models
+            models = {name: extractor.load() for name, extractor in self._extractors.items()}
+            return FeatureModels(models, workers_of(default_device()))
 
     def infer(
         self, batch: Sequence[LoadedImage], model: FeatureModels
     ) -> list[tuple[Any, GaussianStatistics] | Failure]:
         """See the class."""
         failures: list[Failure] = []
-        found: dict[str, dict[int, GaussianStatistics]] = {}  # by the image's identity: two may have one reference
-        images = self.loaded(batch)
+        found: dict[str, dict[int, GaussianStatistics]] = {}  # by the image's number in the batch
+        images = list(enumerate(self.loaded(batch)))
         *_, last = self._extractors
         for feature in self._extractors:
             found[feature] = {}
             extracted = self._extract(feature, images, model)
-            for loaded, result in metrics.through_model(extracted) if feature == last else extracted:
+            for (number, loaded), result in metrics.through_model(extracted) if feature == last else extracted:
                 if isinstance(result, Exception):
                     failures.append(Failure.of(loaded.ref, "encode", result))
                 else:
-                    found[feature][id(loaded)] = result
-            images = [loaded for loaded in images if id(loaded) in found[feature]]
+                    found[feature][number] = result
+            images = [(number, loaded) for number, loaded in images if number in found[feature]]
         metrics.count(metrics.IMAGES_ENCODED, len(images))
         parts: dict[Part, list[int]] = {}
-        for loaded in images:
-            parts.setdefault(loaded.ref.part, []).append(id(loaded))
+        for number, loaded in images:
+            parts.setdefault(loaded.ref.part, []).append(number)
         totals = [
-            ((feature, part), GaussianStatistics.total([found[feature][image] for image in members]))
+            ((feature, part), GaussianStatistics.total([found[feature][number] for number in members]))
             for feature in self._extractors
             for part, members in parts.items()
         ]
         return [*totals, *failures]
 
     def _extract(
-        self, feature: str, images: Sequence[LoadedImage], models: FeatureModels
-    ) -> Iterator[tuple[LoadedImage, GaussianStatistics | Exception]]:
-        extractor, model = self._extractors[feature], models[feature]
-        return over_images(
-            images,
-            lambda loaded: extractor.padded_size(model, *loaded.size),
-            lambda equal, _: extractor.statistics([loaded.image.pixels for loaded in equal], model),
-            default_tile_pixels(),
-            models.workers,
-            metrics.observe_batch,
-        )
+        self, feature: str, images: Sequence[_Numbered], models: FeatureModels
+    ) -> Iterator[tuple[_Numbered, GaussianStatistics | Exception]]:
+        extractor, model = self._extractors[feature], models.by_feature[feature]
+
+        def size(image: _Numbered) -> tuple[int, int]:
+            return extractor.padded_size(model, *image[1].size)
+
+        def statistics(equal: Sequence[_Numbered], _: int) -> list[GaussianStatistics | ImageError]:
+            return extractor.statistics([loaded.image.pixels for _, loaded in equal], model)
+
+        workers = models.workers
+        return over_images(images, size, statistics, default_tile_pixels(), workers, metrics.observe_batch)
 
 
 class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):
@@ -369,11 +375,14 @@ class TransportModelHandler(ImageModelHandler):
             return self._model(read_maps(self.maps, self._vae, self._device, self._precision, self._compiled))
 
     def _model(self, maps: Iterable[tuple[str, FittedMap, Autoencoder]]) -> TransportModel:
+        """Of maps of one space and autoencoder, each of which is let go once it is on the device."""
         transports: dict[str, LatentTransport | ZeroShotTransport] = {}
         residuals: dict[str, float] = {}
-        for group, fitted, autoencoder in maps:
-            options = {"device": autoencoder.device, **self._folding}
-            patch_size = fitted.space.patch_size
+        maps = iter(maps)
+        first = next(maps)
+        _, known, autoencoder = first
+        patch_size, options = known.space.patch_size, {"device": autoencoder.device, **self._folding}
+        for group, fitted, _ in itertools.chain([first], maps):
             if self._zero_shot:
                 transports[group] = ZeroShotTransport(fitted.map, patch_size, fitted.target, **options)
             else:

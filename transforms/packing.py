@@ -16,7 +16,7 @@ import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import Cause, ImageError, UserError, listing, shards, storage
-from ot_core.errors import as_image_error
+from ot_core.errors import as_image_error, one_line
 from ot_core.layout import OutputLayout
 from ot_core.overlap import Overlap, prefetch
 from transforms import metrics
@@ -225,7 +225,7 @@ class _Members:
             while self._name < name:
                 self._name, self._data = next(self._images, ("\U0010ffff", b""))
         except Exception as error:  # tarfile and pyarrow have many, and none is about anything but the file
-            self.problem = ImageError(Cause.DAMAGED, f"its shard can't be read any further: {storage.one_line(error)}")
+            self.problem = ImageError(Cause.DAMAGED, f"its shard can't be read any further: {one_line(error)}")
             self._name = "\U0010ffff"
         return self._data if self._name == name else None
 
@@ -280,7 +280,7 @@ def _remove(url: str) -> int:
     try:
         storage.remove(url)
     except OSError as error:
-        logging.getLogger(__name__).warning("%s: can't be removed (%s)", url, storage.one_line(error))
+        logging.getLogger(__name__).warning("%s: can't be removed (%s)", url, one_line(error))
         return 0
     return 1
 
@@ -290,5 +290,5 @@ def _remove_staging(removed: int, staging: str) -> int:
         if next(iter(listing.list_folder(staging)), None) is None:
             storage.remove_folder(staging)
     except OSError as error:
-        logging.getLogger(__name__).warning("%s: can't be removed (%s)", staging, storage.one_line(error))
+        logging.getLogger(__name__).warning("%s: can't be removed (%s)", staging, one_line(error))
     return removed

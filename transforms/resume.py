@@ -17,6 +17,7 @@ from apache_beam.typehints.decorators import no_annotations
 from PIL import Image
 
 from ot_core import listing, storage
+from ot_core.errors import one_line
 from ot_core.layout import FOLDERS, STARTED, OutputLayout
 from ot_core.results import read_job, started
 from transforms import metrics
@@ -273,7 +274,7 @@ def _record_of(ref: ImageRef, alpha: float, url: str) -> ImageRecord | None:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
     except Exception as error:  # whatever the store or Pillow raised, doing the image again puts it right
-        logging.getLogger(__name__).warning("%s: done again, for it can't be read (%s)", url, storage.one_line(error))
+        logging.getLogger(__name__).warning("%s: done again, for it can't be read (%s)", url, one_line(error))
         return None
     digest = hashlib.sha256(data).hexdigest()
     size = width, height, len(data)

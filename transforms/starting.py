@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ot_core import ImageError, UserError, listing, storage
+from ot_core.errors import one_line
 from ot_core.layout import (
     FOLDERS,
     JOB,
@@ -66,7 +67,7 @@ def plan_start(
     try:
         there = set(storage.children(wanted.root))
     except OSError as error:
-        raise UserError(f"--output {wanted.root}: can't be listed ({storage.one_line(error)})") from None
+        raise UserError(f"--output {wanted.root}: can't be listed ({one_line(error)})") from None
     results = sorted(name for name in there if is_of_output(name) and not _is_empty(wanted, name))
     earlier = read_job(wanted.root) if JOB in there else None
     if earlier is None:

@@ -107,8 +107,8 @@ class TransportLoaded(beam.PTransform):
         return LoadedOutcomeWithStatistics(transported.images, transported.failures, statistics)
 
 
-def _with_map(batch: ImageBatch, fitted: FittedMap) -> ImageBatch:
-    batch.map = fitted
+def _with_map(batch: ImageBatch, of_group: tuple[str, FittedMap]) -> ImageBatch:
+    _, batch.map = of_group
     return batch
 
 

@@ -53,7 +53,7 @@ class _Fussy(nn.Module):
 
 
 def _encoder(module: nn.Module) -> FeatureModels:
-    return FeatureModels(latent=Autoencoder(module, "fussy"))
+    return FeatureModels({"latent": Autoencoder(module, "fussy")})
 
 
 def _batch(*first_pixels: int, size=(16, 24)) -> ImageBatch:
@@ -70,12 +70,12 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost():
     ((part, statistics),) = LatentStatisticsModelHandler(patch_size=1).run_inference(_batch(0, 0, 0, 0, 0), model)
     assert part == Part("source")
     assert statistics.count == 5 * 4 * 6
-    assert max(model["latent"]._module.batches[2:]) <= 3
+    assert max(model.by_feature["latent"]._module.batches[2:]) <= 3
 
 
 def test_an_image_too_large_for_the_device_is_a_failure_by_name():
     model = _encoder(_Fussy(largest_batch=1))
-    model["latent"]._module.largest_batch = 0
+    model.by_feature["latent"]._module.largest_batch = 0
     (failure,) = LatentStatisticsModelHandler(patch_size=1).run_inference(_batch(0), model)
     assert (failure.error_type, failure.stage) == ("out_of_memory", "encode")
 
@@ -268,10 +268,11 @@ def test_on_a_cpu_images_side_by_side_give_what_each_gives_alone(map_url):
 
 def test_on_a_cpu_statistics_do_not_depend_on_what_images_share_a_batch_with(vae):
     handler = LatentStatisticsModelHandler(vae)
-    models = FeatureModels(latent=load_autoencoder(vae, precision="float32"))
+    latent = load_autoencoder(vae, precision="float32")
     images = [_batch(0, size=(40 + 8 * (i % 2), 64))[0] for i in range(6)]
     images = [image._replace(ref=ImageRef(f"{i}", "u", f"g{i}")) for i, image in enumerate(images)]
-    with threads_of_one_core(2) as models.workers:
+    with threads_of_one_core(2) as workers:
+        models = FeatureModels({"latent": latent}, workers)
         together = dict(handler.run_inference(ImageBatch(tuple(images)), models))
         alone = dict(handler.run_inference(ImageBatch((image,)), models)[0] for image in images)
     assert sorted(together) == sorted(alone) == sorted(image.ref.part for image in images)

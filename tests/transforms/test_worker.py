@@ -143,7 +143,7 @@ class TestFeatures:
     def test_of_latents(self):
         from transforms import LatentStatisticsModelHandler
 
-        model = FeatureModels(latent=Autoencoder(self.Broken(), "broken"))
+        model = FeatureModels({"latent": Autoencoder(self.Broken(), "broken")})
         with pytest.raises(DeviceLostError):
             LatentStatisticsModelHandler(patch_size=1).run_inference(batch(), model)
 
@@ -154,7 +154,7 @@ class TestFeatures:
             def forward(self, x):
                 raise RuntimeError(ILLEGAL)
 
-        model = FeatureModels(inception=Network(1, 1))
+        model = FeatureModels({"inception": Network(1, 1)})
         with pytest.raises(DeviceLostError):
             FeatureStatisticsModelHandler({"inception": InceptionFeatures("w")}).run_inference(batch(), model)
 
