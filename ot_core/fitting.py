@@ -153,6 +153,6 @@ def read_maps(
         first = first or fitted.space
         difference = fitted.space.difference(first)
         if difference:
-            raise MapFileError(f"map {url}: has {difference} as the others; fit them alike")
+            raise MapFileError(f"map {url}: has {difference} as the others; fit all with the same settings")
         vae = autoencoder.name
         yield group, fitted, autoencoder

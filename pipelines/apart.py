@@ -31,7 +31,7 @@ def check_apart(
         except OSError:  # an unknown store, say: listing it will tell
             continue
         if where == "in":
-            raise UserError(f"{output}: lies in {flag} {spec}, so a second run would take its results")
+            raise UserError(f"{output}: lies in {flag} {spec}, so a second run would read its results")
         if where == "around":
             raise UserError(f"{flag} {spec}: lies where {output} has its results; keep the two apart")
 

@@ -78,13 +78,13 @@ def resolve(args: argparse.Namespace) -> Plan:
     inputs += [("--candidate", spec.partition("=")[2]) for spec in args.candidate]
     check_apart(inputs, f"--report {args.report}", [], examples)
     if read_job(args.report) is not None:
-        raise UserError(f"--report {args.report}: is an output of dot-transport, whose failures it would replace")
+        raise UserError(f"--report {args.report}: is an output of dot-transport; use another folder")
     for name, row_type in ((QUALITY, ImageQuality), (FAILURES, Failure)):
         _check_replaced(args.report, name, row_type)
     candidates = parse_candidates(args.candidate)
     if args.restorer:
         if all(candidate.alpha is not None for candidate in candidates):
-            raise UserError("--restorer: expected a candidate that transport didn't make, whose images it restores")
+            raise UserError("--restorer: expected a candidate that transport didn't make, to restore its images")
         load_restorer(args.restorer)
     check_inputs(("--reference", args.reference), *((f"--candidate {c.name}:", [c.url]) for c in candidates))
     storage.check_writable(args.report)
@@ -105,7 +105,7 @@ def _check_replaced(report_url: str, name: str, row_type: Any) -> None:
             storage.check_columns(file.url, schema_of(row_type))
         except UserError:
             raise UserError(
-                f"--report {report_url}: its {file.name} isn't of a report, which would replace it; use another folder"
+                f"--report {report_url}: {file.name} there isn't part of a report; use another folder"
             ) from None
 
 

@@ -70,14 +70,14 @@ def resolve(args: argparse.Namespace) -> Plan:
     images, statistics = images_of(args), statistics_of(args)
     _check_degradation(args)
     if args.add_to and not args.source and not args.target:
-        raise UserError("--add_to: expected --source, --target or both: what to add")
+        raise UserError("--add_to: expected images to add, in --source, --target or both")
     for side in SIDES:
         if side not in images and side not in dict(statistics) and not (side == "source" and args.degrade):
-            raise UserError(f"--{side}: expected images or statistics; only with --add_to may a side be left out")
+            raise UserError(f"--{side}: expected images or statistics; a side may be left out only with --add_to")
     if args.paired and len(images) < len(SIDES):
         raise UserError("--paired: expected images in both --source and --target")
     if args.paired and args.common_target:
-        raise UserError("--common_target: expected no --paired, which makes pairs within a group")
+        raise UserError("--common_target: leave it out with --paired, which pairs images within a group")
     folder, name = failures_beside(args.map)
     inputs = [(f"--{side}", spec) for side, specs in images.items() for spec in specs]
     check_apart(inputs, f"--map {args.map}", [], [storage.join(folder, numbered(name, 0, 1))])
@@ -137,7 +137,7 @@ def resolve_output(args: argparse.Namespace) -> Plan:
     statistics = statistics_of(args)
     for side, url in statistics:
         if side in _grouped(args):
-            raise UserError(f"--map {args.map}: expected no {GROUP}, since {url} holds {side} statistics of no group")
+            raise UserError(f"--map {args.map}: leave out {GROUP}, since the {side} statistics of {url} have no group")
     if not statistics:
         load_autoencoder(args.vae, precision=options.precision_of(args))
     vae, patch_size, margin = _agreed(args, statistics, restorer)
@@ -157,7 +157,7 @@ def _check_replaced(map_url: str) -> None:
         if storage.read_bytes(map_url, end=1):
             read_map(map_url)
     except (OSError, UserError):
-        raise UserError(f"--map {map_url}: is a file already, and not a map; give it another name") from None
+        raise UserError(f"--map {map_url}: is a file that isn't a map; choose another name") from None
 
 
 def _grouped(args: argparse.Namespace) -> tuple[str, ...]:
@@ -198,7 +198,7 @@ def _agreed(
         margin = sets.space.margin if margin is None else margin
         difference = sets.space.difference(replace(sets.space, patch_size=patch_size, margin=margin))
         if difference:
-            raise UserError(f"{url}: has {difference}; fit them alike")
+            raise UserError(f"{url}: has {difference}; fit both with the same settings")
         autoencoder_of(sets.space, url, vae, precision=options.precision_of(args))
         if side == "source" and restorer and not args.allow_other_restorer:
             check_restorer(sets.origin, url, load_restorer(restorer))
@@ -295,7 +295,7 @@ def report(plan: Plan, counters: Counters) -> str:
             f"  source: target degraded by {args.degrade}" + (f", restored by {plan.restorer}" if plan.restorer else "")
         )
     elif args.paired:
-        lines.append(f"  {counters.get(metrics.IMAGES_UNPAIRED, 0)} images without a partner left out")
+        lines.append(f"  {counters.get(metrics.IMAGES_UNPAIRED, 0)} images left out, whose keys the other side lacks")
     else:
         lines += _advice(fitted, distance, counters.get(metrics.KEYS_SHARED, 0))
     lines += _checked(fitted)
@@ -323,8 +323,8 @@ def _maps_written(args: argparse.Namespace, counters: Counters) -> Iterator[str]
     noisy = counters.get(metrics.MAPS_MOSTLY_NOISE, 0)
     if noisy and not args.paired:
         yield (
-            f"  WARNING: {noisy} of them are noisy (dot-map inspect tells which): they also carry what their two sides "
-            "happen to show. Fit on more images, or on pairs (--paired)"
+            f"  WARNING: {noisy} of them are noisy (dot-map inspect tells which): part of what they change is how the "
+            "scenes of the two sides differ. Fit on more images, or on pairs (--paired)"
         )
 
 
@@ -340,8 +340,8 @@ def _advice(fitted: FittedMap, distance: float, shared: int) -> list[str]:
             more = f"about {times} times as many" if times else "many more"
             share = floor / distance if distance > floor else 1.0
             lines.append(
-                f"  WARNING: chance explains {share:.0%} of the distance: the map also carries what the two sides "
-                f"happen to show. Fit on {more} images, or on pairs (--paired)"
+                f"  WARNING: chance explains {share:.0%} of the distance: part of what the map changes is how the "
+                f"scenes of the two sides differ. Fit on {more} images, or on pairs (--paired)"
             )
     if shared:
         lines.append(f"  {shared} keys are on both sides; --paired fits on these alone, which is usually much better")

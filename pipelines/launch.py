@@ -147,7 +147,7 @@ def _running(
     local = runner == LOCAL_RUNNER
     processes = local and options.view_as(DirectOptions).direct_running_mode == "multi_processing"
     here = local or "prism" in runner.lower()
-    remote = "" if here else f"; what {runner} runs elsewhere goes on until it is cancelled there"
+    remote = "" if here else f"; the job at {runner} goes on until you cancel it there"
     try:
         with ExitStack() as stack:
             stack.enter_context(on_ending(hint + remote, within_line=local and not processes))
@@ -197,7 +197,7 @@ def _tell(job: Job[AnyPlan], prog: str, args: argparse.Namespace, ran: Ran[AnyPl
     except UserError as error:
         wrong = str(error)
     except Exception as error:  # it reads what the job wrote
-        complain(prog, f"the results can't be told ({told(error)})", "warning")
+        complain(prog, f"the results can't be read back ({told(error)})", "warning")
     tell(summary(found, seconds, stages=args.verbose))
     try:
         wrong = wrong or job.objection(ran.plan)
@@ -253,7 +253,9 @@ def failed_too_many(counters: Counters, max_failure_fraction: float, plan: bool 
 
 def _check_summary(url: str, options: PipelineOptions) -> None:
     if options.view_as(GoogleCloudOptions).template_location:
-        raise UserError("--summary: a template's launcher is gone before the job ends; Dataflow shows its counters")
+        raise UserError(
+            "--summary: leave it out with a template, whose launcher ends before the job; Dataflow shows the counters"
+        )
     storage.check_writable(storage.parent(url))
     try:
         _check_replaced(url)
@@ -275,7 +277,7 @@ def _check_replaced(summary_url: str) -> None:
     except TooManyBytesError:
         there = b"too large"
     if there and not is_summary(there):
-        raise UserError("is a file already, and not a summary; give it another name")
+        raise UserError("is a file that isn't a summary; choose another name")
 
 
 def _pipeline(options: PipelineOptions) -> beam.Pipeline:

@@ -82,7 +82,7 @@ class _Watched(SubprocessSdkWorkerHandler):
         except RuntimeError as error:
             how = str(error)
         if not self._closing.is_set():
-            self._answer(f"a worker process is lost ({how}); where memory ran out, try fewer --direct_num_workers")
+            self._answer(f"a worker process is lost ({how}); if memory ran out, use fewer --direct_num_workers")
 
     def _answer(self, problem: str) -> None:
         """Fails what the runner asks of this worker until it gives up."""

@@ -121,7 +121,8 @@ def _told(found: Mapping[str, Any]) -> Iterator[str]:
         parts = found[f"{side}_parts"]
         yield f"  {side} of {found[f'{side}_patches']} patches{f', in {parts} random parts' if parts else ''}"
     floor = _floor(found["noise_floor"])
-    yield f"  squared distance between them {found['distance_squared']:.4g}, of which {floor} by chance"
+    distance = f"{found['distance_squared']:.4g}"
+    yield f"  squared Wasserstein distance between them {distance}, of which {floor} by chance (noise floor)"
     gains = ", ".join(
         f"{one['gain']:.3g} (channel {one['channel']} for {one['share']:.0%})" for one in found["largest_gains"]
     )
@@ -145,17 +146,17 @@ def _told_difference(found: Mapping[str, Any]) -> Iterator[str]:
         f"{d:.4g} (noise floor {'unknown' if f is None else f'{f:.4g}'})"
         for d, f in zip(distances, floors, strict=True)
     ]
-    yield f"  squared distance from source to target {both[0]} and {both[1]}"
+    yield f"  squared Wasserstein distance from source to target {both[0]} and {both[1]}"
     for side in SIDES:
         one = found[side]
         yield (
-            f"  {side}s of {one['patches_a']} and {one['patches_b']} patches: squared distance "
-            f"{one['distance_squared']:.4g}; in standard deviations of a {one['standard_distance_squared']:.4g}, of "
-            f"which {_floor(one['standard_noise_floor'])} by chance; the rest is {one['relative']:.3g} of that between "
-            "a's two sides"
+            f"  {side}s of {one['patches_a']} and {one['patches_b']} patches: squared Wasserstein distance "
+            f"{one['distance_squared']:.4g}; in a's standard deviations {one['standard_distance_squared']:.4g}, of "
+            f"which {_floor(one['standard_noise_floor'])} by chance; the rest is {one['relative']:.3g} times the distance "
+            "between a's two sides"
         )
     yield f"  matrices differ by {found['matrix_change']:.3g} of a's norm"
-    yield f"  the mean source patch of a moves differently by {found['mean_shift']:.3g} of its way"
+    yield f"  they move a's mean source patch differently, by {found['mean_shift']:.3g} of its way"
 
 
 def _floor(floor: float | None) -> str:

@@ -285,7 +285,7 @@ def report(plan: Plan, counters: Counters) -> str:
         if plan.removed:
             lines.append(f"  {plan.removed} files of an earlier job removed")
         if plan.left:
-            lines.append(f"  {plan.left} images left where its results were: no manifest named them")
+            lines.append(f"  {plan.left} images left there that no manifest names")
     if args.resume:
         skipped, recovered = counters.get(metrics.IMAGES_SKIPPED, 0), counters.get(metrics.IMAGES_RECOVERED, 0)
         lines.append(f"  {skipped} images were there already, {recovered} of them not yet in the manifest")
@@ -326,8 +326,8 @@ def _told(args: argparse.Namespace) -> Iterator[str]:
         images += f", {inputs['images'] - inputs['images_of_this_run']} of them of earlier runs"
     if inputs["by_chance"] is None:
         yield (
-            f"drift of inputs{of_group}: can't be judged: {told['map']} doesn't tell how the images differ that it was "
-            "fitted on; fit it again"
+            f"drift of inputs{of_group}: can't be judged: {told['map']} doesn't say how much the images vary that it "
+            "was fitted on; fit it again"
         )
     elif inputs["verdict"] == Verdict.UNKNOWN:
         chance = _share(
@@ -343,7 +343,7 @@ def _told(args: argparse.Namespace) -> Iterator[str]:
         yield f"drift of results{of_group}: {_share(results['relative'])} from its target"
     unknown = sum(one["inputs"]["verdict"] == Verdict.UNKNOWN for one in by_group.values())
     if unknown and len(by_group) > 1:
-        yield f"drift can't be judged of {unknown} of {len(by_group)} groups, of too few images"
+        yield f"drift can't be judged for {unknown} of {len(by_group)} groups: too few images"
 
 
 def _share(of_distance: float | None) -> str:
@@ -365,7 +365,7 @@ def objection(plan: Plan) -> str | None:
     of_group = f" of group {group}" if group else ""
     return (
         f"the inputs{of_group} drifted by {_share(found['relative'])}, over --max_drift "
-        f"{args.max_drift}; for a map of them, dot-fit --source {statistics_url(args.output, group)} "
+        f"{args.max_drift}; to fit a map for them: dot-fit --source {statistics_url(args.output, group)} "
         f"--target {plan.maps[group]}"
     )
 

@@ -95,7 +95,7 @@ def _taken(args: argparse.Namespace) -> list[str]:
     except OSError as error:
         raise UserError(f"--report {args.report}: can't be listed ({one_line(error)})") from None
     if taken and not _is_trial(storage.join(args.report, TRIAL)):
-        raise UserError(f"--report {args.report}: its {taken[0]} isn't of a trial; use another --report")
+        raise UserError(f"--report {args.report}: {taken[0]} there isn't part of a trial; use another --report")
     if taken and not args.overwrite:
         raise UserError(f"--report {args.report}: holds a trial; use another one, or --overwrite to replace it")
     return taken
@@ -169,7 +169,7 @@ class _Steps:
         """Runs a job and complains where too many images fail in it."""
         ran = run_job(job, f"{self._prog}: {title}", self._argv, flags, self._beams)
         if ran is None:
-            raise UserError("--template_location: a trial is several jobs; expected none")
+            raise UserError("--template_location: leave it out, since a trial is several jobs")
         counters = ran.found.counters
         self.failures[title] = counters.get(metrics.FAILURES, 0)
         problem = failed_too_many(counters, self._args.max_failure_fraction)

@@ -117,7 +117,7 @@ def test_of_a_map_that_does_not_tell_its_images_the_job_says_that_it_cannot_judg
     assert told["by_chance"] is told["p_value"] is None
     assert told["verdict"] == "unknown"
     assert (
-        "old.safetensors doesn't tell how the images differ that it was fitted on; fit it again"
+        "old.safetensors doesn't say how much the images vary that it was fitted on; fit it again"
         in capsys.readouterr().out
     )
 

@@ -155,7 +155,7 @@ def test_drift_is_told_for_each_map_and_the_furthest_group_is_named(archive, map
     assert "drift of inputs of group g03, the furthest: can't be judged from 2 images" in printed
     drift = json.loads((tmp_path / "out/drift.json").read_text())
     judged = [one["inputs"] for one in drift["groups"].values() if one["inputs"]]
-    assert f"drift can't be judged of {len(judged)} of {len(judged)} groups, of too few images" in printed
+    assert f"drift can't be judged for {len(judged)} of {len(judged)} groups: too few images" in printed
     # With as many images as a judgement takes, the group that is unlike its map is named, however far others are.
     drift["groups"]["g03"]["inputs"] |= {"verdict": "unlike", "relative": 0.9}
     drift["groups"]["g02"]["inputs"]["relative"] = 7.0
@@ -283,9 +283,9 @@ MISTAKES = {
         ({"--map": "{group}"}, "expected a name ending in .safetensors"),
         ({"--group_by": "folder:2"}, "none of the first images of --"),
         ({"--group_by": "column:camera"}, "none of the first images of --"),
-        ({"--add_to": "{maps}/g00.safetensors"}, "source statistics of no group"),
-        ({"--source": "{maps}/g00.safetensors"}, "statistics of no group"),
-        ({"--target": "{maps}/g00.safetensors"}, "target statistics of no group"),
+        ({"--add_to": "{maps}/g00.safetensors"}, "the source statistics of"),
+        ({"--source": "{maps}/g00.safetensors"}, "have no group"),
+        ({"--target": "{maps}/g00.safetensors"}, "the target statistics of"),
         ({"--common_target": [], "--paired": []}, "--common_target"),
         ({"--common_target": [], "--group_by": None, "--map": "m.safetensors"}, "--common_target: expected groups"),
     ],

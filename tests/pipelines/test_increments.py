@@ -145,7 +145,7 @@ MISTAKES = {
     "another autoencoder": (["--vae", "pixels", "--source", "R"], "was fitted with the autoencoder"),
     "another patch size": (["--patch_size", "5", "--source", "R"], "has patches of size 3, not 5"),
     "another method": (["--method", "paper", "--source", "R"], "was fitted with matched; leave --method out"),
-    "nothing to add": ([], "what to add"),
+    "nothing to add": ([], "expected images to add"),
     "twice": (["--source", "M"], "given twice, so its statistics would count twice"),
     "one side paired": (["--source", "R", "--paired"], "expected images in both"),
     "no such map": (["--source", "R", "--add_to", "none.safetensors"], "not found"),

@@ -93,7 +93,7 @@ def test_paired_fits_on_shared_keys_alone(tmp_path, photo, vae, capsys):
     sides = ["--target", str(tmp_path / "natural"), "--source", str(tmp_path / "restored"), "--map", url, "--vae", vae]
     assert fit.main([*sides, "--paired"]) == 0
     printed = capsys.readouterr().out
-    assert "4 images without a partner left out" in printed
+    assert "4 images left out, whose keys the other side lacks" in printed
     assert "6 images in" in printed
     fitted = read_map(url)
     assert fitted.source.count == fitted.target.count

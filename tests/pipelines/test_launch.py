@@ -197,7 +197,7 @@ def test_results_that_cannot_be_read_back_are_a_warning(error, capsys):
 
     assert _launch(_nothing, report=report) == 0
     printed = capsys.readouterr()
-    assert f"dot-test: warning: the results can't be told ({told(error)})" in printed.err.splitlines()
+    assert f"dot-test: warning: the results can't be read back ({told(error)})" in printed.err.splitlines()
     assert "0 images in" in printed.out
 
 

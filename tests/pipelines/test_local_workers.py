@@ -49,7 +49,7 @@ def test_a_job_fails_with_a_worker_that_is_killed(ended):
     assert line.startswith(
         "dot-test: error: the job failed on FnApiRunner: a worker process is lost (Worker subprocess "
     )
-    assert "; where memory ran out, try fewer --direct_num_workers; the whole story" in line
+    assert "; if memory ran out, use fewer --direct_num_workers; the whole story" in line
 
 
 def test_a_worker_that_does_not_end_with_the_job_is_killed(ended, tmp_path, monkeypatch):

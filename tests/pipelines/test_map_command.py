@@ -96,7 +96,7 @@ def test_diff_tells_sources_that_moved_from_those_that_only_differ_by_chance(tmp
     assert far["target"]["standard_distance_squared"] < 3 * far["target"]["standard_noise_floor"]
     assert far["mean_shift"] > 5 * same["mean_shift"]
     assert maps.main(["diff", a, moved]) == 0
-    assert "sources of 1600 and 1600 patches: squared distance" in capsys.readouterr().out
+    assert "sources of 1600 and 1600 patches: squared Wasserstein distance" in capsys.readouterr().out
 
 
 def test_a_map_does_not_differ_from_itself(tmp_path, capsys):

@@ -305,7 +305,7 @@ def test_an_output_as_input_gives_its_results_under_their_keys(kind, here, capsy
     assert {row["key"] for row in _rows("twice")} == {str(index) for index in range(IMAGES)}
     sides = ["--source", "out", "--target", "natural", "--paired", "--vae", "pixels", "--map", "again.safetensors"]
     assert fit.main(sides) == 0
-    assert "0 images without a partner" in capsys.readouterr().out
+    assert "0 images left out, whose keys the other side lacks" in capsys.readouterr().out
     assert _run("several", "--alpha", "0", "1") == 0
     assert _run("never", given="several") == 2
     assert "several/images/alpha=1.00" in capsys.readouterr().err
@@ -364,7 +364,7 @@ def test_overwriting_tells_of_images_that_it_leaves(here, capsys):
     shutil.copy("out/images/0.png", "out/images/of-a-killed-run.png")
     capsys.readouterr()
     assert _run("out", "--overwrite") == 0
-    assert "1 images left where its results were: no manifest named them" in capsys.readouterr().out
+    assert "1 images left there that no manifest names" in capsys.readouterr().out
     assert (here / "out/images/of-a-killed-run.png").exists()
     assert len(_judged("out")) == IMAGES
     capsys.readouterr()
@@ -389,7 +389,7 @@ def test_a_summary_replaces_nothing_but_a_summary(summary, here, capsys):
         capsys.readouterr()
         assert command.main([*flags, "--summary", summary]) == 2
         told = capsys.readouterr().err.strip()
-        assert f"--summary {summary}: is a file already, and not a summary" in told
+        assert f"--summary {summary}: is a file that isn't a summary" in told
         assert "\n" not in told
     assert _files(here) == before
     (here / "summary.json").write_bytes(b"")  # as mktemp leaves it
@@ -416,7 +416,7 @@ def test_a_map_replaces_nothing_but_a_map(here, capsys):
     for name in ("out/drift.safetensors", "weights.safetensors"):
         capsys.readouterr()
         assert fit.main([*sides, "--map", name]) == 2
-        assert f"--map {name}: is a file already, and not a map" in capsys.readouterr().err
+        assert f"--map {name}: is a file that isn't a map" in capsys.readouterr().err
     assert _files(here) == before
     (here / "new.safetensors").write_bytes(b"")
     for name in ("new.safetensors", "other.safetensors"):
@@ -430,7 +430,7 @@ def test_a_report_replaces_nothing_but_a_report(name, here, capsys):
     before = _files(here)
     flags = ["--reference", "natural", "--candidate", "c=restored", "--features", "pixel", "--report"]
     assert evaluate.main([*flags, "data"]) == 2
-    assert f"--report data: its {name} isn't of a report" in capsys.readouterr().err
+    assert f"--report data: {name} there isn't part of a report" in capsys.readouterr().err
     assert _files(here) == before
     for _ in range(2):
         assert evaluate.main([*flags, "report"]) == 0

@@ -137,7 +137,7 @@ def test_a_trial_is_replaced_only_when_told_and_nothing_else_ever(photos, enlarg
         (other / name).write_bytes(b"precious")
         capsys.readouterr()
         assert _trial(photos, other, "--degrade", "jpeg:10", "--overwrite") == 2
-        assert f"its {name} isn't of a trial" in capsys.readouterr().err
+        assert f"{name} there isn't part of a trial" in capsys.readouterr().err
         assert [path.read_bytes() for path in other.iterdir()] == [b"precious"]
 
 
@@ -180,7 +180,7 @@ def test_a_mistake_is_one_line_before_any_work(photos, tmp_path, capsys, argumen
 
 def test_a_report_within_the_photographs_is_refused(photos, capsys):
     assert _trial(photos, photos / "report", "--degrade", "jpeg:10") == 2
-    assert "a second run would take its results" in capsys.readouterr().err
+    assert "a second run would read its results" in capsys.readouterr().err
 
 
 def test_images_that_the_restorer_cannot_restore_are_told_and_decide_the_exit_code(photos, tmp_path, capsys):
