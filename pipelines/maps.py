@@ -152,8 +152,8 @@ def _told_difference(found: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"  {side}s of {one['patches_a']} and {one['patches_b']} patches: squared Wasserstein distance "
             f"{one['distance_squared']:.4g}; in a's standard deviations {one['standard_distance_squared']:.4g}, of "
-            f"which {_floor(one['standard_noise_floor'])} by chance; the rest is {one['relative']:.3g} times the distance "
-            "between a's two sides"
+            f"which {_floor(one['standard_noise_floor'])} by chance; the rest is {one['relative']:.3g} times the "
+            "distance between a's two sides"
         )
     yield f"  matrices differ by {found['matrix_change']:.3g} of a's norm"
     yield f"  they move a's mean source patch differently, by {found['mean_shift']:.3g} of its way"
