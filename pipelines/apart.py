@@ -1,4 +1,4 @@
-"""Keeping what a job writes apart from what it reads: a second run would take the results of the first."""
+"""Keeps what a job writes apart from what it reads: else a second run would read the results of the first."""
 
 import glob
 import os
@@ -62,7 +62,7 @@ def _matches(pattern: str, examples: Sequence[str]) -> bool:
 
 
 def _below(root: Place, urls: Sequence[str]) -> Iterator[str]:
-    """The paths below a folder of those that lie there."""
+    """Those of the URLs that lie below a folder, as paths from there."""
     for place in map(Place.of, urls):
         if place.lies_below(root) and place.path.startswith(root.path):
             yield os.path.relpath(place.path, root.path)

@@ -1,4 +1,4 @@
-"""The jobs as transforms of Beam YAML, which `deploy/yaml/providers.yaml` gives their names.
+"""The jobs as transforms of Beam YAML, named in `deploy/yaml/providers.yaml`.
 
 A transform's parameters are flags of the command, and its parser checks them. Rows go in and come out.
 """
@@ -245,7 +245,7 @@ def _words(flag: argparse.Action, value: Any) -> list[str]:
 
 @contextmanager
 def _told_as_parameters(flags: ArgumentParser) -> Iterator[None]:
-    """Mistakes are told by the names of parameters, which have no dashes; other errors in one line, too."""
+    """Names parameters without dashes in mistakes, and puts other errors in one line, too."""
     try:
         yield
     except UserError as error:
@@ -280,7 +280,7 @@ def _sides_of(inputs: Any) -> dict[str, list[str]]:
 
 
 def _elements(rows: Any, kind: Any) -> beam.PCollection[Any]:
-    """Our elements from anybody's rows: fields are matched by name, and those of no value left to the default."""
+    """Our elements from anybody's rows: matches fields by name, and leaves those without a value to the default."""
     if not isinstance(rows, beam.PCollection):
         raise UserError("input: expected one, of rows")
     with suppress(TypeError):  # of elements without a schema nothing is known

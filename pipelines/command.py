@@ -1,7 +1,7 @@
 """What surrounds every command: its logs, its signals, how it tells things, and how it ends.
 
-A command ends with a code and, where something is wrong, with one line on stderr; how an engine or a fault of ours came
-to it is kept in a file that this line names. What can't be told, since nobody reads it any more, changes no code.
+A command ends with a code and, where something is wrong, with one line on stderr. The line names a file with the whole
+story of an engine's failure or of a fault of ours. A closed stdout or stderr changes no code.
 """
 
 import atexit
@@ -40,7 +40,7 @@ _STDERR = 2
 
 @dataclasses.dataclass
 class _Ending:
-    """How a command is to end that is told to by a signal. Signals are the process's, and so is this.
+    """How a command ends on a signal. Signals belong to the process, and so does this.
 
     Attributes:
         advice: what to add to its line.
@@ -58,7 +58,7 @@ _ending = _Ending()
 
 @dataclasses.dataclass
 class _Printed:
-    """Which messages of libraries a command prints; logging is the process's, and so is this."""
+    """Which messages of libraries a command prints. Logging belongs to the process, and so does this."""
 
     everything: bool = False
 
@@ -67,7 +67,7 @@ _printed = _Printed()
 
 
 class JobError(Exception):
-    """A job failed while it ran; the message is one line, and what it was raised from, if anything, the whole story."""
+    """A job failed while it ran. The message is one line; the cause, if there is one, tells the whole story."""
 
 
 def command(prog: str, argv: Sequence[str] | None, work: Callable[[], int]) -> int:
@@ -111,12 +111,12 @@ def print_messages() -> None:
 
 
 def say(text: str) -> None:
-    """Prints to stdout, as well as it can: characters that it lacks are escaped, and a reader may be gone."""
+    """Prints to stdout. Escapes characters that it lacks, and doesn't mind if nobody reads it any more."""
     _write(sys.stdout, text)
 
 
 def complain(prog: str, problem: str, kind: str = "error") -> None:
-    """Prints one line to stderr, likewise."""
+    """Prints one line to stderr, in the same way."""
     _write(sys.stderr, f"{prog}: {kind}: {' '.join(problem.split())}")
 
 
@@ -135,7 +135,7 @@ def _named(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def on_ending(advice: str, within_line: bool) -> Iterator[None]:
-    """What a user who ends the command within this block should know, and whether a bar is shown meanwhile."""
+    """Sets what a user is told who ends the command within this block, and whether a bar is shown meanwhile."""
     _ending.advice, _ending.within_line = advice, within_line
     try:
         yield
@@ -145,9 +145,9 @@ def on_ending(advice: str, within_line: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def workers_kept_quiet() -> Iterator[None]:
-    """Keeps with Beam's messages what processes print to stderr that are started in this block.
+    """Keeps what processes that are started in this block print to stderr, beside Beam's messages.
 
-    They talk about themselves, and print a traceback each when a terminal interrupts all processes of a command.
+    They talk about themselves, and each prints a traceback when a terminal interrupts all processes of a command.
     """
     reader, writer = os.pipe()
     stderr, ours, hook = sys.stderr, os.dup(_STDERR), threading.excepthook
@@ -170,7 +170,7 @@ def workers_kept_quiet() -> Iterator[None]:
 
 
 def _keep_exception(raised: threading.ExceptHookArgs) -> None:
-    """Of a thread that watches a worker."""
+    """Keeps the exception of a thread that watches a worker."""
     logging.getLogger("apache_beam.workers").warning("%s", raised.exc_value, exc_info=raised.exc_value)
 
 
@@ -193,7 +193,7 @@ def _write(stream: TextIO | None, text: str) -> None:
 
 @contextlib.contextmanager
 def _streams() -> Iterator[None]:
-    """Opens those that this process was started without, and at the end lets go of those whose reader is gone."""
+    """Opens the standard streams that this process lacks; at the end, lets go of those that nobody reads any more."""
     # A library that prints to a number which nobody holds would write into the next file that is opened.
     with contextlib.suppress(OSError):
         while (number := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
@@ -213,10 +213,10 @@ def _streams() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _endings(prog: str) -> Iterator[None]:
-    """Ends this process at once, in one line, when it is told to: whatever it is doing, and all that it started.
+    """Ends this process and all that it started at once, in one line, when a signal arrives.
 
-    Nothing is unwound, which could take as long as the work: what is written under a final name is whole anyway. The
-    signals are waited for by a thread, since the one that runs the command may be far within a library.
+    Nothing is unwound, since that could take as long as the work; what has its final name is whole anyway. A thread of
+    its own waits for the signals, since the one that runs the command may be deep within a library.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -286,7 +286,7 @@ def _end(prog: str, number: int) -> None:
 
 
 def descendants(ancestor: int) -> list[int]:
-    """Processes that a process started, and those that they did; none where the system doesn't tell."""
+    """All processes that a process started, and that these started; none where the system doesn't tell."""
     children: dict[int, list[int]] = collections.defaultdict(list)
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -299,7 +299,7 @@ def descendants(ancestor: int) -> list[int]:
 
 
 class _Messages(logging.Handler):
-    """The last messages of Beam, which are about itself; what concerns the user is printed."""
+    """The last messages of Beam about itself. What concerns the user is printed instead."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -307,12 +307,12 @@ class _Messages(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps it."""
+        """Keeps a message."""
         self.lines.append(self.format(record))
 
 
 def _concerns_user(record: logging.LogRecord) -> bool:
-    """Whether a message isn't one of an engine or a store, whose errors we tell ourselves."""
+    """Whether a message should be printed: not those of engines and stores, whose errors we tell ourselves."""
     # Beam's portable engines use the root logger.
     ours = record.name.partition(".")[0] not in _TOLD_BY_US and "apache_beam" not in record.pathname
     return _printed.everything or ours
@@ -320,7 +320,7 @@ def _concerns_user(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def _quiet_logs() -> Iterator[_Messages]:
-    """Gives Beam's messages; they are printed only where a program around us has set up logging, which stays so."""
+    """Gathers Beam's messages. They are printed only where a program around us has set up logging."""
     messages, root = _Messages(), logging.getLogger()
     added: list[tuple[logging.Logger, logging.Handler]] = [(root, messages)]
     if root.handlers:
@@ -342,7 +342,7 @@ def _quiet_logs() -> Iterator[_Messages]:
 
 
 def _kept(prog: str, error: BaseException, messages: _Messages) -> str:
-    """Writes the whole story to a file, and says where; to stderr where there is no place for one."""
+    """Writes the whole story to a file and says where. Where no file can be written, it goes to stderr."""
     story = "".join([*(f"{line}\n" for line in messages.lines), *traceback.format_exception(error)])
     try:
         with tempfile.NamedTemporaryFile(

@@ -98,7 +98,7 @@ def _check_degradation(args: argparse.Namespace) -> None:
 
 
 def restorer_for(degrade: str, restorer: str | None) -> str | None:
-    """The restorer of what is degraded: the given one, or where none is given one that brings a reduction back.
+    """The restorer of what is degraded: the given one; without one, what brings a reduced image back to its size.
 
     Raises:
         UserError: if the restorer, or what degrade says, can't be used, or they don't go together.
@@ -303,7 +303,7 @@ def report(plan: Plan, counters: Counters) -> str:
 
 
 def _checked(fitted: FittedMap) -> Iterator[str]:
-    """What the map does to the pairs that were kept back."""
+    """The lines about the pairs that were kept back."""
     if fitted.check is not None:
         yield f"  {fitted.check.sentence}"
         shown = [("restored", fitted.check.restored)]
@@ -318,7 +318,7 @@ def _checked(fitted: FittedMap) -> Iterator[str]:
 
 
 def _maps_written(args: argparse.Namespace, counters: Counters) -> Iterator[str]:
-    """The same of many maps."""
+    """The summary of many maps."""
     yield f"{counters[metrics.MAPS_WRITTEN]} maps {args.map}"
     noisy = counters.get(metrics.MAPS_MOSTLY_NOISE, 0)
     if noisy and not args.paired:
@@ -329,7 +329,7 @@ def _maps_written(args: argparse.Namespace, counters: Counters) -> Iterator[str]
 
 
 def _advice(fitted: FittedMap, distance: float, shared: int) -> list[str]:
-    """What the user should know about how far to trust a map of unpaired images."""
+    """How far to trust a map of unpaired images."""
     lines, floor = [], fitted.noise_floor
     if floor is not None:
         lines.append(

@@ -66,15 +66,15 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_known_args(_underscored(sys.argv[1:] if args is None else args, known), namespace)
 
     def error(self, message: str) -> NoReturn:
-        """One line instead of a page of usage."""
+        """Raises one line instead of printing a page of usage."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def flags(self) -> dict[str, argparse.Action]:
-        """Those of the job itself, by name."""
+        """The job's own flags, by name."""
         return {action.dest: action for action in self._actions if action.dest not in _OF_EVERY_COMMAND}
 
     def words(self, argv: Sequence[str] | None) -> list[str]:
-        """A command line with what its --config holds put before it, but for flags that it has itself.
+        """A command line with the flags of its --config before its own; those that it has itself are left out.
 
         Args:
             argv: the command line; default that of this process.
@@ -123,7 +123,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return found
 
     def check(self, argv: Sequence[str] | None) -> None:
-        """Refuses what is wrong with a command line, as far as it can be known without Beam.
+        """Refuses a wrong command line, as far as that can be known without Beam.
 
         Raises:
             UserError: for an unknown flag, a bad value, or a missing flag.
@@ -133,7 +133,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.parse_known_args(words)
 
     def check_names(self, words: Sequence[str], others: Collection[str]) -> None:
-        """Refuses flags that are neither ours nor among others; any goes where Beam has a job server, which knows more.
+        """Refuses flags that are neither ours nor among others. A runner with a job server may know more.
 
         Raises:
             UserError: naming the flag, and the nearest one.
@@ -158,13 +158,13 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def has_job_server(runner: str) -> bool:
-    """Whether a portable runner's job server knows flags that Python doesn't."""
+    """Whether a runner has a job server, which knows flags that Python doesn't."""
     return any(name in runner.lower() for name in ("portable", "flink", "spark"))
 
 
 @functools.cache
 def beams_flags() -> frozenset[str]:
-    """Names of Beam's flags, read from its source, which takes a hundredth of the time of importing it."""
+    """Names of Beam's flags, read from its source: importing Beam takes a hundred times as long."""
     found = importlib.util.find_spec("apache_beam")
     assert found is not None
     assert found.submodule_search_locations is not None
@@ -173,7 +173,7 @@ def beams_flags() -> frozenset[str]:
 
 
 def _words(flag: str, action: argparse.Action | None, value: Any) -> list[str]:
-    """A value of YAML as it stands on a command line.
+    """Turns a value of YAML into words of a command line.
 
     Raises:
         ValueError: if it can't.
@@ -195,7 +195,7 @@ def _words(flag: str, action: argparse.Action | None, value: Any) -> list[str]:
 
 
 def filled(text: str) -> str:
-    """An argparse type: a path, URL or name, which an unset variable of a shell would leave empty.
+    """An argparse type: a path, URL or name. It is empty where a shell's variable is unset, which is refused.
 
     Raises:
         argparse.ArgumentTypeError: if it is empty or blank, or not UTF-8, which Beam can't tell its workers.
@@ -210,7 +210,7 @@ def filled(text: str) -> str:
 
 
 class Several(argparse.Action):
-    """Values of a flag that may be given several times, as `--input` may: the given ones take the default's place."""
+    """Values of a flag that may be given several times, as `--input` may. Given values replace the default."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
@@ -245,7 +245,7 @@ def add_model(parser: Flags, precision: str = "float32") -> None:
 
 
 def add_limits(parser: Flags) -> None:
-    """Flags of what is too much: of an image, at once, and of failures."""
+    """Limits: of an image, of what is done at once, and of failures."""
     parser.add_argument(
         "--max_pixels",
         type=number(int, 1, HIGHEST_PIXEL_LIMIT),
@@ -338,7 +338,7 @@ def add_group_by(parser: Flags) -> None:
 
 
 def add_accelerator(parser: Flags) -> None:
-    """The flag of jobs whose model may have workers of its own."""
+    """The flag of jobs whose model may run on workers of its own."""
     parser.add_argument(
         "--accelerator",
         metavar="HINT",
@@ -361,7 +361,7 @@ def number(kind: Callable[[str], Any], low: float = -math.inf, high: float = mat
 
 
 def _underscored(argv: Sequence[str], known: Collection[str]) -> list[str]:
-    """Flags with dashes within, as other programs have them, by the names that are known."""
+    """Replaces dashes within known flags by underscores: other programs spell them so."""
     found = []
     for token in argv:
         flag, equals, value = token.partition("=")

@@ -139,7 +139,7 @@ def run_job(
 def _running(
     title: str, argv: Sequence[str] | None, args: argparse.Namespace, options: PipelineOptions, hint: str
 ) -> Iterator[list[Any]]:
-    """Shows progress, and tells in one line what an engine gives up on, as most do when they lose a worker.
+    """Shows progress, and tells in one line why an engine gave up, as most do when they lose a worker.
 
     Gives a list for Beam's result, which an engine can then be asked through how far it is.
     """
@@ -182,7 +182,7 @@ def _running(
 
 
 def _tell(job: Job[AnyPlan], prog: str, args: argparse.Namespace, ran: Ran[AnyPlan]) -> int:
-    """Tells what a job did that came to its end, and gives its exit code: what can't be told doesn't change it."""
+    """Tells what a job did that came to its end, and gives its exit code. Trouble with telling doesn't change it."""
     found, seconds = ran.found, ran.seconds
     if args.summary:
         try:
@@ -234,7 +234,7 @@ def check_inputs(*flags: tuple[str, Sequence[str]], group_by: str | None = None)
 
 
 def failed_too_many(counters: Counters, max_failure_fraction: float, plan: bool = False) -> str | None:
-    """What is wrong with how many images were done, if anything; a plan does none."""
+    """Says if too many images failed, or none was done; a plan does none."""
     failed = counters.get(metrics.FAILURES, 0)
     done = sum(counters.get(name, 0) for name in DONE) - failed
     listed = counters.get(metrics.IMAGES_LISTED, 0) - counters.get(metrics.IMAGES_OLDER, 0)

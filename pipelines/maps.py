@@ -1,4 +1,4 @@
-"""Looks into maps: what one was fitted from and does, and how two of them differ. Runs no job.
+"""Describes a map, or tells how two maps differ. Runs no job.
 
 dot-map inspect MAP ; dot-map diff A B
 """
@@ -29,7 +29,7 @@ _TOLD = ("patch_size", "latent_channels", "margin", "vae", "vae_sha256", "noise_
 
 
 def inspect(url: str) -> dict[str, Any]:
-    """What there is to know of a map."""
+    """Describes a map."""
     found, data = read_map(url), storage.read_bytes(url)
     space = found.space
     _, gains, directions = np.linalg.svd(found.map.matrix)
@@ -168,7 +168,7 @@ def _short(value: Any) -> Any:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints what was asked for."""
+    """Prints what the command asks for."""
     expected = 1 if args.command == "inspect" else 2
     if len(args.maps) != expected:
         raise UserError(f"{args.command}: expected {expected} map{'s' * (expected - 1)}, got {len(args.maps)}")
@@ -178,7 +178,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 2 for what can't be done, in one line."""
+    """Runs the command; returns its exit code: 2, and one line, for what can't be done."""
     flags = parser()
 
     def work() -> int:

@@ -1,4 +1,4 @@
-"""Beam's side of a command line: its flags, and what of them doesn't go with our jobs."""
+"""Beam's side of a command line: its flags, and those of them that our jobs refuse."""
 
 import argparse
 import contextlib

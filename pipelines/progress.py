@@ -1,7 +1,7 @@
 """How far a job is, while it runs: a bar at a terminal, lines in a log, or a line of JSON for programs.
 
-What is told of the images is counted by the transforms themselves (`transforms.metrics`): in this process, in those
-that it started, or by an engine that can be asked.
+The transforms count the images (`transforms.metrics`), in this process or in those that it started; other engines are
+asked for their metrics.
 """
 
 import json
@@ -68,7 +68,7 @@ class _Teller(Protocol):
 
 
 class Bar:
-    """A live one."""
+    """A live bar, for a terminal."""
 
     interval = _AT_TERMINAL
 
@@ -89,7 +89,7 @@ class Bar:
 
 
 class Lines:
-    """One now and then, where something has changed."""
+    """A line every few seconds, if something has changed."""
 
     interval = _IN_LOG
 
@@ -113,7 +113,7 @@ class Lines:
 
 
 class JsonLines:
-    """An object a line: job, phase, done, left, images_per_second, seconds, seconds_left; null where not known."""
+    """A JSON object a line: job, phase, done, left, images_per_second, seconds, seconds_left; null where not known."""
 
     interval = 1.0
 
@@ -138,7 +138,7 @@ class JsonLines:
 
 
 def teller(form: str, title: str) -> _Teller | None:
-    """For `--progress`: auto, json or none."""
+    """What tells progress, for `--progress` auto, json or none."""
     if form == "none" or sys.stderr is None:
         return None
     if form == "json":
@@ -147,7 +147,7 @@ def teller(form: str, title: str) -> _Teller | None:
 
 
 def here(before: Counters | None = None) -> Callable[[], Seen]:
-    """Looks at what is counted in this process and those that it started, but for what was before."""
+    """Gives a look at what this process and those that it started count from now on."""
     start = metrics.tally() if before is None else before
 
     def look() -> Seen:
@@ -159,7 +159,7 @@ def here(before: Counters | None = None) -> Callable[[], Seen]:
 
 @contextmanager
 def shown(form: str, title: str, work: str, look: Callable[[], Seen], limited: bool, times: int = 1) -> Iterator[None]:
-    """Tells how far a job is that runs within this block.
+    """Tells how far the job within this block is.
 
     Args:
         form: of `--progress`.

@@ -1,4 +1,4 @@
-"""What a job measured, and the lines that tell it."""
+"""What a job measured, and the lines that say so."""
 
 import datetime
 import json
@@ -35,7 +35,7 @@ _LEFT_OUT = "transport" + _OURS
 
 
 class Distribution(NamedTuple):
-    """What is known of values without keeping them."""
+    """Number, sum and largest of values that aren't kept."""
 
     times: int
     total: int
@@ -55,7 +55,7 @@ class Measured(NamedTuple):
 
 
 def measured(result: Any) -> Measured:
-    """Asks Beam's result of a job for what the job measured."""
+    """What a job measured, from Beam's result."""
     found = result.metrics().query(MetricsFilter().with_namespace(metrics.METRICS_NAMESPACE))
     counters: dict[str, int] = {}
     for name, value in _values(found["counters"]):
@@ -78,7 +78,7 @@ def _values(found: Any) -> Iterator[tuple[str, Any]]:
 
 
 def summary(found: Measured, seconds: float, stages: bool = False) -> str:
-    """The last lines of a job's output: how much was done, how fast, and on demand where the time went."""
+    """The last lines of a job's output: how much was done, how fast, and if asked for where the time went."""
     counters = found.counters
     failed = counters.get(metrics.FAILURES, 0)
     done = sum(counters.get(name, 0) for name in DONE) - failed
@@ -102,7 +102,7 @@ def summary(found: Measured, seconds: float, stages: bool = False) -> str:
 
 
 def as_json(job: str, found: Measured, seconds: float) -> bytes:
-    """How many images came to what, for programs; new to recovered are counted with --resume alone."""
+    """How many images came to what, as JSON; those from new to recovered are counted only with --resume."""
     counters = found.counters
     images = {step: counters.get(name, 0) for step, name in _STEPS.items()}
     told = {

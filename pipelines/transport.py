@@ -101,7 +101,7 @@ def _planned(args: argparse.Namespace, maps: Mapping[str, str], wanted: OutputLa
 
 
 def begin(plan: Plan) -> Plan:
-    """Notes in the output what its images are made with, and removes what the plan says."""
+    """Writes to the output what its images are made with, and removes what the plan says."""
     if getattr(plan.args, "plan", False):
         return plan
     storage.check_writable(plan.args.output)
@@ -153,7 +153,7 @@ def _maps(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _settings(args: argparse.Namespace, maps: Mapping[str, str]) -> dict[str, object]:
-    """What decides the bytes of the images.
+    """The settings that the bytes of the images depend on.
 
     Raises:
         UserError: if maps, autoencoder and flags don't go together.
@@ -297,7 +297,7 @@ def report(plan: Plan, counters: Counters) -> str:
 
 
 def _drift_by_group(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What drift.json tells of each group of which there were images; "" where there are no groups."""
+    """What drift.json says of each group that had images; "" where there are no groups."""
     url = drift_url(args.output)
     found = json.loads(storage.read_bytes(url)) if storage.details(url) else {}  # some engines end before their work
     return {group: one for group, one in {"": found, **found.pop("groups", {})}.items() if one.get("inputs")}
@@ -353,7 +353,7 @@ def _share(of_distance: float | None) -> str:
 
 
 def objection(plan: Plan) -> str | None:
-    """What --max_drift has against the inputs."""
+    """Says if the inputs drifted by more than --max_drift."""
     args = plan.args
     by_group = {} if args.max_drift is None or args.plan else _drift_by_group(args)
     if not by_group:

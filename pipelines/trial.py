@@ -1,4 +1,4 @@
-"""Would it help? Tries everything on a few photographs of the user's own, of which half are fitted on.
+"""Tells whether transport would help: fits on half of a few photographs, and tries the other half.
 
 ListImages -> ReadImages -> central crops -> DegradeImages -> WriteImages, below work/
 half of them -> dot-fit -> map.safetensors ; the others -> dot-transport -> dot-evaluate -> report.html
@@ -102,7 +102,7 @@ def _taken(args: argparse.Namespace) -> list[str]:
 
 
 def begin(plan: Plan) -> Plan:
-    """Notes in the report whose it is, and removes what an earlier trial left there."""
+    """Marks the report as a trial's, and removes what an earlier trial left there."""
     args = plan.args
     storage.check_writable(args.report)
     settings = {name: getattr(args, name) for name in ("natural", "degrade", "vae", "max_images", "crop")}

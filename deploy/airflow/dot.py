@@ -1,7 +1,7 @@
 """Airflow's DAGs: `dot_nightly` transports what is new or changed since the last night, `dot_refit` fits its next map.
 
-Copy this file into Airflow's folder of DAGs. What they work on, and on which runner, is told by the Variables
-`dot_nightly` and `dot_refit`: README.md, beside this file, has them.
+Copy this file into Airflow's folder of DAGs. The Variables `dot_nightly` and `dot_refit` name what they work on and the
+runner: see README.md beside this file.
 """
 
 import datetime
@@ -23,11 +23,11 @@ _GROUPS = "/{group}.safetensors"
 
 
 class Job(BeamRunPythonPipelineOperator):
-    """A command of ours, as a task that ends as it does.
+    """A task that runs one of our commands, and fails where that fails.
 
-    Not tried again by Airflow: where a worker of Airflow's is lost, the job may go on at Flink or Dataflow, and two
-    jobs must not write to one output. On Dataflow the operator would leave the command as soon as Beam logs the job's
-    id, which our commands keep it from: so it waits for their summary and exit code there, too, and isn't deferred.
+    Airflow doesn't try it again: if a worker of Airflow's is lost, the job may go on at Flink or Dataflow, and two jobs
+    must not write to one output. On Dataflow the operator would leave the command as soon as Beam logs the job's id.
+    Our commands don't log it, so the operator waits for their summary and exit code; there it is never deferred.
 
     Args:
         deferred: whether the triggerer runs the command, instead of a worker.
@@ -68,7 +68,7 @@ def _job(task_id: str, module: str, settings: Any, flags: str) -> Job:
 
 
 def _settings(variable: str) -> dict[str, Any]:
-    """What a DAG's Variable says, and a name for this run, the same each time that its tasks run."""
+    """The settings in a DAG's Variable, and a name for this run, the same each time that its tasks run."""
     run = get_current_context()["dag_run"].run_after.strftime("%Y-%m-%dT%H%M%S")
     return {"dataflow": {}, "deferrable": False, **Variable.get(variable, deserialize_json=True), "run": run}
 
@@ -121,9 +121,9 @@ def anything_new(report: str) -> bool:
 
 @task(trigger_rule="none_failed")
 def check(report: str, max_failure_fraction: float, latest: str) -> dict[str, int]:
-    """Fails where, of the images that were tried, a larger share failed than did when last published.
+    """Fails where a larger share of the images that were tried failed than when last published.
 
-    What failed before is tried again each time, and must not fail every night for good.
+    Images that failed before are tried again each time, and must not make every night fail.
     """
     told = _read(report)
     images = dict(told["images"])
@@ -142,9 +142,9 @@ def check(report: str, max_failure_fraction: float, latest: str) -> dict[str, in
 
 @task(trigger_rule="none_failed")
 def check_drift(drift: str, max_drift: float) -> None:
-    """Fails where the images that a map was last used for drifted further than that, and further than by chance.
+    """Fails where the images of a map drifted further than that, and further than by chance.
 
-    Of too few images to tell it can't be judged: they pass, and are judged with those of the next nights.
+    Too few images to tell pass, and are judged with those of the next nights.
     """
     told = _read(drift) if ObjectStoragePath(drift).exists() else {}
     problems = []
@@ -166,7 +166,7 @@ def check_drift(drift: str, max_drift: float) -> None:
 
 @task
 def check_map(map_url: str, max_noise: float) -> None:
-    """Fails where the choice of images explains a larger share than that of what a map, or one of a group's, does."""
+    """Fails where chance explains a larger share than that of a map's distance; in groups, of any group's map."""
     grouped = map_url.endswith(_GROUPS)
     maps = ObjectStoragePath(map_url.removesuffix(_GROUPS)).glob("*.safetensors") if grouped else [map_url]
     problems = []
@@ -183,12 +183,12 @@ def check_map(map_url: str, max_noise: float) -> None:
 
 @task
 def publish(latest: str, points_to: dict[str, Any], images: dict[str, int]) -> None:
-    """Puts in place what passed the checks, by replacing the file that says which output, or map, is to be used."""
+    """Puts in place what passed the checks: replaces the file that says which output or map to use."""
     ObjectStoragePath(latest).write_text(json.dumps({**points_to, "images": images}, indent=1))
 
 
 def _announce(asset: Asset, points_to: Any, images: Any) -> Any:
-    """A task after which DAGs start that wait for what was put in place."""
+    """A task that starts the DAGs that wait for what was put in place."""
 
     @task(outlets=[asset])
     def announce(points_to: dict[str, Any], images: dict[str, int], outlet_events: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""What the launcher of a Flex Template starts: the template's parameters become the command line of a job.
+"""Is started by the launcher of a Flex Template: turns the template's parameters into a job's command line.
 
 The environment variable DOT_JOB names the job, and each parameter comes as `--name=value`: also a switch
 (`--resume=true`), and a flag of several values (`--alpha=0 0.5`), which are separated by spaces and quoted like a
@@ -18,7 +18,7 @@ JOBS: dict[str, ModuleType] = {"fit": fit, "transport": transport}
 
 
 def command_line(parser: argparse.ArgumentParser, parameters: Sequence[str]) -> list[str]:
-    """The job's command line; what isn't ours is Beam's, and stays as it is."""
+    """The job's command line. Parameters that aren't ours are Beam's, and stay as they are."""
     ours = {option: action for action in parser._actions for option in action.option_strings}
     argv: list[str] = []
     for parameter in parameters:
