@@ -24,11 +24,14 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +49,7 @@ from PIL import (
 
 from ot_core import tiff
 from ot_core.errors import Cause, ImageError, one_line
+from ot_core.png import write_png
 
 #: Formats that are read, whatever the extension says. Pillow opens MPO, several JPEGs in one file, as JPEG.
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -372,7 +376,7 @@ def encode_image(
     """
     image = picture_of(pixels, like, grey=image_format != "webp", alpha=image_format != "jpeg")  # WebP has no grey
     choices: dict[str, dict[str, Any]] = {
-        "png": {"compress_level": compress_level},
+        "png": {},
         "jpeg": {"quality": quality, "subsampling": "4:4:4"},
         "webp": {"quality": quality, "method": 4},
     }
@@ -381,10 +385,25 @@ def encode_image(
         options["icc_profile"] = like.icc_profile
     if like.exif and (image_format != "jpeg" or len(like.exif) <= _LONGEST_JPEG_EXIF):
         options["exif"] = like.exif
-    buffer = io.BytesIO()
     try:
-        image.save(buffer, format=image_format.upper(), **options)
+        if image_format == "png":
+            return write_png(np.atleast_3d(np.asarray(image)), compress_level, **options)
+        return _saved(image, image_format, options)
     except (OSError, ValueError) as error:
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise ImageError(Cause.UNSUPPORTED, f"{size} pixels can't be written as {image_format}: {error}") from None
-    return buffer.getvalue()
+
+
+def _saved(image: Image.Image, image_format: str, options: dict[str, Any]) -> bytes:
+    """What Pillow writes to a file: only there does it let other threads run meanwhile."""
+    with _memory_file() as file:
+        image.save(file, format=image_format.upper(), **options)
+        file.seek(0)
+        return file.read()
+
+
+def _memory_file() -> IO[bytes]:
+    """A file with a number; where the system has none in memory, one on disk."""
+    if sys.platform == "linux":
+        return open(os.memfd_create("image"), "w+b")
+    return tempfile.TemporaryFile()
