@@ -85,8 +85,8 @@ class Degradation:
         if not (height and width):
             size = f"{image.pixels.shape[1]}x{image.pixels.shape[0]}"
             raise ImageError(Cause.TOO_SMALL, f"{size} pixels can't be reduced {self.scale} times")
-        alpha = None if image.alpha is None else image.alpha[:height, :width]
-        return replace(image, pixels=eight_bits(image.pixels[:height, :width]), alpha=alpha)
+        transparency = None if image.transparency is None else image.transparency[:height, :width]
+        return replace(image, pixels=eight_bits(image.pixels[:height, :width]), transparency=transparency)
 
     def __call__(self, image: DecodedImage, key: str) -> DecodedImage:
         """Degrades what `cropped` gives; the same for the same key.
@@ -99,7 +99,7 @@ class Degradation:
         for index, step in enumerate(self._steps):
             seed = hashlib.sha256(f"{index}:{step.name}:{key}".encode("utf-8", "surrogatepass")).digest()
             pixels = _degraded(pixels, step, np.random.default_rng(int.from_bytes(seed[:8], "big")), image.grey)
-        return image.with_pixels(np.ascontiguousarray(pixels), alpha=None)
+        return image.with_pixels(np.ascontiguousarray(pixels), transparency=None)
 
 
 def _step(text: str, spec: str) -> _Step:

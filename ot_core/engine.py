@@ -37,7 +37,7 @@ def over_images(
     images: Sequence[Item],
     size: _Size[Item],
     function: _Function[Item, Result],
-    max_pixels: int,
+    tile_pixels: int,
     workers: Executor | None = None,
     observe: Observe = lambda pixels, memory: None,
 ) -> Iterator[tuple[Item, Result | Exception]]:
@@ -54,21 +54,21 @@ def over_images(
         images: of any kind.
         size: the padded (height, width) of one.
         function: see above; gives a result or an error for each image.
-        max_pixels: see above.
+        tile_pixels: see above.
         workers: `workers_of` the device.
         observe: is told what was worked on; called in the calling thread.
     """
     if workers is None:
-        yield from _over_equal_shapes(images, size, function, max_pixels, observe)
+        yield from _over_equal_shapes(images, size, function, tile_pixels, observe)
         return
 
     def pixels(image: Item) -> int:
         return math.prod(size(image))
 
     def one(image: Item) -> Iterable[tuple[Item, Result | Exception]]:
-        return halving([image], size, function, max_pixels)
+        return halving([image], size, function, tile_pixels)
 
-    most = min(max_pixels, _PIXELS_SIDE_BY_SIDE // torch.get_num_threads())
+    most = min(tile_pixels, _PIXELS_SIDE_BY_SIDE // torch.get_num_threads())
     ordered = sorted(images, key=pixels, reverse=True)  # the largest first, so that none is late
     large = list(itertools.takewhile(lambda image: pixels(image) > most, ordered))
     small = ordered[len(large) :]
@@ -76,24 +76,24 @@ def over_images(
         observe(pixels(image), None)
     yield from itertools.chain.from_iterable(workers.map(one, small))
     for image in large:
-        yield from _over_equal_shapes([image], size, function, max_pixels, observe)
+        yield from _over_equal_shapes([image], size, function, tile_pixels, observe)
 
 
 def _over_equal_shapes(
-    images: Sequence[Item], size: _Size[Item], function: _Function[Item, Result], max_pixels: int, observe: Observe
+    images: Sequence[Item], size: _Size[Item], function: _Function[Item, Result], tile_pixels: int, observe: Observe
 ) -> Iterator[tuple[Item, Result | Exception]]:
     for (height, width), equal in itertools.groupby(sorted(images, key=size), key=size):
         alike = list(equal)
-        most = max(max_pixels // (height * width), 1)  # one that is larger by itself is split by the function
+        most = max(tile_pixels // (height * width), 1)  # one that is larger by itself is split by the function
         for several in (alike[start : start + most] for start in range(0, len(alike), most)):
-            results = halving(several, size, function, max_pixels)
+            results = halving(several, size, function, tile_pixels)
             memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-            observe(min(len(several) * height * width, max_pixels), memory)
+            observe(min(len(several) * height * width, tile_pixels), memory)
             yield from results
 
 
 def halving(
-    images: list[Item], size: _Size[Item], function: _Function[Item, Result], max_pixels: int
+    images: list[Item], size: _Size[Item], function: _Function[Item, Result], tile_pixels: int
 ) -> Iterable[tuple[Item, Result | Exception]]:
     """Applies a function to images of one padded shape, on half of them or in smaller tiles where that is too much.
 
@@ -104,19 +104,19 @@ def halving(
         DeviceLostError: if the device can do nothing for any image any more.
     """
     try:
-        return list(zip(images, function(images, max_pixels), strict=True))
+        return list(zip(images, function(images, tile_pixels), strict=True))
     except Exception as error:  # with several images the culprit is unknown: try the halves
         raise_if_lost(error)
         if len(images) > 1:
             middle = len(images) // 2
             halves = (images[:middle], images[middle:])
-            return itertools.chain.from_iterable(halving(half, size, function, max_pixels) for half in halves)
+            return itertools.chain.from_iterable(halving(half, size, function, tile_pixels) for half in halves)
         if not is_out_of_memory(error):
             return [(images[0], error)]
         height, width = size(images[0])
         failure = ImageError(Cause.OUT_OF_MEMORY, f"{width}x{height} pixels don't fit on the device")
     # Outside of the handler, which would keep what the failed attempt had allocated alive.
-    largest = min(max_pixels, height * width)
+    largest = min(tile_pixels, height * width)
     if largest <= SMALLEST_TILE_PIXELS:
         return [(images[0], failure)]
     return halving(images, size, function, max(largest // 4, SMALLEST_TILE_PIXELS))

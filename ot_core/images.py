@@ -93,14 +93,14 @@ class DecodedImage:
 
     Attributes:
         pixels: (H, W, 3), uint8, or float32 in [0, 1] where the input had more than 8 bits.
-        alpha: (H, W) uint8 transparency, or None.
+        transparency: (H, W) uint8, 255 where it is opaque, or None.
         grey: whether the input had a single channel.
         icc_profile: profile that describes the pixels, or None.
         exif: EXIF block that still holds, beginning with "Exif", or None.
     """
 
     pixels: NDArray[np.generic]
-    alpha: NDArray[np.uint8] | None = None
+    transparency: NDArray[np.uint8] | None = None
     grey: bool = False
     icc_profile: bytes | None = None
     exif: bytes | None = None
@@ -108,18 +108,18 @@ class DecodedImage:
     @property
     def nbytes(self) -> int:
         """Size in memory."""
-        return self.pixels.nbytes + (0 if self.alpha is None else self.alpha.nbytes)
+        return self.pixels.nbytes + (0 if self.transparency is None else self.transparency.nbytes)
 
-    def with_pixels(self, pixels: NDArray[np.uint8], alpha: NDArray[np.uint8] | None) -> DecodedImage:
+    def with_pixels(self, pixels: NDArray[np.uint8], transparency: NDArray[np.uint8] | None) -> DecodedImage:
         """What reading these pixels back from a file gives: of a grey image they become grey.
 
         Args:
             pixels: (H, W, 3).
-            alpha: (H, W) transparency, or None.
+            transparency: (H, W), or None.
         """
         if self.grey:
             pixels = np.repeat(np.asarray(Image.fromarray(pixels, "RGB").convert("L"))[:, :, None], 3, axis=2)
-        return replace(self, pixels=pixels, alpha=alpha)
+        return replace(self, pixels=pixels, transparency=transparency)
 
 
 def decode_image(
@@ -273,25 +273,27 @@ def _of_sixteen_bits(image: Any, data: bytes) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, profile: bytes | None) -> DecodedImage:
-    alpha = None
+    transparency = None
     if image.mode in _DEEP_GREY:
         if "transparency" in image.info:
-            alpha = (np.asarray(image) != image.info["transparency"]).astype(np.uint8) * np.uint8(255)
-        return DecodedImage(_grey_to_rgb(_deep_grey(image)), alpha, grey=True, icc_profile=_of_space(b"GRAY", profile))
+            transparency = (np.asarray(image) != image.info["transparency"]).astype(np.uint8) * np.uint8(255)
+        return DecodedImage(
+            _grey_to_rgb(_deep_grey(image)), transparency, grey=True, icc_profile=_of_space(b"GRAY", profile)
+        )
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        alpha = np.asarray(rgba.getchannel("A"))
+        transparency = np.asarray(rgba.getchannel("A"))
     if image.mode in ("1", "L", "LA", "La"):
         grey = np.asarray(image.convert("L") if image.mode != "La" else image.convert("LA").getchannel("L"))
-        return DecodedImage(_grey_to_rgb(grey), alpha, grey=True, icc_profile=_of_space(b"GRAY", profile))
+        return DecodedImage(_grey_to_rgb(grey), transparency, grey=True, icc_profile=_of_space(b"GRAY", profile))
     if image.mode == "CMYK" and profile:
         image, profile = _through_profile(image, profile), None
     elif image.mode == "LAB":
         image, profile = _of_lab(image), None
     elif image.mode not in ("RGB", "RGBA", "P", "PA", "RGBa", "RGBX"):
         profile = None  # it described other channels than the written ones
-    rgb = image if image.mode == "RGB" else (rgba if alpha is not None else image).convert("RGB")
-    return DecodedImage(np.asarray(rgb), alpha, icc_profile=_of_space(b"RGB ", profile))
+    rgb = image if image.mode == "RGB" else (rgba if transparency is not None else image).convert("RGB")
+    return DecodedImage(np.asarray(rgb), transparency, icc_profile=_of_space(b"RGB ", profile))
 
 
 def _of_space(space: bytes, profile: bytes | None) -> bytes | None:
@@ -338,20 +340,22 @@ def eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     return np.rint(np.asarray(pixels, np.float32).clip(0, 1) * 255).astype(np.uint8)
 
 
-def picture_of(pixels: NDArray[np.uint8], like: DecodedImage, grey: bool = True, alpha: bool = True) -> Image.Image:
+def picture_of(
+    pixels: NDArray[np.uint8], like: DecodedImage, grey: bool = True, transparent: bool = True
+) -> Image.Image:
     """A PIL image of pixels with the greyness and transparency of the image that they came from.
 
     Args:
         pixels: (H, W, 3).
         like: the decoded input.
         grey: whether it may be grey; else RGB.
-        alpha: whether it may have transparency.
+        transparent: whether it may have transparency.
     """
     image = Image.fromarray(pixels, "RGB")
     if like.grey and grey:
         image = image.convert("L")
-    if like.alpha is not None and alpha:
-        image.putalpha(Image.fromarray(like.alpha, "L"))
+    if like.transparency is not None and transparent:
+        image.putalpha(Image.fromarray(like.transparency, "L"))
     return image
 
 
@@ -374,7 +378,8 @@ def encode_image(
     Raises:
         ImageError: UNSUPPORTED, if the format can't hold an image of this size.
     """
-    image = picture_of(pixels, like, grey=image_format != "webp", alpha=image_format != "jpeg")  # WebP has no grey
+    # WebP has no grey, and JPEG no transparency.
+    image = picture_of(pixels, like, grey=image_format != "webp", transparent=image_format != "jpeg")
     choices: dict[str, dict[str, Any]] = {
         "png": {},
         "jpeg": {"quality": quality, "subsampling": "4:4:4"},

@@ -29,7 +29,7 @@ class Listed(NamedTuple):
         problem: why the input names no image here, or None: a folder or shard that can't be read (any further), or a
             row of a list that says nothing.
         details: its version and time, as far as listing tells them.
-        member: which part of the file it is (`ot_core.shards`), or "" where it is the whole file.
+        member: where it is in the file (`ot_core.shards`), or "" where it is the whole file.
         group: what the grouping says of it, or "".
     """
 
@@ -212,7 +212,7 @@ def _images_of_shard(file: BinaryIO, url: str, key: str, group_column: str, igno
 def _member(url: str, prefix: str, key: str, member: shards.Member) -> Listed:
     problem = ImageError(Cause.BAD_LIST, member.problem) if member.problem else None
     # Made normal by itself: what would leave the shard must not become what lies beside it.
-    return Listed(prefix + names.normal_key(key), url, problem, member=member.part)
+    return Listed(prefix + names.normal_key(key), url, problem, member=member.place)
 
 
 def _list_rows(spec: str, rows: Iterator[lists.Row | str]) -> Iterator[Listed]:

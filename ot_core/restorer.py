@@ -78,12 +78,14 @@ class Restorer(ABC):
         """The size of the restored image before what was padded is cropped; images of one such size may be batched."""
         return self.scale * height, self.scale * width
 
-    def __call__(self, images: Sequence[Pixels], max_pixels: int = TILE_PIXELS) -> list[NDArray[np.uint8] | ImageError]:
+    def __call__(
+        self, images: Sequence[Pixels], tile_pixels: int = TILE_PIXELS
+    ) -> list[NDArray[np.uint8] | ImageError]:
         """Restores images.
 
         Args:
             images: (H, W, 3), uint8 or float32 in [0, 1]; of one padded size.
-            max_pixels: a larger input is restored in overlapping tiles of so many pixels.
+            tile_pixels: a larger input is restored in overlapping tiles of so many pixels.
 
         Returns:
             For each (scale H, scale W, 3) uint8, or a NOT_FINITE or RESTORER_ERROR.
@@ -95,7 +97,7 @@ class Restorer(ABC):
         """
         results: list[NDArray[np.uint8] | ImageError] = []
         try:
-            restored = self._restored(images, max_pixels)
+            restored = self._restored(images, tile_pixels)
         except Exception as error:  # networks and users' code raise anything
             raise_if_lost(error)
             if isinstance(error, ImageError) or is_out_of_memory(error):
@@ -113,7 +115,7 @@ class Restorer(ABC):
         return results
 
     @abstractmethod
-    def _restored(self, images: Sequence[Pixels], max_pixels: int) -> Sequence[NDArray[np.generic]]:
+    def _restored(self, images: Sequence[Pixels], tile_pixels: int) -> Sequence[NDArray[np.generic]]:
         """Arrays (H, W, 3), uint8 or float32 nominally in [0, 1]."""
 
 
@@ -153,18 +155,18 @@ class NetworkRestorer(Restorer):
         return (max(height, width),) * 2 if network.square else (height, width)
 
     @torch.inference_mode()
-    def _restored(self, images: Sequence[Pixels], max_pixels: int) -> Sequence[NDArray[np.generic]]:
+    def _restored(self, images: Sequence[Pixels], tile_pixels: int) -> Sequence[NDArray[np.generic]]:
         network = self._network
         padded = self._padded(*images[0].shape[:2])
         whole = network.fixed_size or padded
-        if len(images) > 1 or (math.prod(padded) <= max_pixels and padded == whole) or not network.tiled:
+        if len(images) > 1 or (math.prod(padded) <= tile_pixels and padded == whole) or not network.tiled:
             batch = torch.cat([_reflected(unit_pixels(pixels, self._device), padded) for pixels in images])
             restored = self._forward(batch)
             scale = restored.shape[-1] // batch.shape[-1]
             heights, widths = ([scale * pixels.shape[axis] for pixels in images] for axis in (0, 1))
             crops = (one[:, :h, :w] for one, h, w in zip(restored, heights, widths, strict=True))
             return [crop.permute(1, 2, 0).cpu().numpy() for crop in crops]
-        return [self._in_tiles(images[0], max_pixels)]
+        return [self._in_tiles(images[0], tile_pixels)]
 
     def _forward(self, batch: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, 3, scale H, scale W), float32."""
@@ -186,7 +188,7 @@ class NetworkRestorer(Restorer):
         each = torch.cat([self._network.call(plane) for plane in several])
         return each.view(len(batch), 3, *each.shape[-2:])
 
-    def _in_tiles(self, pixels: Pixels, max_pixels: int) -> NDArray[np.uint8]:
+    def _in_tiles(self, pixels: Pixels, tile_pixels: int) -> NDArray[np.uint8]:
         """Rounded strip by strip, since four bytes for each value of an enlarged image may be a gigabyte."""
         network, scale = self._network, self.scale
         fixed, unit = network.fixed_size, self._unit
@@ -199,7 +201,7 @@ class NetworkRestorer(Restorer):
             restored = self._forward(_reflected(tile.to(self._device), fixed or self._padded(height, width)))
             return restored[:, :, : scale * height, : scale * width].cpu()
 
-        longest = min(fixed) if fixed else max(math.isqrt(max_pixels), 4 * OVERLAP)
+        longest = min(fixed) if fixed else max(math.isqrt(tile_pixels), 4 * OVERLAP)
         overlap = min(OVERLAP, longest // 4)
         height, width = (scale * side for side in pixels.shape[:2])
         result = np.empty((height, width, 3), np.uint8)
@@ -231,7 +233,7 @@ class CallableRestorer(Restorer):
         self._turn = None if getattr(function, "thread_safe", False) else threading.Lock()
         self.try_out(_PROBE_SIDE, _PROBE_SIDE, getattr(function, "scale", None))
 
-    def _restored(self, images: Sequence[Pixels], max_pixels: int) -> Sequence[NDArray[np.generic]]:
+    def _restored(self, images: Sequence[Pixels], tile_pixels: int) -> Sequence[NDArray[np.generic]]:
         return [self._one(eight_bits(pixels)) for pixels in images]
 
     def _one(self, pixels: NDArray[np.uint8]) -> NDArray[np.generic]:
@@ -295,13 +297,14 @@ def restored_image(image: DecodedImage, pixels: NDArray[np.uint8]) -> DecodedIma
         pixels: (scale H, scale W, 3) uint8.
     """
     height, width = pixels.shape[:2]
-    return image.with_pixels(pixels, _enlarged(image.alpha, height, width))
+    return image.with_pixels(pixels, _enlarged(image.transparency, height, width))
 
 
-def _enlarged(alpha: NDArray[np.uint8] | None, height: int, width: int) -> NDArray[np.uint8] | None:
-    if alpha is None or alpha.shape == (height, width):
-        return alpha
-    larger = F.interpolate(torch.from_numpy(alpha.copy())[None, None].float(), (height, width), mode="bilinear")
+def _enlarged(transparency: NDArray[np.uint8] | None, height: int, width: int) -> NDArray[np.uint8] | None:
+    if transparency is None or transparency.shape == (height, width):
+        return transparency
+    whole = torch.from_numpy(transparency.copy())[None, None].float()
+    larger = F.interpolate(whole, (height, width), mode="bilinear")
     enlarged: NDArray[np.uint8] = larger[0, 0].round().to(torch.uint8).numpy()
     return enlarged
 

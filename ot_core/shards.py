@@ -1,6 +1,6 @@
 """Images inside larger files: members of WebDataset tar files, and cells of Parquet files; reading and writing them.
 
-A *part* is a text that says where in its file an image is: `tar:<offset>:<size>:<name>` is a range of bytes, and
+A *place* is a text that says where in its file an image is: `tar:<offset>:<size>:<name>` is a range of bytes, and
 `row:<row group>:<row>:<column>` a cell; rows are counted from the start of their row group. A column is a JSON list of
 the names that lead to it, since names may hold any character.
 """
@@ -46,12 +46,12 @@ class Member(NamedTuple):
 
     Attributes:
         name: as the file has it; a row without a key has its number.
-        part: see the module.
+        place: see the module.
         problem: why it can't be read, or "".
     """
 
     name: str
-    part: str
+    place: str
     problem: str = ""
 
 
@@ -157,16 +157,16 @@ def rows_of_parquet(parquet: pq.ParquetFile, column: Column) -> Iterator[Member]
             number += 1
 
 
-def read_part(
-    url: str, part: str, max_bytes: int = DEFAULT_MAX_BYTES, reserve: Callable[[int], None] | None = None
+def read_member(
+    url: str, place: str, max_bytes: int = DEFAULT_MAX_BYTES, reserve: Callable[[int], None] | None = None
 ) -> bytes:
-    """The encoded image that a part of a file holds; the whole file where the part is "".
+    """The encoded image at a place of a file; the whole file where the place is "".
 
     A Parquet row group is read whole and kept until another is asked for.
 
     Args:
         url: of the file.
-        part: see the module.
+        place: see the module.
         max_bytes: of the encoded image, and in a row group of all on average.
         reserve: as in `read_bytes`.
 
@@ -175,9 +175,9 @@ def read_part(
         ImageError: DAMAGED where it isn't there or holds no bytes.
         OSError: as `read_bytes`.
     """
-    if not part:
+    if not place:
         return read_bytes(url, max_bytes, reserve=reserve)
-    kind, first, second, name = part.split(":", 3)
+    kind, first, second, name = place.split(":", 3)
     if kind == "tar":
         start, size = int(first), int(second)
         data = read_bytes(url, max_bytes, start, start + size, reserve) if size else b""
@@ -231,9 +231,9 @@ def _check_row_group(row_group: pq.RowGroupMetaData, column: str, max_bytes: int
         )
 
 
-def name_of(part: str) -> str:
-    """How a part is called where people read it: a member's name, or a row's place."""
-    kind, first, second, name = part.split(":", 3)
+def name_of(place: str) -> str:
+    """How a place is called where people read it: a member's name, or a row's number."""
+    kind, first, second, name = place.split(":", 3)
     return name if kind == "tar" else f"row group {first}, row {second}"
 
 

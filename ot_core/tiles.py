@@ -18,13 +18,13 @@ OVERLAP = 128
 SMALLEST_TILE_PIXELS = (4 * OVERLAP) ** 2
 
 
-def encode_in_tiles(autoencoder: Autoencoder, pixels: Pixels, max_pixels: int) -> Tensor:
-    """Latent (1, C, h, w) of one image with its margin, encoded in tiles of at most max_pixels.
+def encode_in_tiles(autoencoder: Autoencoder, pixels: Pixels, tile_pixels: int) -> Tensor:
+    """Latent (1, C, h, w) of one image with its margin, encoded in tiles of at most tile_pixels.
 
     Args:
         autoencoder: what encodes.
         pixels: (H, W, 3), uint8 or float32 in [0, 1].
-        max_pixels: at least SMALLEST_TILE_PIXELS counts.
+        tile_pixels: at least SMALLEST_TILE_PIXELS counts.
     """
     factor, margin, bare = autoencoder.downsampling_factor, autoencoder.margin, autoencoder.bare()
     height, width = (side + 2 * margin for side in autoencoder.padded_size(*pixels.shape[:2]))
@@ -37,12 +37,12 @@ def encode_in_tiles(autoencoder: Autoencoder, pixels: Pixels, max_pixels: int) -
         tile = pixels[replicated(rows, pixels.shape[0])][:, replicated(columns, pixels.shape[1])]
         return bare.encode(to_tensor([tile], bare))
 
-    strips = blended_tiles(height // factor, width // factor, *_spans(max_pixels, factor), encode)
+    strips = blended_tiles(height // factor, width // factor, *_spans(tile_pixels, factor), encode)
     return torch.cat([strip for _, strip in strips], dim=2)
 
 
-def decode_in_tiles(autoencoder: Autoencoder, latents: Tensor, max_pixels: int) -> Iterator[tuple[slice, Tensor]]:
-    """Decodes latents (1, C, h, w) in tiles of at most max_pixels; gives (rows, (1, 3, rows, W) in [0, 1]) from top to
+def decode_in_tiles(autoencoder: Autoencoder, latents: Tensor, tile_pixels: int) -> Iterator[tuple[slice, Tensor]]:
+    """Decodes latents (1, C, h, w) in tiles of at most tile_pixels; gives (rows, (1, 3, rows, W) in [0, 1]) from top to
     bottom, so that the whole never has to be in memory. The latents' margin is cut off.
     """
     factor, margin, bare = autoencoder.downsampling_factor, autoencoder.margin, autoencoder.bare()
@@ -54,16 +54,16 @@ def decode_in_tiles(autoencoder: Autoencoder, latents: Tensor, max_pixels: int) 
         ]
         return bare.decode(window)
 
-    for rows, strip in blended_tiles(height, width, *_spans(max_pixels, 1, factor), decode, unit=factor):
+    for rows, strip in blended_tiles(height, width, *_spans(tile_pixels, 1, factor), decode, unit=factor):
         first, last = max(rows.start, margin), min(rows.stop, height - margin)
         if first < last:
             inside = strip[..., first - rows.start : last - rows.start, margin : width - margin]
             yield slice(first - margin, last - margin), inside
 
 
-def _spans(max_pixels: int, scale: int, unit: int = 1) -> tuple[int, int]:
+def _spans(tile_pixels: int, scale: int, unit: int = 1) -> tuple[int, int]:
     """Longest side and least overlap of tiles, in positions that are `scale` pixels apart."""
-    side = max(int(max_pixels**0.5), 4 * OVERLAP) // (scale * unit) * unit
+    side = max(int(tile_pixels**0.5), 4 * OVERLAP) // (scale * unit) * unit
     return side, -(-OVERLAP // (scale * unit)) * unit
 
 

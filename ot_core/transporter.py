@@ -191,10 +191,10 @@ class Transporter:
         return _like(image, pixels, decoded)
 
     def _transported(self, image: DecodedImage, alpha: float, key: str) -> NDArray[np.uint8]:
-        def transport(images: Sequence[DecodedImage], max_pixels: int) -> list[Any]:
+        def transport(images: Sequence[DecodedImage], tile_pixels: int) -> list[Any]:
             pixels = [one.pixels for one in images]
             residuals = [self.map.residual] * len(images)
-            return transport_pixels(pixels, self.autoencoder, mapped, [alpha], max_pixels, residuals=residuals).results
+            return transport_pixels(pixels, self.autoencoder, mapped, [alpha], tile_pixels, residuals=residuals).results
 
         def mapped(latents: Tensor) -> Tensor:
             return self._transport(latents, [key])
@@ -274,10 +274,10 @@ def _decoded(picture: Any) -> DecodedImage:
         raise TypeError(f"picture of {found}: expected 1, 3 or 4 channels, uint8 or floating point in [0, 1]")
     if array.dtype.kind == "f" and not (array.min() >= 0 and array.max() <= 1):
         raise TypeError("picture of floating point numbers: expected all in [0, 1]")
-    alpha = eight_bits(array[:, :, 3]) if array.shape[2] == 4 else None
+    transparency = eight_bits(array[:, :, 3]) if array.shape[2] == 4 else None
     colours = array[:, :, :3] if array.shape[2] > 1 else np.repeat(array, 3, axis=2)
     pixels = colours if array.dtype == np.uint8 else np.asarray(colours, np.float32)
-    return DecodedImage(np.ascontiguousarray(pixels), alpha, grey=array.shape[2] == 1)
+    return DecodedImage(np.ascontiguousarray(pixels), transparency, grey=array.shape[2] == 1)
 
 
 def _like(picture: Any, pixels: NDArray[np.uint8], decoded: DecodedImage) -> Any:

@@ -37,7 +37,7 @@ def transport_pixels(
     autoencoder: Autoencoder,
     transport: Callable[[Tensor], Tensor],
     alphas: Sequence[float],
-    max_pixels: int,
+    tile_pixels: int,
     interpolation: str = "pixels",
     residuals: Sequence[float] | None = None,
 ) -> Transported:
@@ -48,7 +48,7 @@ def transport_pixels(
         autoencoder: encodes and decodes.
         transport: maps latents.
         alphas: weights of the restored image in the results: 0 is full transport, 1 the restored image.
-        max_pixels: a single image of more is done in overlapping tiles.
+        tile_pixels: a single image of more is done in overlapping tiles.
         interpolation: "pixels" mixes the two images by alpha; "latents" mixes their latents and decodes the mixture,
             which moves the map towards the identity.
         residuals: for each image, the share added back of what the autoencoder loses of it: with the restored image x,
@@ -57,10 +57,10 @@ def transport_pixels(
     """
     residuals = residuals if residuals is not None and any(residuals) else None
     height, width = autoencoder.padded_size(*pixels[0].shape[:2])
-    if len(pixels) == 1 and height * width > max_pixels:
-        latents = encode_in_tiles(autoencoder, pixels[0], max_pixels)
+    if len(pixels) == 1 and height * width > tile_pixels:
+        latents = encode_in_tiles(autoencoder, pixels[0], tile_pixels)
         decode: Callable[[Tensor], Iterable[tuple[slice, Tensor]]] = functools.partial(
-            decode_in_tiles, autoencoder, max_pixels=max_pixels
+            decode_in_tiles, autoencoder, tile_pixels=tile_pixels
         )
     else:
         latents = autoencoder.encode(to_tensor(pixels, autoencoder))

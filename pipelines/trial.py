@@ -144,9 +144,11 @@ def _cropped(loaded: LoadedImage, side: int) -> LoadedImage:
     """The middle of an image, as the natural side."""
     image = loaded.image
     part = tuple(slice(max(0, (length - side) // 2), max(0, (length - side) // 2) + side) for length in loaded.size)
-    alpha = None if image.alpha is None else image.alpha[part]
+    transparency = None if image.transparency is None else image.transparency[part]
     ref = loaded.ref._replace(side=_NATURAL)
-    return loaded._replace(ref=ref, image=replace(image, pixels=np.ascontiguousarray(image.pixels[part]), alpha=alpha))
+    return loaded._replace(
+        ref=ref, image=replace(image, pixels=np.ascontiguousarray(image.pixels[part]), transparency=transparency)
+    )
 
 
 def _is_of(loaded: LoadedImage, side: str) -> bool:

@@ -24,30 +24,30 @@ class BatchByPixels(beam.PTransform):
     What is waiting never exceeds four batches' worth of pixels, however long the bundle is.
 
     Args:
-        max_pixels: most pixels in a batch of more than one image. 0 makes every image its own batch. Default: 4 Mi
-            where there is CUDA; on a CPU 2 Mi of images of any shape, which the model works on one by one, several
-            side by side.
+        max_batch_pixels: most pixels in a batch of more than one image. 0 makes every image its own batch. Default:
+            4 Mi where there is CUDA; on a CPU 2 Mi of images of any shape, which the model works on one by one,
+            several side by side.
     """
 
-    def __init__(self, max_pixels: int | None = None) -> None:
+    def __init__(self, max_batch_pixels: int | None = None) -> None:
         super().__init__()
-        self._max_pixels = max_pixels
+        self._most = max_batch_pixels
 
     @no_annotations
     def expand(self, images: beam.PCollection[LoadedImage]) -> beam.PCollection[ImageBatch]:
         """One fused step."""
         check_windows(self, images)
-        batcher = _BatchByPixelsDoFn(self._max_pixels)
+        batcher = _BatchByPixelsDoFn(self._most)
         return images | "BatchByPixels" >> beam.ParDo(batcher).with_output_types(ImageBatch)
 
 
 class _BatchByPixelsDoFn(beam.DoFn):
-    def __init__(self, max_pixels: int | None) -> None:
-        self._requested = max_pixels
+    def __init__(self, max_batch_pixels: int | None) -> None:
+        self._requested = max_batch_pixels
 
     def setup(self) -> None:
         self._any_shape = self._requested is None and default_device() == "cpu"
-        self._max_pixels = default_batch_pixels() if self._requested is None else self._requested
+        self._most = default_batch_pixels() if self._requested is None else self._requested
 
     def start_bundle(self) -> None:
         self._waiting: dict[_Shape, list[LoadedImage]] = {}
@@ -56,17 +56,17 @@ class _BatchByPixelsDoFn(beam.DoFn):
     def process(self, element: LoadedImage) -> Iterator[Any]:
         shape = _shape(element)
         pixels = _pixels(shape)
-        if pixels * 2 > self._max_pixels:
+        if pixels * 2 > self._most:
             yield ImageBatch((element,))
         elif self._any_shape:
-            if self._waiting_pixels + pixels > self._max_pixels:
+            if self._waiting_pixels + pixels > self._most:
                 yield self._take(_ANY_SHAPE)
             self._hold(element, _ANY_SHAPE, pixels)
         else:
             batch = self._hold(element, shape, pixels)
-            if (len(batch) + 1) * pixels > self._max_pixels:
+            if (len(batch) + 1) * pixels > self._most:
                 yield self._take(shape)
-            elif self._waiting_pixels > 4 * self._max_pixels:
+            elif self._waiting_pixels > 4 * self._most:
                 yield self._take(max(self._waiting, key=lambda s: len(self._waiting[s]) * _pixels(s)))
 
     def finish_bundle(self) -> Iterator[Any]:

@@ -23,7 +23,7 @@ class ImageRef(NamedTuple):
         key: path below the input's root, without extension; names the result.
         uri: the file that holds it.
         side: what it is to the job: "source", "target", a candidate's name, or "" where there is only one.
-        member: which part of the file it is, or "" where it is the whole file.
+        member: where it is in the file (`ot_core.shards`), or "" where it is the whole file.
         version: what changes whenever the image does, as the store tells it (an etag, or size and time); "" if unknown.
         modified: when it was last changed, in seconds since 1970; None if unknown.
         group: which map of several is its own (`ListImages` with group_by); "" where nothing tells it.
@@ -222,9 +222,9 @@ class TransportPrediction(NamedTuple):
     model_id: str
 
 
-def failure_of_group(group: str, stage: str, cause: Cause, message: str) -> Failure:
-    """A row that concerns a whole group of images rather than one."""
-    return Failure("", group, stage, str(cause), message)
+def failure_of_side(side: str, stage: str, cause: Cause, message: str) -> Failure:
+    """A row that concerns a whole side rather than one image."""
+    return Failure("", side, stage, str(cause), message)
 
 
 class _RowCoder(beam.coders.Coder):

@@ -27,7 +27,7 @@ from ot_core.groups import map_of_group
 from ot_core.margin import with_margin
 from ot_core.parts import SIDES, TARGET, WHOLE, Part, PartStatistics, added, of_side
 from transforms import metrics
-from transforms.elements import Failure, failure_of_group
+from transforms.elements import Failure, failure_of_side
 from transforms.pairs import KeptRefs, PairReader
 from transforms.windows import check_windows
 from transforms.worker import ends_with_device
@@ -139,7 +139,7 @@ class _FitDoFn(beam.DoFn):
         for side in missing:
             of_group = f" of group {group}" if group else ""
             message = f"no usable image in the {side}{of_group}: nothing to fit"
-            yield beam.pvalue.TaggedOutput("failures", failure_of_group(side, "fit", Cause.NO_STATISTICS, message))
+            yield beam.pvalue.TaggedOutput("failures", failure_of_side(side, "fit", Cause.NO_STATISTICS, message))
         if missing:
             return
         with metrics.timed("fit"), ends_with_device():

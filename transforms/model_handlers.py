@@ -327,7 +327,7 @@ class TransportModelHandler(ImageModelHandler):
         residual: as in `transport_pixels`; default the map's own, or 0 with `zero_shot`.
         precision: one of `ot_core.choices.PRECISIONS`; default the device's fastest.
         compiled: see `ot_core.Autoencoder`.
-        max_tile_pixels: larger images are done in overlapping tiles; default `default_tile_pixels`.
+        tile_pixels: larger images are done in overlapping tiles; default `default_tile_pixels`.
         statistics: whether to gather statistics of the latents, before and after transport (`transforms.drift`); not of
             an image that only lacks some alphas, since an earlier run has counted it.
         **kwargs: as in `ImageModelHandler`.
@@ -349,7 +349,7 @@ class TransportModelHandler(ImageModelHandler):
         residual: float | None = None,
         precision: str | None = None,
         compiled: bool = False,
-        max_tile_pixels: int | None = None,
+        tile_pixels: int | None = None,
         statistics: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -359,7 +359,7 @@ class TransportModelHandler(ImageModelHandler):
         self.maps = {"": map} if isinstance(map, str) else dict(map)
         self._alphas, self._vae, self._device = tuple(alphas), vae, device
         self._interpolation, self._zero_shot, self._residual = interpolation, zero_shot, residual
-        self._precision, self._compiled, self._max_tile_pixels = precision, compiled, max_tile_pixels
+        self._precision, self._compiled, self._tile_pixels = precision, compiled, tile_pixels
         self._statistics = statistics
         self._folding: dict[str, Any] = {"kernel_size": kernel_size, "sigma": sigma}
 
@@ -432,20 +432,20 @@ class TransportModelHandler(ImageModelHandler):
     def _outcomes(
         self, images: Sequence[LoadedImage], model: TransportModel
     ) -> Iterator[tuple[LoadedImage, _Transported | Exception]]:
-        def transport(images: Sequence[LoadedImage], max_pixels: int) -> list[_Transported | ImageError]:
-            return self._transport(images, model, max_pixels)
+        def transport(images: Sequence[LoadedImage], tile_pixels: int) -> list[_Transported | ImageError]:
+            return self._transport(images, model, tile_pixels)
 
-        max_pixels = self._max_tile_pixels or default_tile_pixels()
+        tile_pixels = self._tile_pixels or default_tile_pixels()
 
         def size(loaded: LoadedImage) -> tuple[int, int]:
             return model.autoencoder.padded_size(*loaded.size)
 
-        return over_images(images, size, transport, max_pixels, model.workers, metrics.observe_batch)
+        return over_images(images, size, transport, tile_pixels, model.workers, metrics.observe_batch)
 
     def _transport(
-        self, images: Sequence[LoadedImage], model: TransportModel, max_pixels: int
+        self, images: Sequence[LoadedImage], model: TransportModel, tile_pixels: int
     ) -> list[_Transported | ImageError]:
-        """Images of one padded shape; a single one of more than max_pixels in tiles."""
+        """Images of one padded shape; a single one of more than tile_pixels in tiles."""
         refs = [loaded.ref for loaded in images]
         pixels = [loaded.image.pixels for loaded in images]
         wanted = [ref.alphas or self._alphas for ref in refs]
@@ -456,7 +456,7 @@ class TransportModelHandler(ImageModelHandler):
             model.autoencoder,
             lambda z: model.transport(z, refs),
             alphas,
-            max_pixels,
+            tile_pixels,
             self._interpolation,
             residuals,
         )

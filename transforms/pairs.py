@@ -134,4 +134,4 @@ class PairReader:
 
 
 def _of(image: DecodedImage, pixels: Pixels) -> DecodedImage:
-    return dataclasses.replace(image, pixels=pixels, alpha=None)
+    return dataclasses.replace(image, pixels=pixels, transparency=None)

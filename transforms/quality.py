@@ -14,7 +14,7 @@ from ot_core.parts import Part
 from ot_core.quality import Quality, QualityTotals, load_lpips, mean_squared_error, measure
 from ot_core.restorer import load_restorer, restore_image
 from transforms import metrics
-from transforms.elements import Change, Failure, ImageQuality, ImageRef, LoadedImage, failure_of_group
+from transforms.elements import Change, Failure, ImageQuality, ImageRef, LoadedImage, failure_of_side
 from transforms.reading import read_image
 from transforms.windows import check_windows
 from transforms.worker import ends_with_device
@@ -273,7 +273,7 @@ class _DistanceDoFn(beam.DoFn):
             distance = measured_distance(reference, parts, self._extractors[feature].distance)
         if distance is None:
             message = f"{feature} distance of candidate {candidate}: fewer than 2 vectors on one side"
-            failure = failure_of_group(candidate, "distance", Cause.NO_STATISTICS, message)
+            failure = failure_of_side(candidate, "distance", Cause.NO_STATISTICS, message)
             yield beam.pvalue.TaggedOutput("failures", failure)
         else:
             yield (feature, candidate), distance

@@ -164,7 +164,7 @@ def read_image(
     with metrics.timed("read"):
         start = time.perf_counter()
         try:
-            data = shards.read_part(ref.uri, ref.member, max_bytes, reserve_encoded)
+            data = shards.read_member(ref.uri, ref.member, max_bytes, reserve_encoded)
         except TooManyBytesError as error:
             raise ImageError(Cause.TOO_LARGE, f"{error}; --max_bytes raises it") from None
         seconds = time.perf_counter() - start

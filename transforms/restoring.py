@@ -35,7 +35,7 @@ class RestoreModelHandler(ImageModelHandler):
         restorer: what `ot_core.load_restorer` takes.
         sides: restore the images of these sides alone, and let the others through as they are; default all.
         max_pixels: an image that becomes larger is a failure.
-        max_tile_pixels: a larger input is restored in overlapping tiles.
+        tile_pixels: a larger input is restored in overlapping tiles.
         device: torch device; default CUDA where there is one.
         precision: as in `ot_core.load_restorer`.
         **kwargs: as in `ImageModelHandler`.
@@ -46,14 +46,14 @@ class RestoreModelHandler(ImageModelHandler):
         restorer: str,
         sides: Collection[str] | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
-        max_tile_pixels: int | None = None,
+        tile_pixels: int | None = None,
         device: str | None = None,
         precision: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self._restorer, self._sides, self._max_pixels = restorer, sides, max_pixels
-        self._max_tile_pixels = max_tile_pixels or TILE_PIXELS
+        self._tile_pixels = tile_pixels or TILE_PIXELS
         self._device, self._precision = device or default_device(), precision
 
     def load(self) -> Restorer:
@@ -84,27 +84,27 @@ class RestoreModelHandler(ImageModelHandler):
     def _restored(
         self, images: Sequence[LoadedImage], restorer: Restorer
     ) -> Iterator[tuple[LoadedImage, DecodedImage | Exception]]:
-        def restore(alike: Sequence[LoadedImage], max_pixels: int) -> list[DecodedImage | ImageError]:
-            return self._restore(alike, restorer, max_pixels)
+        def restore(alike: Sequence[LoadedImage], tile_pixels: int) -> list[DecodedImage | ImageError]:
+            return self._restore(alike, restorer, tile_pixels)
 
         def size(loaded: LoadedImage) -> tuple[int, int]:
             return restorer.padded_size(*loaded.size)
 
         # Budgets are of restored pixels, of which there may be many times as many.
-        most = self._max_tile_pixels * restorer.scale**2
+        most = self._tile_pixels * restorer.scale**2
         workers = workers_of(self._device)
         return over_images(images, size, restore, most, workers, metrics.observe_batch)
 
     def _restore(
-        self, images: Sequence[LoadedImage], restorer: Restorer, max_pixels: int
+        self, images: Sequence[LoadedImage], restorer: Restorer, tile_pixels: int
     ) -> list[DecodedImage | ImageError]:
         height, width = (restorer.scale * side for side in images[0].size)
         if height * width > self._max_pixels:
             message = f"{width}x{height} pixels when restored, over the limit of {self._max_pixels}"
             return [ImageError(Cause.TOO_LARGE, message)] * len(images)
         if restorer.alone and len(images) > 1:
-            return [self._restore([image], restorer, max_pixels)[0] for image in images]
-        pixels = restorer([loaded.image.pixels for loaded in images], max_pixels // restorer.scale**2)
+            return [self._restore([image], restorer, tile_pixels)[0] for image in images]
+        pixels = restorer([loaded.image.pixels for loaded in images], tile_pixels // restorer.scale**2)
         return [
             result if isinstance(result, ImageError) else restored_image(loaded.image, result)
             for loaded, result in zip(images, pixels, strict=True)

@@ -71,7 +71,7 @@ class TransportLoaded(beam.PTransform):
             {} if isinstance(map, beam.pvalue.AsSideInput) else map,
             alphas,
             vae,
-            max_tile_pixels=max_batch_pixels or None,
+            tile_pixels=max_batch_pixels or None,
             statistics=statistics,
             batched=True,
             **options,

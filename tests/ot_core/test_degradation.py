@@ -94,7 +94,7 @@ def test_the_original_is_cropped_to_what_is_degraded(photo):
     alpha = np.arange(43 * 57, dtype=np.uint8).reshape(43, 57)
     cropped = Degradation("bicubic:2,bicubic:2").cropped(DecodedImage(photo(43, 57), alpha))
     assert cropped.pixels.shape == (40, 56, 3)
-    np.testing.assert_array_equal(cropped.alpha, alpha[:40, :56])
+    np.testing.assert_array_equal(cropped.transparency, alpha[:40, :56])
 
 
 def test_an_image_smaller_than_the_reduction_is_too_small(photo):

@@ -121,7 +121,7 @@ class TestMutations:
             return
         assert decoded.pixels.ndim == 3
         assert decoded.pixels.shape[2] == 3
-        assert decoded.alpha is None or decoded.alpha.shape == decoded.pixels.shape[:2]
+        assert decoded.transparency is None or decoded.transparency.shape == decoded.pixels.shape[:2]
         pixels = np.rint(decoded.pixels * 255).astype(np.uint8) if decoded.pixels.dtype != np.uint8 else decoded.pixels
         assert encode_image(pixels, decoded, "png")
 

@@ -60,9 +60,9 @@ def test_png_of_every_kind_is_read_exactly_or_rounded(kind: int, depth: int, int
     assert (scale == 1) == (kind == GREY and depth == 16)
     assert decoded.grey == (kind in (GREY, GREY_ALPHA))
     assert np.abs(decoded.pixels / scale - values).max() <= (0.501 / 255 if scale == 255 else 1e-7)
-    assert (decoded.alpha is None) == (alpha is None)
+    assert (decoded.transparency is None) == (alpha is None)
     if alpha is not None:
-        assert np.abs(decoded.alpha / 255 - alpha).max() <= 0.501 / 255
+        assert np.abs(decoded.transparency / 255 - alpha).max() <= 0.501 / 255
 
 
 def test_png_of_16_bits_is_rounded_and_not_cut_off():
@@ -133,9 +133,9 @@ def bmp(
 def check_bmp(data: bytes, colours: np.ndarray, alpha: np.ndarray | None = None, within: int = 0) -> None:
     decoded = decode_image(data)
     assert np.abs(decoded.pixels.astype(int) - colours).max() <= within
-    assert (decoded.alpha is None) == (alpha is None)
+    assert (decoded.transparency is None) == (alpha is None)
     if alpha is not None:
-        np.testing.assert_array_equal(decoded.alpha, alpha)
+        np.testing.assert_array_equal(decoded.transparency, alpha)
 
 
 PALETTES = ("colours", "greys", "inverted", "indices")

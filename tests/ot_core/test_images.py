@@ -20,7 +20,7 @@ class TestFormats:
         decoded = decode_image(encoded(pixels, image_format))
         np.testing.assert_array_equal(decoded.pixels, pixels)
         assert decoded.pixels.dtype == np.uint8
-        assert (decoded.alpha, decoded.grey, decoded.icc_profile) == (None, False, None)
+        assert (decoded.transparency, decoded.grey, decoded.icc_profile) == (None, False, None)
 
     @pytest.mark.parametrize("image_format", ["JPEG", "WEBP"])
     def test_lossy_formats_are_read_closely(self, image_format: str, photo: Callable[..., np.ndarray]):
@@ -93,7 +93,7 @@ class TestOrientation:
         stored = noise(4, 6, 4)
         decoded = decode_image(encoded(stored, exif=self.exif(orientation)))
         np.testing.assert_array_equal(decoded.pixels, upright(stored[..., :3], orientation))
-        np.testing.assert_array_equal(decoded.alpha, upright(stored[..., 3], orientation))
+        np.testing.assert_array_equal(decoded.transparency, upright(stored[..., 3], orientation))
 
     def test_16_bit_grey_turns_too(self, orientation: int):
         stored = np.random.default_rng(0).integers(0, 65536, (4, 6), dtype=np.uint16)
@@ -132,12 +132,12 @@ class TestGrey:
         stored = noise(5, 7, 2)
         decoded = decode_image(encoded(Image.fromarray(stored, "LA")))
         np.testing.assert_array_equal(decoded.pixels, np.stack([stored[..., 0]] * 3, axis=2))
-        np.testing.assert_array_equal(decoded.alpha, stored[..., 1])
+        np.testing.assert_array_equal(decoded.transparency, stored[..., 1])
         assert Image.open(io.BytesIO(encode_image(decoded.pixels, decoded, "png"))).mode == "LA"
 
     def test_with_a_transparent_level_keeps_it(self):
         decoded = decode_image(png(2, 1, 8, 0, bytes([7, 9]), chunk(b"tRNS", b"\0\7")))
-        assert decoded.alpha.tolist() == [[0, 255]]
+        assert decoded.transparency.tolist() == [[0, 255]]
         assert decoded.pixels[0, :, 0].tolist() == [7, 9]
 
     def test_webp_has_no_grey(self):
@@ -152,14 +152,14 @@ class TestPalette:
     def test_is_expanded_to_rgb(self):
         decoded = decode_image(png(4, 1, 2, 3, self.rows, chunk(b"PLTE", self.colours)))
         assert decoded.pixels.tobytes() == self.colours
-        assert decoded.alpha is None
+        assert decoded.transparency is None
         assert not decoded.grey
 
     def test_is_expanded_to_rgb_and_transparency(self):
         data = png(4, 1, 2, 3, self.rows, chunk(b"PLTE", self.colours), chunk(b"tRNS", bytes([0, 128])))
         decoded = decode_image(data)
         assert decoded.pixels.tobytes() == self.colours
-        assert decoded.alpha.tolist() == [[0, 128, 255, 255]]
+        assert decoded.transparency.tolist() == [[0, 128, 255, 255]]
 
 
 class TestTransparency:
@@ -169,21 +169,21 @@ class TestTransparency:
         stored[0, :, 3] = 0
         decoded = decode_image(encoded(stored, image_format))
         np.testing.assert_array_equal(decoded.pixels, stored[..., :3])
-        np.testing.assert_array_equal(decoded.alpha, stored[..., 3])
+        np.testing.assert_array_equal(decoded.transparency, stored[..., 3])
 
     def test_a_transparent_colour_is_kept(self):
         decoded = decode_image(png(2, 1, 8, 2, bytes([1, 2, 3, 4, 5, 6]), chunk(b"tRNS", bytes([0, 1, 0, 2, 0, 3]))))
-        assert decoded.alpha.tolist() == [[0, 255]]
+        assert decoded.transparency.tolist() == [[0, 255]]
 
     @pytest.mark.parametrize("image_format", ["png", "webp"])
     def test_passes_through_unchanged_where_the_format_has_it(self, image_format: str):
         decoded = decode_image(encoded(noise(16, 16, 4)))
         written = decode_image(encode_image(255 - decoded.pixels, decoded, image_format))
-        np.testing.assert_array_equal(written.alpha, decoded.alpha)
+        np.testing.assert_array_equal(written.transparency, decoded.transparency)
 
     def test_is_dropped_where_the_format_has_none(self):
         decoded = decode_image(encoded(noise(5, 7, 4)))
-        assert decode_image(encode_image(decoded.pixels, decoded, "jpeg")).alpha is None
+        assert decode_image(encode_image(decoded.pixels, decoded, "jpeg")).transparency is None
 
 
 class TestOtherColourSpaces:
@@ -331,7 +331,7 @@ class TestEncoding:
 
     @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
     def test_same_pixels_give_the_same_bytes(self, image_format: str, photo: Callable[..., np.ndarray]):
-        like = DecodedImage(photo(32, 32), alpha=noise(32, 32), icc_profile=SRGB)
+        like = DecodedImage(photo(32, 32), transparency=noise(32, 32), icc_profile=SRGB)
         first, second = (encode_image(photo(32, 32), like, image_format) for _ in range(2))
         assert first == second
 

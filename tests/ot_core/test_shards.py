@@ -36,7 +36,7 @@ def read(path: Path) -> dict[str, bytes]:
     """Key and content of each image of a shard."""
     images = list(listing.list_images(str(path)))
     assert not [image.problem for image in images if image.problem]
-    return {image.key: shards.read_part(image.uri, image.member) for image in images}
+    return {image.key: shards.read_member(image.uri, image.member) for image in images}
 
 
 class TestTar:
@@ -148,10 +148,10 @@ class TestParquet:
         path = tmp_path / "a.parquet"
         path.write_bytes(parquet_of({"image": array}))
         first, second, third = listing.list_images(str(path))
-        assert shards.read_part(first.uri, first.member) == b"1"
-        assert shards.read_part(third.uri, third.member) == b"3"
+        assert shards.read_member(first.uri, first.member) == b"1"
+        assert shards.read_member(third.uri, third.member) == b"3"
         with pytest.raises(ImageError, match="holds no bytes") as error:
-            shards.read_part(second.uri, second.member)
+            shards.read_member(second.uri, second.member)
         assert error.value.cause is Cause.DAMAGED
 
     @pytest.mark.parametrize("column", ["image", "key"])
@@ -171,7 +171,7 @@ class TestParquet:
             try:
                 if image.problem:
                     raise image.problem
-                shards.read_part(image.uri, image.member)
+                shards.read_member(image.uri, image.member)
                 found.append(image.key)
             except ImageError as error:
                 causes.add(error.cause)

@@ -167,9 +167,9 @@ def check(decoded: DecodedImage, layout: Layout, samples: np.ndarray) -> None:
     assert known.any()
     assert np.abs(pixels - wanted)[known].max() <= within
     assert decoded.grey == (photometric in (MIN_IS_WHITE, MIN_IS_BLACK))
-    assert (decoded.alpha is None) == (alpha is None)
+    assert (decoded.transparency is None) == (alpha is None)
     if alpha is not None:
-        assert np.abs(decoded.alpha / 255 - alpha).max() <= 0.501 / 255
+        assert np.abs(decoded.transparency / 255 - alpha).max() <= 0.501 / 255
 
 
 def codings(bits: int, sample_format: int) -> Iterator[dict[str, Any]]:

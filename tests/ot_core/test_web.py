@@ -13,7 +13,7 @@ import pytest
 
 from ot_core import Cause, storage
 from ot_core.errors import BadUrlError, StoreError, TooManyBytesError, UnavailableError, as_image_error
-from ot_core.shards import members_of_tar, read_part
+from ot_core.shards import members_of_tar, read_member
 from tests.faults import faulty_proxy
 from tests.web import WebServer, web_server
 
@@ -66,8 +66,8 @@ def test_a_tar_is_read_member_by_member_and_transferred_once_where_there_are_no_
             tar.addfile(member, io.BytesIO(data))
     server.files = {"/a.tar": packed.getvalue()}
     with storage.open_file(f"{server.url}/a.tar") as file:
-        parts = {member.name: member.part for member in members_of_tar(file)}
-    assert {name: read_part(f"{server.url}/a.tar", part) for name, part in parts.items()} == contents
+        parts = {member.name: member.place for member in members_of_tar(file)}
+    assert {name: read_member(f"{server.url}/a.tar", part) for name, part in parts.items()} == contents
     whole = [asked for _, _, asked in server.log if not asked]
     assert len(whole) == (0 if server.ranges else 1)
 

@@ -118,7 +118,7 @@ def test_a_row_group_is_read_once(tmp_path, images, monkeypatch):
     read = pq.ParquetFile.read_row_group
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: (reads.append(a[1]), read(*a, **k))[1])
     for listed in listing.list_images(str(path)):
-        assert shards.read_part(listed.uri, listed.member) in images
+        assert shards.read_member(listed.uri, listed.member) in images
     assert reads == [0, 1, 2]
 
 

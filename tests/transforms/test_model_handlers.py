@@ -215,20 +215,18 @@ def _tight_model(most_pixels: int) -> TransportModel:
 def test_an_image_that_does_not_fit_is_done_in_ever_smaller_tiles():
     batch = _batch(0, size=(1100, 900))
     roomy, tight = _tight_model(10**9), _tight_model(300_000)
-    (whole,) = TransportModelHandler("m", max_tile_pixels=2**21).run_inference(batch, roomy)
-    (tiled,) = TransportModelHandler("m", max_tile_pixels=2**21).run_inference(batch, tight)
+    (whole,) = TransportModelHandler("m", tile_pixels=2**21).run_inference(batch, roomy)
+    (tiled,) = TransportModelHandler("m", tile_pixels=2**21).run_inference(batch, tight)
     assert tight.autoencoder._module.largest <= 300_000
     difference = np.abs(whole.inference.pixels[0].astype(int) - tiled.inference.pixels[0])
     assert difference.max() <= 1  # this autoencoder sees nothing beyond its 4x4 squares
-    (failure,) = TransportModelHandler("m", max_tile_pixels=2**21).run_inference(batch, _tight_model(100_000))
+    (failure,) = TransportModelHandler("m", tile_pixels=2**21).run_inference(batch, _tight_model(100_000))
     assert failure.inference.error_type == "out_of_memory"
 
 
 def test_images_of_one_shape_are_not_worked_on_together_beyond_the_budget():
     model, budget = _tight_model(10**9), 2**18
-    predictions = TransportModelHandler("m", max_tile_pixels=budget).run_inference(
-        _batch(0, 1, 2, size=(400, 400)), model
-    )
+    predictions = TransportModelHandler("m", tile_pixels=budget).run_inference(_batch(0, 1, 2, size=(400, 400)), model)
     assert [p.inference.pixels[0].shape for p in predictions] == [(400, 400, 3)] * 3
     assert model.autoencoder._module.largest <= budget
 
@@ -243,7 +241,7 @@ def test_no_call_of_the_model_works_on_more_pixels_than_the_budget(interpolation
     images = [_batch(0, size=size)[0]._replace(ref=ImageRef(f"{i}", "u")) for i, size in enumerate(sizes)]
     batches = [batch for image in images for batch in batcher.process(image)]
     batches += [windowed.value for windowed in batcher.finish_bundle()]
-    handler = TransportModelHandler("m", (0.0, 0.5), interpolation=interpolation, max_tile_pixels=budget)
+    handler = TransportModelHandler("m", (0.0, 0.5), interpolation=interpolation, tile_pixels=budget)
     results = {r.example.key: r.inference for batch in batches for r in handler.run_inference(batch, model)}
     assert model.autoencoder._module.largest <= budget
     for image in images:
