@@ -58,7 +58,7 @@ test-flink: .venv/installed  ## both jobs on Flink; with FLINK_HOME set on a clu
 
 test-oldest: .venv/installed  ## tests of transforms and jobs with the oldest Beam that setup.py allows
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(BIN)/python -c 'import os, sysconfig; print(os.getcwd(), sysconfig.get_path("purelib"), sep="\n")' \
+	$(BIN)/python -c 'import os, sys; print(os.getcwd(), *(p for p in sys.path if "site-packages" in p), sep="\n")' \
 	> $$($(OLDEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
 	$(OLDEST)/bin/pip install --quiet 'apache-beam[yaml]==$(OLDEST_BEAM).*'
 	$(OLDEST)/bin/python -m pytest tests/transforms tests/pipelines tests/engines tests/deploy/test_yaml.py
