@@ -34,7 +34,7 @@ from transforms import (
     WriteTransportMap,
     metrics,
 )
-from transforms.groups import ChoosePartDoFn
+from transforms.groups import choose_part
 from transforms.pairs import KeepBackPairs, KeptRefs, PairReader
 from transforms.quiet_beam import beam
 from transforms.statistics import MergeStatistics
@@ -240,8 +240,7 @@ def fit_map(
         margin=plan.margin,
     )
     grouped = _grouped(args)
-    choose = beam.ParDo(ChoosePartDoFn(grouped)).with_output_types(ImageRef)
-    chosen, ungrouped = images | "SplitSides" >> choose.with_outputs("failures", main="images")
+    chosen, ungrouped = images | "SplitSides" >> choose_part(grouped)
     statistics, unread = chosen | "LatentStatistics" >> options.on_accelerator(encode, args)
     earlier = statistics_of(args)
     if earlier:

@@ -1,6 +1,7 @@
 """Images in groups, each of which has a map of its own: the part that they count in, and whether there is a map."""
 
-from collections.abc import Collection, Iterator
+import functools
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -11,61 +12,45 @@ from ot_core.parts import number_of
 from transforms.elements import Failure, ImageRef
 
 
-class _ChooseDoFn(beam.DoFn):
-    """Gives an image, perhaps changed, or the failure that says why not, as the output "failures"."""
-
-    #: Of the failures.
-    stage = ""
-
-    def process(self, element: ImageRef) -> Iterator[Any]:
-        """One for one."""
-        try:
-            chosen = self.chosen(element)
-        except ImageError as error:
-            yield beam.pvalue.TaggedOutput("failures", Failure.of(element, self.stage, error))
-        else:
-            yield chosen
-
-    def chosen(self, ref: ImageRef) -> ImageRef:
-        """The image; raises ImageError."""
-        raise NotImplementedError
-
-
-class ChoosePartDoFn(_ChooseDoFn):
-    """Chooses the part that an image counts in, for `FitTransportMap`.
+def choose_part(grouped: Collection[str]) -> beam.PTransform:
+    """Chooses the part that an image counts in, for `FitTransportMap`: ImageRef -> outputs "images" and "failures".
 
     Args:
         grouped: the sides whose images count for the map of their group alone; those of the others count for all.
     """
-
-    stage = "list"
-
-    def __init__(self, grouped: Collection[str]) -> None:
-        self._grouped = grouped
-
-    def chosen(self, ref: ImageRef) -> ImageRef:
-        """See the class."""
-        grouped = ref.side in self._grouped
-        if grouped:
-            check_group(ref.group)
-        return ref._replace(part_number=number_of(ref.key), group=ref.group if grouped else "")
+    return _checked(functools.partial(_in_part, grouped=grouped), "list")
 
 
-class HasMapDoFn(_ChooseDoFn):
-    """Lets an image through if its group has a map.
+def having_map(groups: Collection[str]) -> beam.PTransform:
+    """Lets an image through if its group has a map: ImageRef -> outputs "images" and "failures".
 
     Args:
         groups: that have one.
     """
+    return _checked(functools.partial(_with_map, groups=frozenset(groups)), "transport")
 
-    stage = "transport"
 
-    def __init__(self, groups: Collection[str]) -> None:
-        self._groups = frozenset(groups)
+def _in_part(ref: ImageRef, grouped: Collection[str]) -> ImageRef:
+    of_group = ref.side in grouped
+    if of_group:
+        check_group(ref.group)
+    return ref._replace(part_number=number_of(ref.key), group=ref.group if of_group else "")
 
-    def chosen(self, ref: ImageRef) -> ImageRef:
-        """See the class."""
-        if ref.group in self._groups:
-            return ref
-        found = f"its group {ref.group[:200]!r} has no map" if ref.group else "it has no group, so no map"
-        raise ImageError(Cause.NO_MAP, f"{found}; fit one with dot-fit --group_by, or give a --default_map")
+
+def _with_map(ref: ImageRef, groups: Collection[str]) -> ImageRef:
+    if ref.group in groups:
+        return ref
+    found = f"its group {ref.group[:200]!r} has no map" if ref.group else "it has no group, so no map"
+    raise ImageError(Cause.NO_MAP, f"{found}; fit one with dot-fit --group_by, or give a --default_map")
+
+
+def _checked(function: Callable[[ImageRef], ImageRef], stage: str) -> Any:
+    one_for_one = beam.FlatMap(_or_failure, function, stage).with_output_types(ImageRef)
+    return one_for_one.with_outputs("failures", main="images")
+
+
+def _or_failure(ref: ImageRef, function: Callable[[ImageRef], ImageRef], stage: str) -> Iterator[Any]:
+    try:
+        yield function(ref)
+    except ImageError as error:
+        yield beam.pvalue.TaggedOutput("failures", Failure.of(ref, stage, error))

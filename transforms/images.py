@@ -13,7 +13,7 @@ from ot_core.layout import OutputLayout
 from ot_core.parts import Part
 from ot_core.places import Place
 from transforms.elements import Failure, ImageRecord, ImageRef
-from transforms.groups import HasMapDoFn
+from transforms.groups import having_map
 from transforms.reading import ReadImages
 from transforms.restoring import RestoreImages
 from transforms.transporting import TransportLoaded
@@ -108,8 +108,7 @@ class TransportImages(beam.PTransform):
         refs, inside = refs | "OutsideOutput" >> outside.with_outputs("failures", main="images")
         failures: list[beam.PCollection[Failure]] = [inside]
         if self._transport.maps and "" not in self._transport.maps:
-            has_map = beam.ParDo(HasMapDoFn(self._transport.maps)).with_output_types(ImageRef)
-            refs, unmapped = refs | "HasMap" >> has_map.with_outputs("failures", main="images")
+            refs, unmapped = refs | "HasMap" >> having_map(self._transport.maps)
             failures.append(unmapped)
         images, unread = refs | "ReadImages" >> self._read
         failures.append(unread)

@@ -31,7 +31,7 @@ KeptRefs = tuple[int, list[dict[str, ImageRef]]]
 @beam.typehints.with_input_types(ImageRef)
 @beam.typehints.with_output_types(tuple[str, KeptRefs])
 class KeepBackPairs(beam.PTransform):
-    """ImageRef, in parts as `ChoosePartDoFn` chooses them -> (group, which pairs to keep back).
+    """ImageRef, in parts as `choose_part` chooses them -> (group, which pairs to keep back).
 
     References alone cross the shuffle. Of each group one random part is kept back, and of that so many pairs at
     most; the same ones in every run.
