@@ -31,19 +31,20 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Drift:
-    """Distance of a set of latent patches from one side of a map.
+    """Squared Wasserstein distance of a set of latent patches from one side of a map.
 
-    In the latents' own units, what images happen to show makes up most of any distance: it varies in the directions in
-    which latents are large, where restoring changes little. In units of the side's standard deviation in each
-    direction, fine detail counts as much, and a few dozen images tell another restorer from other content.
+    In the latents' own units, most of any distance comes from the scenes of the images: scenes vary in the directions
+    in which latents are large, and restoring changes little there. So the distance is also taken in units of the side's
+    standard deviation in each direction. There fine detail counts as much, and a few dozen images are enough to tell
+    another restorer from other scenes.
 
     Attributes:
         patches: how many the set has.
-        images: of how many images they are; 0 where that isn't known.
+        images: how many images the patches are of; 0 if unknown.
         distance_squared: from that side, as the map measures distances.
         standard_distance_squared: from that side, in units of its standard deviations.
-        standard_noise_floor: how much of that is expected by chance, of as many images of the side's own distribution;
-            where images aren't known, of as many patches. None where the map doesn't tell its random parts.
+        standard_noise_floor: how much of that is expected by chance, from as many images of the side's own
+            distribution (from as many patches, if the images are unknown). None if the map has no random parts.
         relative: what is left of it above the noise floor, as a share of the distance between the map's two sides in
             the same units: 0 is no drift, and 1 is as far away as restored images are from natural ones; any is
             infinite where these are alike. Where the floor isn't known, nothing is taken off.

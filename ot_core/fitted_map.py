@@ -73,8 +73,8 @@ class FittedMap:
         space: of the patches that it maps.
         statistics: of the source, restored images' patches, and of the target, natural ones'; each as a whole, and the
             same in random parts where these are known. Their halves tell how much the choice of images matters.
-        noise_floor: squared distance between source and target that chance alone would give (`ot_core.noise_floor`),
-            or None if unknown.
+        noise_floor: squared Wasserstein distance between source and target that chance alone would give
+            (`ot_core.noise_floor`), or None if unknown.
         origin: how the source's images were made.
         residual: the share of what the autoencoder loses of an image that is added back to its result
             (`ot_core.transporting`).

@@ -16,7 +16,7 @@ from ot_core.transport_map import gelbrich_distance_squared, matched
 def noise_floor(
     source: Sequence[GaussianStatistics], target: Sequence[GaussianStatistics], invariant: Array | None = None
 ) -> float:
-    """The squared distance expected between two sets as large as these, drawn from one distribution.
+    """The squared Wasserstein distance expected between two sets as large as these, drawn from one distribution.
 
     To first order the squared distance between samples of n and m images is v (1/n + 1/m), with v a property of
     the distribution. v is measured on each side from its random halves, and counted in patches rather than images.
