@@ -120,8 +120,8 @@ def evaluate_images(
 ) -> tuple[beam.PCollection[ImageQuality], beam.PCollection[Failure]]:
     """Writes all of the report but the failures; gives these, and the rows of the images compared."""
     args = plan.args
-    groups = {REFERENCE: args.reference, **{candidate.name: candidate.url for candidate in plan.candidates}}
-    refs, unlisted = pipeline | "ListImages" >> ListImages(groups, max_pixels=args.max_pixels, max_bytes=args.max_bytes)
+    sides = {REFERENCE: args.reference, **{candidate.name: candidate.url for candidate in plan.candidates}}
+    refs, unlisted = pipeline | "ListImages" >> ListImages(sides, max_pixels=args.max_pixels, max_bytes=args.max_bytes)
     baseline, extractors = baseline_of(plan.candidates), _extractors(args)
     in_parts = refs | "ChooseParts" >> beam.Map(_in_part).with_output_types(ImageRef)
     images, quality, changes, uncompared = in_parts | "CompareImages" >> CompareImages(

@@ -3,6 +3,7 @@
 import functools
 import operator
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -111,20 +112,16 @@ def by_group(item: tuple[Part, GaussianStatistics]) -> tuple[str, tuple[Part, Ga
     return part.group, (part._replace(group=""), statistics)
 
 
+@dataclass(eq=False)
 class _FitDoFn(beam.DoFn):
-    def __init__(
-        self,
-        vae: str | None,
-        patch_size: int,
-        method: str,
-        origin: SourceOrigin,
-        margin: int | None,
-        read_pair: PairReader,
-        residual: float | None,
-    ) -> None:
-        self._vae, self._patch_size, self._method, self._origin = vae, patch_size, method, origin
-        self._margin, self._read_pair, self._residual = margin, read_pair, residual
-        self._of_common: DecoderGeometry | None = None
+    vae: str | None
+    patch_size: int
+    method: str
+    origin: SourceOrigin
+    margin: int | None
+    read_pair: PairReader
+    residual: float | None
+    of_common: DecoderGeometry | None = field(default=None, init=False)
 
     def process(
         self,
@@ -143,24 +140,24 @@ class _FitDoFn(beam.DoFn):
         if missing:
             return
         with metrics.timed("fit"), ends_with_device():
-            autoencoder = with_margin(load_autoencoder(self._vae), self._margin)
+            autoencoder = with_margin(load_autoencoder(self.vae), self.margin)
             geometry = None
-            if self._method != "paper":
+            if self.method != "paper":
                 target = functools.reduce(operator.add, sides[TARGET])
                 geometry = self._geometry(autoencoder, target, common=not of_side(own, TARGET))
             number, refs = kept_back.get(group, (WHOLE, ()))
-            pairs = KeptBack(number, [pair for each in refs if (pair := self._read_pair(each)) is not None])
+            pairs = KeptBack(number, [pair for each in refs if (pair := self.read_pair(each)) is not None])
             fitted = fit_map(
-                statistics, autoencoder, self._patch_size, self._method, geometry, self._origin, pairs, self._residual
+                statistics, autoencoder, self.patch_size, self.method, geometry, self.origin, pairs, self.residual
             )
             yield group, fitted
 
     def _geometry(self, autoencoder: Autoencoder, target: GaussianStatistics, common: bool) -> DecoderGeometry:
         """Measured once for a target that all maps have in common: it takes about as long as everything else."""
         if not common:
-            return decoder_geometry(autoencoder, target, self._patch_size)
-        self._of_common = self._of_common or decoder_geometry(autoencoder, target, self._patch_size)
-        return self._of_common
+            return decoder_geometry(autoencoder, target, self.patch_size)
+        self.of_common = self.of_common or decoder_geometry(autoencoder, target, self.patch_size)
+        return self.of_common
 
 
 @beam.typehints.with_input_types(tuple[str, FittedMap])
