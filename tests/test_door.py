@@ -27,6 +27,8 @@ ALLOWED = {
     "ot_core/map_file.py path.write_bytes": "a temporary folder, for a library that reads paths only",
     "ot_core/restorer_files.py path.write_bytes": "likewise",
     "pipelines/command.py": "the process's own streams, and /proc",
+    "ot_core/images.py open": "a file in memory, for what a codec writes",
+    "pipelines/local_workers.py Path(f'/proc/{process}/environ').read_bytes": "the system's own",
     "ot_core/device.py _DRIVER.read_text": "the system's own, which tells the driver's version",
     "pipelines/flags.py": "Beam's own source",
     "transforms/metrics.py": "a temporary folder, in which processes leave their tallies",
