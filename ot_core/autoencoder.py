@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from ot_core import storage
 from ot_core.errors import UserError, type_and_line
+from ot_core.hardware import chosen_device, default_precision
 
 #: Name of the autoencoder that ships with the package.
 DEFAULT_VAE: Final = "default"
@@ -238,29 +239,6 @@ class _PixelSpace(nn.Module):
         return z
 
 
-def default_device() -> str:
-    """The first CUDA device where there is one, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def default_precision(device: str | None = None) -> str:
-    """bfloat16 where the device computes in it by itself, else float32."""
-    if (device or default_device()).startswith("cuda"):
-        return "bfloat16" if torch.cuda.get_device_capability()[0] >= 8 else "float32"
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return "bfloat16" if native() else "float32"
-
-
-def default_tile_pixels() -> int:
-    """Pixels beyond which an image is done in tiles: what fits in 2 GB on a CPU, and in a few on a GPU."""
-    return 2**22 if torch.cuda.is_available() else 2**20
-
-
-def default_batch_pixels() -> int:
-    """Pixels in a batch: what a GPU works on at once, or what the cores of a CPU take one by one."""
-    return 2**22 if torch.cuda.is_available() else 2**21
-
-
 def vae_name(spec: str | None) -> str:
     """The name under which a map remembers the autoencoder that `--vae` asked for."""
     return spec or DEFAULT_VAE
@@ -278,14 +256,14 @@ def load_autoencoder(
 
     Args:
         spec: see the module's docstring.
-        device: torch device; default CUDA where there is one.
+        device: see `chosen_device`.
         precision: one of `ot_core.choices.PRECISIONS`; None for `default_precision`.
         compiled: see `Autoencoder`.
 
     Raises:
-        UserError: if there is none at that place, or it isn't one.
+        UserError: if there is none at that place, it isn't one, or there is no such device.
     """
-    device = device or default_device()
+    device = chosen_device(device)
     return _load_once(vae_name(spec), device, precision or default_precision(device), compiled)
 
 

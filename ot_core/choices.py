@@ -4,6 +4,9 @@ from typing import Final
 
 #: Of the autoencoder's arithmetic.
 PRECISIONS: Final = ("float32", "bfloat16", "float16")
+#: Where models compute; auto is the first CUDA device where there is one, else the CPU.
+AUTO_DEVICE: Final = "auto"
+DEVICES: Final = (AUTO_DEVICE, "cuda", "mps", "cpu")
 #: Of fitting: see `ot_core.fitting.fit_map`.
 METHODS: Final = ("matched", "pixels", "paper")
 #: What alpha mixes: see `ot_core.transporting`.

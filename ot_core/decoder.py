@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ot_core.autoencoder import Autoencoder, default_batch_pixels
+from ot_core.autoencoder import Autoencoder
+from ot_core.hardware import default_batch_pixels
 from ot_core.statistics import Array, GaussianStatistics
 
 #: Latent positions along each side of the fields that are probed; a decoder's response decays within half of it.
@@ -114,7 +115,7 @@ def _responses(autoencoder: Autoencoder, field: Array, steps: Array) -> Tensor:
     middle, channels = _EXTENT // 2, torch.arange(len(steps))
     fields = torch.from_numpy(field).float().repeat(len(steps) + 1, 1, 1, 1)  # the last stays undisturbed
     fields[channels, channels, middle, middle] += torch.from_numpy(steps).float()
-    most = max(1, default_batch_pixels() // (_EXTENT * autoencoder.downsampling_factor) ** 2)
+    most = max(1, default_batch_pixels(autoencoder.device.type) // (_EXTENT * autoencoder.downsampling_factor) ** 2)
     decoded = torch.cat([autoencoder.decode(several).double().cpu() for several in torch.split(fields, most)])
     return (decoded[:-1] - decoded[-1]) / torch.from_numpy(steps)[:, None, None, None]
 

@@ -50,7 +50,7 @@ def described(device: str) -> str:
     For example `cpu (x86_64, 8 threads)` or `cuda (NVIDIA L4, driver 550.54, CUDA 12.8)`.
     """
     torch = sys.modules["torch"]
-    if not device.startswith("cuda") or not torch.cuda.is_available():
+    if not device.startswith("cuda"):
         return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)" if device == "cpu" else device
     told = [torch.cuda.get_device_name(device)]
     with suppress(OSError):

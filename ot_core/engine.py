@@ -87,7 +87,7 @@ def _over_equal_shapes(
         most = max(tile_pixels // (height * width), 1)  # one that is larger by itself is split by the function
         for several in (alike[start : start + most] for start in range(0, len(alike), most)):
             results = halving(several, size, function, tile_pixels)
-            memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+            memory = torch.cuda.max_memory_allocated() or None
             observe(min(len(several) * height * width, tile_pixels), memory)
             yield from results
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ot_core import storage
-from ot_core.autoencoder import Autoencoder, Pixels, default_device, default_tile_pixels, load_autoencoder, to_tensor
+from ot_core.autoencoder import Autoencoder, Pixels, load_autoencoder, to_tensor
 from ot_core.errors import Cause, ImageError, UserError, one_line
+from ot_core.hardware import chosen_device, default_tile_pixels
 from ot_core.margin import with_margin
 from ot_core.patches import latent_statistics
 from ot_core.statistics import GaussianStatistics
@@ -101,8 +102,9 @@ class LatentFeatures(FeatureExtractor):
     def statistics(self, images: Sequence[Pixels], model: Autoencoder) -> list[GaussianStatistics | ImageError]:
         """See the base class; images smaller than a patch have none."""
         height, width = model.padded_size(*images[0].shape[:2])
-        if len(images) == 1 and height * width > default_tile_pixels():
-            latents = encode_in_tiles(model, images[0], default_tile_pixels())
+        most = default_tile_pixels(model.device.type)
+        if len(images) == 1 and height * width > most:
+            latents = encode_in_tiles(model, images[0], most)
         else:
             latents = model.encode(to_tensor(images, model))
         return [self._of_one(latent) for latent in model.inner(latents)]
@@ -145,7 +147,7 @@ class InceptionFeatures(FeatureExtractor):
 
     def load(self) -> Any:
         """The network."""
-        return _load_inception(self._weights, self._device or default_device())
+        return _load_inception(self._weights, chosen_device(self._device))
 
     def statistics(self, images: Sequence[Pixels], model: Any) -> list[GaussianStatistics | ImageError]:
         """See the base class; one vector for each image, of its pixels rounded to 8 bits."""

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ot_core.autoencoder import default_device
 from ot_core.errors import UserError
 from ot_core.features import read_weights
+from ot_core.hardware import chosen_device
 
 Pixels = NDArray[np.generic]
 #: Pixels worked on at a time, so that memory doesn't grow with the image.
@@ -142,7 +142,7 @@ class Lpips:
             network.net.load_state_dict(ours)
         except (RuntimeError, AttributeError):
             raise UserError(f"lpips_weights {weights}: expected torchvision's AlexNet, features.0.weight ...") from None
-        self._device = device or default_device()
+        self._device = chosen_device(device)
         self._network = network.to(self._device)
 
     def __call__(self, a: Pixels, b: Pixels) -> float | None:

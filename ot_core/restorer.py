@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ot_core.autoencoder import Pixels, default_device, unit_pixels
+from ot_core.autoencoder import Pixels, unit_pixels
 from ot_core.device import is_out_of_memory, raise_if_lost
 from ot_core.errors import Cause, ImageError, UserError, type_and_line
+from ot_core.hardware import chosen_device
 from ot_core.images import DecodedImage, eight_bits
 from ot_core.restorer_files import Network, load_network
 from ot_core.tiles import blended_tiles
@@ -259,7 +260,7 @@ def load_restorer(spec: str, device: str | None = None, precision: str | None = 
     Raises:
         UserError: if there is none at that place, it isn't one, or it doesn't work on a small image.
     """
-    return _load_once(spec, device or default_device(), precision)
+    return _load_once(spec, chosen_device(device), precision)
 
 
 @functools.lru_cache(maxsize=2)

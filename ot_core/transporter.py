@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ot_core.autoencoder import Autoencoder, default_tile_pixels, load_autoencoder
+from ot_core.autoencoder import Autoencoder, load_autoencoder
 from ot_core.check import MOST_PAIRS, KeptBack, Pair, middle, part_to_keep_back
 from ot_core.choices import METHODS
 from ot_core.degradation import Degradation
@@ -24,6 +24,7 @@ from ot_core.engine import over_images, workers_of
 from ot_core.features import LatentFeatures
 from ot_core.fitted_map import FittedMap, SourceOrigin
 from ot_core.fitting import autoencoder_of, check_restorer, fit_map
+from ot_core.hardware import default_tile_pixels
 from ot_core.images import DecodedImage, decoded_picture, eight_bits, picture_of
 from ot_core.map_file import read_map, write_map
 from ot_core.margin import with_margin
@@ -242,7 +243,7 @@ def _alone(
         return autoencoder.padded_size(*image.pixels.shape[:2])
 
     workers = workers_of(autoencoder.device.type)
-    ((_, result),) = over_images([image], size, function, default_tile_pixels(), workers)
+    ((_, result),) = over_images([image], size, function, default_tile_pixels(autoencoder.device.type), workers)
     if isinstance(result, Exception):
         raise result
     return result

@@ -135,7 +135,9 @@ def evaluate_images(
     _ = quality | "WriteQuality" >> WriteQuality(args.report)
     totals = quality | "TotalQuality" >> TotalQuality()
 
-    statistics, unread = images | "FeatureStatistics" >> FeatureStatistics(extractors, args.max_batch_pixels)
+    statistics, unread = images | "FeatureStatistics" >> FeatureStatistics(
+        extractors, args.max_batch_pixels, device=options.device_of(args)
+    )
     distances, unmeasured = statistics | "FeatureDistances" >> FeatureDistances(extractors)
 
     failures = (unlisted, uncompared, unread, unmeasured) | "FlattenFailures" >> beam.Flatten()
@@ -201,10 +203,11 @@ def report(plan: Plan, counters: Counters) -> str:
 
 
 def _extractors(args: argparse.Namespace) -> Mapping[str, FeatureExtractor]:
+    device = options.device_of(args)
     known = {
-        "latent": LatentFeatures(args.vae, args.patch_size, precision=options.precision_of(args), margin=0),
+        "latent": LatentFeatures(args.vae, args.patch_size, device, options.precision_of(args), margin=0),
         "pixel": PixelFeatures(),
-        "inception": InceptionFeatures(args.inception_weights or ""),
+        "inception": InceptionFeatures(args.inception_weights or "", device),
         "scene": SceneFeatures(),
     }
     return {name: known[name] for name in MEASURES if name in args.features}

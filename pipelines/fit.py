@@ -238,6 +238,7 @@ def fit_map(
         restorer=plan.restorer,
         max_bytes=args.max_bytes,
         margin=plan.margin,
+        device=options.device_of(args),
     )
     grouped = _grouped(args)
     chosen, ungrouped = images | "SplitSides" >> choose_part(grouped)

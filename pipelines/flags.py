@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import yaml
 
 from ot_core import __version__, storage
-from ot_core.choices import PRECISIONS
+from ot_core.choices import AUTO_DEVICE, DEVICES, PRECISIONS
 from ot_core.errors import UserError, one_line
 from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS, HIGHEST_PIXEL_LIMIT
 
@@ -241,6 +241,13 @@ def add_model(parser: Flags, precision: str = "float32") -> None:
         default=precision,
         help="precision of the autoencoder; auto is bfloat16 where the device has it natively, else float32 "
         "(default %(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default=AUTO_DEVICE,
+        help="where models compute: a worker that has no such device fails. auto is a CUDA device where there is one, "
+        "else the CPU (default %(default)s; cuda with --accelerator)",
     )
 
 

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 
 from ot_core import UserError
+from ot_core.choices import AUTO_DEVICE
 from ot_core.groups import GROUP, Grouping, is_pattern
 from pipelines.flags import ArgumentParser, beams_flags, has_job_server
 from transforms.quiet_beam import DirectOptions, GoogleCloudOptions, PipelineOptions, StandardOptions, beam
@@ -41,6 +42,13 @@ def on_accelerator(transform: beam.PTransform, args: argparse.Namespace) -> beam
 def precision_of(args: argparse.Namespace) -> str | None:
     """What the transforms take; None means the device's fastest."""
     return None if args.precision == "auto" else str(args.precision)
+
+
+def device_of(args: argparse.Namespace) -> str | None:
+    """What the transforms take: a GPU that is asked for is used; None means what each worker has."""
+    if getattr(args, "accelerator", None):
+        return "cuda"
+    return None if args.device == AUTO_DEVICE else str(args.device)
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, PipelineOptions]:
@@ -94,6 +102,8 @@ def check_engine(args: argparse.Namespace, options: PipelineOptions) -> None:
             f"--runner {runner}: Beam's DaskRunner loses images (it drops what a bundle gives at its end); use "
             "--direct_running_mode multi_processing --direct_num_workers N on one machine, FlinkRunner on several"
         )
+    if getattr(args, "accelerator", None) and getattr(args, "device", None) not in (None, AUTO_DEVICE, "cuda"):
+        raise UserError(f"--accelerator: gives the model's stage a GPU; expected no --device {args.device}")
     services = options.view_as(GoogleCloudOptions).dataflow_service_options or []
     if getattr(args, "accelerator", None) and any(service.startswith("worker_accelerator") for service in services):
         raise UserError("--accelerator: gives the model's stage its own workers; leave out worker_accelerator")

@@ -243,6 +243,7 @@ def transport_images(
         zero_shot=args.zero_shot,
         residual=args.residual,
         precision=options.precision_of(args),
+        device=options.device_of(args),
         compiled=args.compile,
         statistics=True,
         restorer=args.restorer,

@@ -44,7 +44,7 @@ _WRITTEN = re.compile(
 _NATURAL, _DEGRADED, _ENHANCED = "natural", "degraded", "enhanced"
 #: Flags that all steps share.
 _SHARED = (
-    *("vae", "precision", "max_pixels", "max_bytes", "max_batch_pixels", "max_failure_fraction"),
+    *("vae", "precision", "device", "max_pixels", "max_bytes", "max_batch_pixels", "max_failure_fraction"),
     *("progress", "quiet", "verbose"),
 )
 

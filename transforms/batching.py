@@ -6,7 +6,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
-from ot_core.autoencoder import default_batch_pixels, default_device
+from ot_core.hardware import chosen_device, default_batch_pixels
 from transforms.elements import ImageBatch, LoadedImage
 from transforms.windows import check_windows, in_global_window
 
@@ -25,29 +25,31 @@ class BatchByPixels(beam.PTransform):
 
     Args:
         max_batch_pixels: most pixels in a batch of more than one image. 0 makes every image its own batch. Default:
-            4 Mi where there is CUDA; on a CPU 2 Mi of images of any shape, which the model works on one by one,
+            4 Mi on a GPU; on a CPU 2 Mi of images of any shape, which the model works on one by one,
             several side by side.
+        device: of the model, as in `ot_core.hardware.chosen_device`.
     """
 
-    def __init__(self, max_batch_pixels: int | None = None) -> None:
+    def __init__(self, max_batch_pixels: int | None = None, device: str | None = None) -> None:
         super().__init__()
-        self._most = max_batch_pixels
+        self._most, self._device = max_batch_pixels, device
 
     @no_annotations
     def expand(self, images: beam.PCollection[LoadedImage]) -> beam.PCollection[ImageBatch]:
         """One fused step."""
         check_windows(self, images)
-        batcher = _BatchByPixelsDoFn(self._most)
+        batcher = _BatchByPixelsDoFn(self._most, self._device)
         return images | "BatchByPixels" >> beam.ParDo(batcher).with_output_types(ImageBatch)
 
 
 class _BatchByPixelsDoFn(beam.DoFn):
-    def __init__(self, max_batch_pixels: int | None) -> None:
-        self._requested = max_batch_pixels
+    def __init__(self, max_batch_pixels: int | None, device: str | None = None) -> None:
+        self._requested, self._device = max_batch_pixels, device
 
     def setup(self) -> None:
-        self._any_shape = self._requested is None and default_device() == "cpu"
-        self._most = default_batch_pixels() if self._requested is None else self._requested
+        device = chosen_device(self._device)
+        self._any_shape = self._requested is None and device == "cpu"
+        self._most = default_batch_pixels(device) if self._requested is None else self._requested
 
     def start_bundle(self) -> None:
         self._waiting: dict[_Shape, list[LoadedImage]] = {}

@@ -60,6 +60,7 @@ class TransportImages(beam.PTransform):
         restorer: what restores the images first (`RestoreImages`); default nothing, for images that are restored.
         precision: of the autoencoder and the restorer, as in `TransportModelHandler` and `RestoreImages`.
         max_bytes: larger files are failures.
+        device: of the models, as in `ot_core.hardware.chosen_device`.
         **options: of `TransportModelHandler`: interpolation, kernel_size, sigma, zero_shot, residual,
             compiled.
 
@@ -83,16 +84,19 @@ class TransportImages(beam.PTransform):
         restorer: str | None = None,
         precision: str | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
+        device: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         layout = output if isinstance(output, OutputLayout) else OutputLayout.of(output, alphas, format)
         self._transport = TransportLoaded(
-            map, layout.alphas, vae, max_batch_pixels, statistics, **options, precision=precision
+            map, layout.alphas, vae, max_batch_pixels, statistics, **options, precision=precision, device=device
         )
         self._write = WriteImages(layout, quality=quality, compress_level=compress_level)
         self._read = ReadImages(max_pixels, max_bytes)
-        self._restore = RestoreImages(restorer, None, max_pixels, max_batch_pixels, precision) if restorer else None
+        self._restore = (
+            RestoreImages(restorer, None, max_pixels, max_batch_pixels, precision, device) if restorer else None
+        )
         self._layout = layout
 
     def display_data(self) -> dict[str, Any]:

@@ -25,12 +25,12 @@ from ot_core import (
     UserError,
     ZeroShotTransport,
 )
-from ot_core.autoencoder import default_device, default_tile_pixels
 from ot_core.choices import INTERPOLATIONS
 from ot_core.device import described
 from ot_core.engine import over_images, workers_of
 from ot_core.features import FeatureExtractor, LatentFeatures
 from ot_core.fitting import autoencoder_of, read_maps
+from ot_core.hardware import chosen_device, default_tile_pixels
 from ot_core.parts import Part
 from ot_core.transporting import transport_pixels
 from transforms import metrics
@@ -68,12 +68,13 @@ class ImageModelHandler(ModelHandler[Any, Any, Any]):
 
     Args:
         batched: whether the elements are batches already.
+        device: of the model, as in `ot_core.hardware.chosen_device`, which each worker asks for itself.
         **kwargs: of Beam's ModelHandler: min_batch_size, max_batch_size, model_copies, env_vars and so on.
     """
 
-    def __init__(self, batched: bool = False, **kwargs: Any) -> None:
+    def __init__(self, batched: bool = False, device: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._batched = batched
+        self._batched, self.device = batched, device
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Lets every handler end the worker whose device is lost."""
@@ -119,7 +120,7 @@ class ImageModelHandler(ModelHandler[Any, Any, Any]):
     def loaded(self, batch: Sequence[LoadedImage | NDArray[np.uint8]]) -> list[LoadedImage]:
         """The images of a batch, each an object of its own; counts them."""
         metrics.observe(metrics.BATCH_SIZE, len(batch))
-        metrics.count(metrics.DEVICE + described(getattr(self, "_device", None) or default_device()))
+        metrics.count(metrics.DEVICE + described(chosen_device(self.device)))
         return [
             LoadedImage(ImageRef("", ""), DecodedImage(image), 0.0) if isinstance(image, np.ndarray) else image
             for image in batch
@@ -175,7 +176,7 @@ class FeatureStatisticsModelHandler(ImageModelHandler):
         """Loads the model of each extractor, once per process."""
         with metrics.timed("load_model"):
             models = {name: extractor.load() for name, extractor in self._extractors.items()}
-            return FeatureModels(models, workers_of(default_device()))
+            return FeatureModels(models, workers_of(chosen_device(self.device)))
 
     def infer(
         self, batch: Sequence[LoadedImage], model: FeatureModels
@@ -216,8 +217,8 @@ class FeatureStatisticsModelHandler(ImageModelHandler):
         def statistics(equal: Sequence[_Numbered], _: int) -> list[GaussianStatistics | ImageError]:
             return extractor.statistics([loaded.image.pixels for _, loaded in equal], model)
 
-        workers = models.workers
-        return over_images(images, size, statistics, default_tile_pixels(), workers, metrics.observe_batch)
+        most = default_tile_pixels(chosen_device(self.device))
+        return over_images(images, size, statistics, most, models.workers, metrics.observe_batch)
 
 
 class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):
@@ -244,7 +245,9 @@ class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):
         margin: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__({"latent": LatentFeatures(vae, patch_size, device, precision, margin)}, **kwargs)
+        super().__init__(
+            {"latent": LatentFeatures(vae, patch_size, device, precision, margin)}, device=device, **kwargs
+        )
 
     def infer(
         self, batch: Sequence[LoadedImage], model: FeatureModels
@@ -353,11 +356,11 @@ class TransportModelHandler(ImageModelHandler):
         statistics: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(device=device, **kwargs)
         if interpolation not in INTERPOLATIONS:
             raise UserError(f"interpolation {interpolation}: expected one of {', '.join(INTERPOLATIONS)}")
         self.maps = {"": map} if isinstance(map, str) else dict(map)
-        self._alphas, self._vae, self._device = tuple(alphas), vae, device
+        self._alphas, self._vae = tuple(alphas), vae
         self._interpolation, self._zero_shot, self._residual = interpolation, zero_shot, residual
         self._precision, self._compiled, self._tile_pixels = precision, compiled, tile_pixels
         self._statistics = statistics
@@ -372,7 +375,7 @@ class TransportModelHandler(ImageModelHandler):
         if not self.maps:
             return LateTransportModel(self._late_model)
         with metrics.timed("load_model"):
-            return self._model(read_maps(self.maps, self._vae, self._device, self._precision, self._compiled))
+            return self._model(read_maps(self.maps, self._vae, self.device, self._precision, self._compiled))
 
     def _model(self, maps: Iterable[tuple[str, FittedMap, Autoencoder]]) -> TransportModel:
         """Of maps of one space and autoencoder, each of which is let go once it is on the device."""
@@ -394,7 +397,7 @@ class TransportModelHandler(ImageModelHandler):
 
     def _late_model(self, fitted: FittedMap) -> TransportModel:
         autoencoder = autoencoder_of(
-            fitted.space, "of this pipeline", self._vae, self._device, self._precision, self._compiled
+            fitted.space, "of this pipeline", self._vae, self.device, self._precision, self._compiled
         )
         return self._model([("", fitted, autoencoder)])
 
@@ -435,7 +438,7 @@ class TransportModelHandler(ImageModelHandler):
         def transport(images: Sequence[LoadedImage], tile_pixels: int) -> list[_Transported | ImageError]:
             return self._transport(images, model, tile_pixels)
 
-        tile_pixels = self._tile_pixels or default_tile_pixels()
+        tile_pixels = self._tile_pixels or default_tile_pixels(model.autoencoder.device.type)
 
         def size(loaded: LoadedImage) -> tuple[int, int]:
             return model.autoencoder.padded_size(*loaded.size)

@@ -9,9 +9,9 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import Cause, DecodedImage, ImageError
-from ot_core.autoencoder import default_device
 from ot_core.degradation import Degradation
 from ot_core.engine import over_images, workers_of
+from ot_core.hardware import chosen_device
 from ot_core.images import DEFAULT_MAX_PIXELS
 from ot_core.restorer import TILE_PIXELS, Restorer, load_restorer, restored_image
 from transforms import metrics
@@ -51,15 +51,15 @@ class RestoreModelHandler(ImageModelHandler):
         precision: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(device=device, **kwargs)
         self._restorer, self._sides, self._max_pixels = restorer, sides, max_pixels
         self._tile_pixels = tile_pixels or TILE_PIXELS
-        self._device, self._precision = device or default_device(), precision
+        self._precision = precision
 
     def load(self) -> Restorer:
         """Loads the restorer, once per process."""
         with metrics.timed("load_restorer"):
-            return load_restorer(self._restorer, self._device, self._precision)
+            return load_restorer(self._restorer, self.device, self._precision)
 
     def infer(self, batch: Sequence[LoadedImage], model: Restorer) -> list[RestorePrediction]:
         """See the class."""
@@ -92,7 +92,7 @@ class RestoreModelHandler(ImageModelHandler):
 
         # Budgets are of restored pixels, of which there may be many times as many.
         most = self._tile_pixels * restorer.scale**2
-        workers = workers_of(self._device)
+        workers = workers_of(chosen_device(self.device))
         return over_images(images, size, restore, most, workers, metrics.observe_batch)
 
     def _restore(
@@ -121,6 +121,7 @@ class RestoreImages(beam.PTransform):
         max_pixels: as in `RestoreModelHandler`.
         max_batch_pixels: see `BatchByPixels`; larger images are restored in overlapping tiles of so many pixels.
         precision: as in `ot_core.load_restorer`.
+        device: as in `RestoreModelHandler`.
     """
 
     def __init__(
@@ -130,12 +131,13 @@ class RestoreImages(beam.PTransform):
         max_pixels: int = DEFAULT_MAX_PIXELS,
         max_batch_pixels: int | None = None,
         precision: str | None = None,
+        device: str | None = None,
     ) -> None:
         super().__init__()
         self._handler = RestoreModelHandler(
-            restorer, sides, max_pixels, max_batch_pixels or None, precision=precision, batched=True
+            restorer, sides, max_pixels, max_batch_pixels or None, device, precision, batched=True
         )
-        self._restorer, self._max_batch_pixels = restorer, max_batch_pixels
+        self._restorer, self._max_batch_pixels, self._device = restorer, max_batch_pixels, device
 
     def display_data(self) -> dict[str, Any]:
         """Shown by runners' user interfaces."""
@@ -147,7 +149,7 @@ class RestoreImages(beam.PTransform):
         check_windows(self, images)
         restored = (
             images
-            | "BatchByPixels" >> BatchByPixels(self._max_batch_pixels)
+            | "BatchByPixels" >> BatchByPixels(self._max_batch_pixels, self._device)
             | "RunInference" >> RunInference(self._handler).with_output_types(RestorePrediction)
             | "SplitOutcome"
             >> beam.FlatMap(_split).with_output_types(LoadedImage).with_outputs("failures", main="images")

@@ -100,6 +100,7 @@ class LatentStatistics:
             restorer: restores the images of the side "source" first (`RestoreImages`); default nothing.
             max_bytes: larger files are failures.
             margin: pixels that images are continued by before they are encoded; default measured (`ot_core.margin`).
+            device: of the models, as in `ot_core.hardware.chosen_device`.
         """
 
         def __init__(
@@ -114,16 +115,18 @@ class LatentStatistics:
             restorer: str | None = None,
             max_bytes: int = DEFAULT_MAX_BYTES,
             margin: int | None = None,
+            device: str | None = None,
         ) -> None:
             super().__init__()
             self._read = ReadImages(max_pixels, max_bytes)
             self._degrade = DegradeImages(degradation) if degradation else None
             self._restore = (
-                RestoreImages(restorer, ("source",), max_pixels, max_batch_pixels, precision) if restorer else None
+                RestoreImages(restorer, ("source",), max_pixels, max_batch_pixels, precision, device)
+                if restorer
+                else None
             )
-            self._handler = LatentStatisticsModelHandler(
-                vae, patch_size, precision=precision, margin=margin, batched=True
-            )
+            self._handler = LatentStatisticsModelHandler(vae, patch_size, device, precision, margin, batched=True)
+            self._device = device
             self._vae, self._patch_size = vae, patch_size
             self._max_batch_pixels, self._fanout = max_batch_pixels, fanout
 
@@ -145,7 +148,7 @@ class LatentStatistics:
             if self._restore is not None:
                 images, unrestored = images | "RestoreImages" >> self._restore
                 failures.append(unrestored)
-            batching = BatchByPixels(self._max_batch_pixels)
+            batching = BatchByPixels(self._max_batch_pixels, self._device)
             merge = MergeStatistics(Part, self._fanout)
             statistics, unencoded = _gather(images, batching, "EncodeLatents", self._handler, merge)
             all_failures = (*failures, unencoded) | "FlattenFailures" >> beam.Flatten()
@@ -208,6 +211,7 @@ class FeatureStatistics(beam.PTransform):
         extractors: by the features' names.
         max_batch_pixels: see `BatchByPixels`.
         fanout: see `LatentStatistics.PerKey`.
+        device: of the models, as the extractors were told.
     """
 
     def __init__(
@@ -215,9 +219,11 @@ class FeatureStatistics(beam.PTransform):
         extractors: Mapping[str, FeatureExtractor],
         max_batch_pixels: int | None = None,
         fanout: int | None = None,
+        device: str | None = None,
     ) -> None:
         super().__init__()
-        self._handler = FeatureStatisticsModelHandler(extractors, batched=True)
+        self._handler = FeatureStatisticsModelHandler(extractors, batched=True, device=device)
+        self._device = device
         self._names, self._max_batch_pixels, self._fanout = list(extractors), max_batch_pixels, fanout
         self._whole = frozenset(name for name, extractor in extractors.items() if not extractor.in_parts)
 
@@ -229,7 +235,7 @@ class FeatureStatistics(beam.PTransform):
     def expand(self, images: beam.PCollection[LoadedImage]) -> StatisticsOutcome:
         """Batch, extract, merge."""
         check_windows(self, images)
-        batching = BatchByPixels(self._max_batch_pixels)
+        batching = BatchByPixels(self._max_batch_pixels, self._device)
         merge = MergeStatistics(tuple[str, Part], self._fanout)
         return _gather(images, batching, "ExtractFeatures", self._handler, merge, self._whole)
 

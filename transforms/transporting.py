@@ -91,7 +91,7 @@ class TransportLoaded(beam.PTransform):
     def expand(self, images: beam.PCollection[LoadedImage]) -> LoadedOutcome | LoadedOutcomeWithStatistics:
         """Only the merging of statistics ends outside of the stage, after each bundle's have been merged within."""
         check_windows(self, images, *([self._side_input.pvalue] if self._side_input else []))
-        batches = images | "BatchByPixels" >> BatchByPixels(self._max_batch_pixels)
+        batches = images | "BatchByPixels" >> BatchByPixels(self._max_batch_pixels, self._handler.device)
         if self._side_input is not None:
             attach = beam.Map(_with_map, self._side_input).with_output_types(ImageBatch)
             batches = batches | "AttachMap" >> attach

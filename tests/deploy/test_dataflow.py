@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import torch
 from apache_beam.portability.api import beam_runner_api_pb2
 from google.cloud.dataflow_v1beta3.types import LaunchFlexTemplateRequest, TemplateMetadata
 from google.protobuf import json_format
@@ -190,7 +191,7 @@ def test_a_template_has_no_summary(bucket, monkeypatch, capsys):
     """Its launcher is gone before the job ends."""
     parameters = {**_parameters_of_launch(), "summary": f"{bucket}/summary.json"}
     assert _launch(monkeypatch, bucket, "transport", parameters, []) == 2
-    assert "--summary: a template's launcher" in capsys.readouterr().err
+    assert "--summary: leave it out with a template" in capsys.readouterr().err
     assert all('"summary"' not in text for text in metadata.files().values())
 
 
@@ -203,14 +204,15 @@ def test_the_command_without_a_template_asks_for_the_same():
     assert given["machine_type"] == "n2-standard-4"
 
 
-def test_a_runner_without_such_workers_gives_the_same_bytes(bucket):
-    """The local runner knows no GPUs of Dataflow's; the hint must not change what it does."""
-    command = ["--input", f"{bucket}/restored", "--map", f"{bucket}/run7.safetensors", "--output"]
-    assert transport.main([*command, f"{bucket}/plain"]) == 0
-    assert transport.main([*command, f"{bucket}/hinted", "--accelerator", HINT]) == 0
-    plain, hinted = (storage.match(f"{bucket}/{name}/images/*.png") for name in ("plain", "hinted"))
-    assert len(plain) == 2
-    assert [storage.read_bytes(url) for url in plain] == [storage.read_bytes(url) for url in hinted]
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("flag", [["--accelerator", HINT], ["--device", "cuda"]])
+def test_a_worker_without_the_gpu_that_was_asked_for_fails_in_one_line(bucket, tmp_path, capsys, flag):
+    """Else a machine with a GPU that torch doesn't see would be paid for, and compute on its CPU."""
+    command = ["--input", f"{bucket}/restored", "--map", f"{bucket}/run7.safetensors", "--output", str(tmp_path)]
+    assert transport.main([*command, *flag]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"dot-transport: error: device cuda: torch \S+ finds none on .*; give this worker one", told)
+    assert not list(tmp_path.rglob("*.png"))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ot_core import Autoencoder, load_autoencoder
-from ot_core.autoencoder import default_precision, to_tensor
+from ot_core.autoencoder import to_tensor
+from ot_core.hardware import default_precision
 
 
 def test_bfloat16_is_near_float32_and_gives_float32(photo):

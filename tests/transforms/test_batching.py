@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ot_core import DecodedImage
-from ot_core.autoencoder import default_device
+from ot_core.hardware import chosen_device
 from transforms.batching import _BatchByPixelsDoFn
 from transforms.elements import ImageRef, LoadedImage
 
@@ -62,7 +62,7 @@ def test_batches_fill_up_to_the_limit():
     assert [len(batch) for batch in batches] == [4, 4, 2]
 
 
-@pytest.mark.skipif(default_device() != "cpu", reason="a GPU batches images of one shape")
+@pytest.mark.skipif(chosen_device() != "cpu", reason="a GPU batches images of one shape")
 def test_on_a_cpu_batches_hold_any_shape_by_default():
     images = [_image(200 + 50 * (i % 5), 300) for i in range(60)]
     batches, most_waiting = _run(images, None)
