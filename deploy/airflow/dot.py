@@ -175,7 +175,7 @@ def check_map(map_url: str, max_noise: float) -> None:
         floor, distance = told["noise_floor"] or 0.0, told["distance_squared"]
         print(f"{one}: noise floor {floor:.4g}, distance {distance:.4g}")
         if floor > max_noise * distance:
-            problems.append(f"{one} is noise by {floor / distance:.2f}")
+            problems.append(f"{one}: chance explains {floor / distance:.0%} of its distance")
     if problems:
         advice = "fit on more images, or on pairs"
         raise AirflowFailException(f"{'; '.join(problems)}, over max_noise {max_noise}: {advice}")

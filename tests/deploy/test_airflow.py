@@ -196,7 +196,7 @@ def test_with_each_file_of_variables_the_dags_are_imported_and_run_the_right_com
         assert (module, args.map) == ("pipelines.fit", f"{given['maps']}/2026.safetensors")
     assert next(commands, None) is None, "none was started twice"
     begun = ["2026.what_is_new.1.begun", "2026.transport.1.begun"]
-    advice = "a triggerer that is lost began this job; see that it has ended, then clear the task"
+    advice = "a triggerer that is lost began this job; make sure that it has ended, then clear the task"
     assert refused == [f"{tmp_path / marker}: {advice}" for marker in begun], "of Flink's night alone"
     assert fit_groups["map"] == transport_groups["map"] == "maps/2026/{group}.safetensors"
     assert (transport_groups["output"], transport_groups["summary"]) == ("out/2026", "out/2026/reports/2026.json")
@@ -260,7 +260,7 @@ def test_the_checks_fail_for_new_failures_drift_and_noise(airflow, tmp_path, pho
     assert found["drift of groups"].startswith(
         "the images of group sony drifted by 0.3 times the map's distance, over "
     )
-    noise = r"[^;]*/{}.safetensors is noise by \d\.\d\d"
+    noise = r"[^;]*/{}.safetensors: chance explains \d+% of its distance"
     assert re.match(noise.format("canon") + ", over max_noise 0.0: fit on more images", found["noise canon"])
     both = f"{noise.format('canon')}; {noise.format('sony')}, over max_noise 0.0: fit on more images"
     assert re.match(both, found["noise {group}"])

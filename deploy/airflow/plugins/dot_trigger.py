@@ -31,9 +31,8 @@ class CommandTrigger(BeamPythonPipelineTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Gives one event, when the command has ended."""
         if await asyncio.to_thread(self._begun_before):
-            message = (
-                f"{self.marker}: a triggerer that is lost began this job; see that it has ended, then clear the task"
-            )
+            advice = "make sure that it has ended, then clear the task"
+            message = f"{self.marker}: a triggerer that is lost began this job; {advice}"
             yield TriggerEvent({"status": "error", "message": message})
             return
         async for event in super().run():
