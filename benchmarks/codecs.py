@@ -21,7 +21,8 @@ from PIL import Image
 
 from benchmarks.judge import load, sample
 from benchmarks.restorers import shared_data
-from ot_core.images import DEFAULT_COMPRESS_LEVEL, DecodedImage, encode_image
+from ot_core.encoding import DEFAULT_COMPRESS_LEVEL, encode_image
+from ot_core.images import DecodedImage
 
 Pixels = NDArray[np.uint8]
 Encode = Callable[[Pixels], bytes]

@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks.measure import Figures, serve
 from ot_core import LatentTransport, load_autoencoder, read_map
-from ot_core.images import DEFAULT_COMPRESS_LEVEL
+from ot_core.encoding import DEFAULT_COMPRESS_LEVEL
 
 #: Images in a block, which is what a task works on.
 _BLOCK = 8

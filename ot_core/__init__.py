@@ -5,9 +5,10 @@ numpy alone carries the statistics and the map; torch starts at patches and the 
 
 from typing import TYPE_CHECKING
 
+from ot_core.encoding import encode_image
 from ot_core.errors import Cause, ImageError, MapFileError, OTError, UserError
 from ot_core.fitted_map import FittedMap
-from ot_core.images import DecodedImage, decode_image, encode_image
+from ot_core.images import DecodedImage, decode_image
 from ot_core.latent_space import LatentSpace
 from ot_core.lazy import lazy_attributes
 from ot_core.map_file import read_map, write_map

@@ -1,16 +1,16 @@
-"""Encoded bytes to pixels and back, with a defined treatment for every kind of image.
+"""Encoded bytes to pixels, with a defined treatment for every kind of image; `ot_core.encoding` is the way back.
 
 | input | treatment |
 |---|---|
 | EXIF orientation | applied; width and height are those of the upright image |
 | grey, 1-bit | replicated to RGB for the model; the result is written grey again |
 | palette | expanded to RGB (and transparency) |
-| transparency | passes through unchanged where the output format has it (PNG, WebP), else dropped |
+| transparency | passes through unchanged where the output format has it (any but JPEG), else dropped |
 | premultiplied transparency (TIFF) | colours are divided by it |
 | CMYK, YCbCr, Lab | converted to RGB; CMYK through its ICC profile to sRGB where it has one |
 | CMYK in JPEG without Adobe marker | a failure: nothing tells whether the inks are inverted |
-| 16-bit grey; 12-bit and 32-bit grey (TIFF) | read in full precision; the output has 8 bits |
-| 16-bit colour, 16-bit grey with alpha | rounded to 8 bits |
+| 16-bit grey and colour; 12-bit and 32-bit grey (TIFF) | read in full precision; PNG and TIFF are written in 16 bits |
+| 16-bit CMYK (TIFF) | rounded to 8 bits |
 | float grey (TIFF) | expected in [0, 1] and finite, else a failure |
 | JPEG of 12 or 16 bits | a failure |
 | TIFF of another kind than `ot_core.tiff` lists | a failure that names the tags |
@@ -24,14 +24,11 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import struct
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +46,6 @@ from PIL import (
 
 from ot_core import tiff
 from ot_core.errors import Cause, ImageError, one_line
-from ot_core.png import write_png
 
 #: Formats that are read, whatever the extension says. Pillow opens MPO, several JPEGs in one file, as JPEG.
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -62,17 +58,11 @@ _PLUGINS: Final = {
 }
 #: Extensions that mark an image in folders and globs.
 EXTENSIONS: Final = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp")
-#: Extension of each output format.
-OUTPUT_FORMATS: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 #: Pillow refuses more than this by itself, so a larger limit would be a promise we can't keep.
 HIGHEST_PIXEL_LIMIT: Final = 178_956_970
 DEFAULT_MAX_PIXELS: Final = 150_000_000
 #: Encoded bytes of an image that are read; a file may hold little but zeros.
 DEFAULT_MAX_BYTES: Final = 2**28
-#: Of PNG. Higher levels cost more than the model at its fastest, for a few per cent of the size.
-DEFAULT_COMPRESS_LEVEL: Final = 2
-#: A JPEG segment has two bytes for its length.
-_LONGEST_JPEG_EXIF: Final = 65_533
 #: What Pillow's plugins raise where a file isn't of their format, and how they tell of kinds that they don't read.
 _NO_SUCH_FORMAT: Final = (SyntaxError, IndexError, TypeError, struct.error)
 _UNSUPPORTED: Final = re.compile("cannot handle|unsupported", re.IGNORECASE)
@@ -93,14 +83,14 @@ class DecodedImage:
 
     Attributes:
         pixels: (H, W, 3), uint8, or float32 in [0, 1] where the input had more than 8 bits.
-        transparency: (H, W) uint8, 255 where it is opaque, or None.
+        transparency: (H, W) uint8, 255 where it is opaque; beside float32 pixels also uint16, 65535 there; or None.
         grey: whether the input had a single channel.
         icc_profile: profile that describes the pixels, or None.
         exif: EXIF block that still holds, beginning with "Exif", or None.
     """
 
     pixels: NDArray[np.generic]
-    transparency: NDArray[np.uint8] | None = None
+    transparency: NDArray[np.uint8] | NDArray[np.uint16] | None = None
     grey: bool = False
     icc_profile: bytes | None = None
     exif: bytes | None = None
@@ -140,15 +130,15 @@ def decode_image(
         raise ImageError(Cause.EMPTY_FILE, "the file has no bytes")
     image = _open(data, max_pixels)
     if reserve is not None:
-        reserve(image.width * image.height * (12 if image.mode in _DEEP_GREY else 3))
+        reserve(image.width * image.height * (12 if _is_deep(image) else 3))
     try:
         if isinstance(image, tiff.TiffFile):
             exif = _exif(image)  # before its tags are gone
-            return replace(_to_rgb(tiff.picture_of(image, data), image.info.get("icc_profile")), exif=exif)
+            return replace(_decoded(tiff.picture_of(image, data), image), exif=exif)
         _scale_transparency(image)
         picture = _of_sixteen_bits(image, data) if _is_wide_png(image) else _upright(image)
         # A PNG file's EXIF may come after its pixels.
-        return replace(_to_rgb(picture, image.info.get("icc_profile")), exif=_exif(image))
+        return replace(_decoded(picture, image), exif=_exif(image))
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise many types on damaged data
@@ -251,25 +241,46 @@ def _is_wide_png(image: Any) -> bool:
     return image.format == "PNG" and bool(image.tile) and image.tile[0].args in ("LA;16B", "RGB;16B", "RGBA;16B")
 
 
-def _of_sixteen_bits(image: Any, data: bytes) -> Image.Image:
-    """The upright picture of a PNG file of several 16-bit samples, rounded to 8 bits.
+def _is_deep(image: Any) -> bool:
+    """Whether its pixels will be float32."""
+    if isinstance(image, tiff.TiffFile):
+        return image.layout.is_deep
+    return image.mode in _DEEP_GREY or _is_wide_png(image)
+
+
+def _of_sixteen_bits(image: Any, data: bytes) -> NDArray[np.uint16]:
+    """The upright samples (H, W, C) of a PNG file of several of 16 bits.
 
     Pillow gives their upper bytes alone; asked for the other byte order, it gives the lower ones.
     """
     rawmode = image.tile[0].args
     if rawmode == "LA;16B":  # taken as 4 bytes
         image.tile = [image.tile[0]._replace(args="RGBA")]
-        samples = np.ascontiguousarray(_upright(image)).view(">u2").astype(np.uint16)
-    else:
-        other: Any = _opened(data)
-        other.tile = [image.tile[0]._replace(args=rawmode[:-1] + "L")]
-        upper, lower = np.asarray(_upright(image)), np.asarray(_upright(other))
-        samples = upper.astype(np.uint16) << 8 | lower
-    result = tiff.rounded(samples)
+        return np.ascontiguousarray(_upright(image)).view(">u2").astype(np.uint16)
+    other: Any = _opened(data)
+    other.tile = [image.tile[0]._replace(args=rawmode[:-1] + "L")]
+    upper, lower = np.asarray(_upright(image)), np.asarray(_upright(other))
+    samples = upper.astype(np.uint16) << 8 | lower
     if "transparency" in image.info:
         opaque = (samples != np.array(image.info["transparency"], np.uint16)).any(axis=2, keepdims=True)
-        result = np.concatenate((result, opaque.astype(np.uint8) * np.uint8(255)), axis=2)
-    return Image.fromarray(result)
+        samples = np.concatenate((samples, opaque.astype(np.uint16) * np.uint16(65535)), axis=2)
+    return samples
+
+
+def _decoded(found: Image.Image | NDArray[np.uint16], image: Image.Image) -> DecodedImage:
+    """What was found in a file: a picture, or samples (H, W, C) of 16 bits."""
+    profile = image.info.get("icc_profile")
+    if isinstance(found, Image.Image):
+        return _to_rgb(found, profile)
+    grey = found.shape[2] <= 2
+    colours, rest = np.split(found, [1 if grey else 3], axis=2)
+    unit = colours.astype(np.float32) / np.float32(65535)
+    return DecodedImage(
+        np.repeat(unit, 3, axis=2) if grey else unit,
+        rest[..., 0].copy() if rest.size else None,
+        grey,
+        _of_space(b"GRAY" if grey else b"RGB ", profile),
+    )
 
 
 def _to_rgb(image: Image.Image, profile: bytes | None) -> DecodedImage:
@@ -334,81 +345,7 @@ def _of_lab(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """uint8 of uint8, or of floating point numbers nominally in [0, 1]."""
-    if pixels.dtype == np.uint8:
-        return pixels.view(np.uint8)
+    """uint8 of uint8, of uint16, or of floating point numbers nominally in [0, 1]."""
+    if pixels.dtype.kind == "u":
+        return tiff.rounded(pixels)
     return np.rint(np.asarray(pixels, np.float32).clip(0, 1) * 255).astype(np.uint8)
-
-
-def picture_of(
-    pixels: NDArray[np.uint8], like: DecodedImage, grey: bool = True, transparent: bool = True
-) -> Image.Image:
-    """A PIL image of pixels with the greyness and transparency of the image that they came from.
-
-    Args:
-        pixels: (H, W, 3).
-        like: the decoded input.
-        grey: whether it may be grey; else RGB.
-        transparent: whether it may have transparency.
-    """
-    image = Image.fromarray(pixels, "RGB")
-    if like.grey and grey:
-        image = image.convert("L")
-    if like.transparency is not None and transparent:
-        image.putalpha(Image.fromarray(like.transparency, "L"))
-    return image
-
-
-def encode_image(
-    pixels: NDArray[np.uint8],
-    like: DecodedImage,
-    image_format: str,
-    quality: int = 95,
-    compress_level: int = DEFAULT_COMPRESS_LEVEL,
-) -> bytes:
-    """Encodes pixels with the transparency, greyness, EXIF and ICC profile of the image that they came from.
-
-    Args:
-        pixels: (H, W, 3) uint8.
-        like: the decoded input.
-        image_format: "png", "jpeg" or "webp".
-        quality: of JPEG and WebP, 1 to 100.
-        compress_level: of PNG, 0 to 9.
-
-    Raises:
-        ImageError: UNSUPPORTED, if the format can't hold an image of this size.
-    """
-    # WebP has no grey, and JPEG no transparency.
-    image = picture_of(pixels, like, grey=image_format != "webp", transparent=image_format != "jpeg")
-    choices: dict[str, dict[str, Any]] = {
-        "png": {},
-        "jpeg": {"quality": quality, "subsampling": "4:4:4"},
-        "webp": {"quality": quality, "method": 4},
-    }
-    options = choices[image_format]
-    if like.icc_profile and (image.mode in ("L", "LA")) == like.grey:
-        options["icc_profile"] = like.icc_profile
-    if like.exif and (image_format != "jpeg" or len(like.exif) <= _LONGEST_JPEG_EXIF):
-        options["exif"] = like.exif
-    try:
-        if image_format == "png":
-            return write_png(np.atleast_3d(np.asarray(image)), compress_level, **options)
-        return _saved(image, image_format, options)
-    except (OSError, ValueError) as error:
-        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        raise ImageError(Cause.UNSUPPORTED, f"{size} pixels can't be written as {image_format}: {error}") from None
-
-
-def _saved(image: Image.Image, image_format: str, options: dict[str, Any]) -> bytes:
-    """What Pillow writes to a file: only there does it let other threads run meanwhile."""
-    with _memory_file() as file:
-        image.save(file, format=image_format.upper(), **options)
-        file.seek(0)
-        return file.read()
-
-
-def _memory_file() -> IO[bytes]:
-    """A file with a number; where the system has none in memory, one on disk."""
-    if sys.platform == "linux":
-        return open(os.memfd_create("image"), "w+b")
-    return tempfile.TemporaryFile()

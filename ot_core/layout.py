@@ -26,8 +26,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from ot_core import shards, storage
+from ot_core.encoding import OUTPUT_FORMATS
 from ot_core.errors import UserError, one_line
-from ot_core.images import OUTPUT_FORMATS
 
 IMAGES: Final = "images"
 JOB: Final = "job.json"

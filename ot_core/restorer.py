@@ -298,11 +298,12 @@ def restored_image(image: DecodedImage, pixels: NDArray[np.uint8]) -> DecodedIma
         pixels: (scale H, scale W, 3) uint8.
     """
     height, width = pixels.shape[:2]
-    return image.with_pixels(pixels, _enlarged(image.transparency, height, width))
+    transparency = None if image.transparency is None else _enlarged(eight_bits(image.transparency), height, width)
+    return image.with_pixels(pixels, transparency)
 
 
-def _enlarged(transparency: NDArray[np.uint8] | None, height: int, width: int) -> NDArray[np.uint8] | None:
-    if transparency is None or transparency.shape == (height, width):
+def _enlarged(transparency: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    if transparency.shape == (height, width):
         return transparency
     whole = torch.from_numpy(transparency.copy())[None, None].float()
     larger = F.interpolate(whole, (height, width), mode="bilinear")

@@ -97,6 +97,11 @@ class _Layout:
     rawmode: str
 
     @property
+    def is_deep(self) -> bool:
+        """Whether samples keep more than 8 bits."""
+        return self.bits > 8 and self.photometric != _CMYK
+
+    @property
     def as_given(self) -> bool:
         """Whether the samples are what Pillow's mode means."""
         plain = self.photometric in (_MIN_IS_BLACK, _RGB) and self.mode in ("1", "L", "RGB")
@@ -234,10 +239,10 @@ def _refusal(tags: Any, *culprits: int) -> ImageError:
     return ImageError(Cause.UNSUPPORTED, f"TIFF with {', '.join(told)} isn't read")
 
 
-def picture_of(image: TiffFile, data: bytes) -> Image.Image:
+def picture_of(image: TiffFile, data: bytes) -> Image.Image | NDArray[np.uint16]:
     """The upright picture, in one of Pillow's modes L, LA, RGB, RGBA, CMYK and LAB; F for grey of more than 8 bits.
 
-    Grey of 16 bits with alpha, and colour of 16 bits, are rounded to 8.
+    Colour of 16 bits, and grey of 16 bits with transparency, are samples (H, W, C) instead. CMYK is rounded to 8 bits.
 
     Args:
         image: the file; it will be loaded.
@@ -268,10 +273,12 @@ def picture_of(image: TiffFile, data: bytes) -> Image.Image:
     if layout.photometric == _PALETTE:
         values = _through_colour_map(image, values[..., 0], layout)
     if layout.extra == _PREMULTIPLIED:
-        divided = values.astype(np.float32) * (255 / np.maximum(alpha, 1).astype(np.float32))
-        values = np.rint(np.minimum(divided, 255) * (alpha > 0)).astype(np.uint8)
-    values, alpha = rounded(values), rounded(alpha)
+        most = np.iinfo(values.dtype).max
+        divided = values.astype(np.float32) * (most / np.maximum(alpha, 1).astype(np.float32))
+        values = np.rint(np.minimum(divided, most) * (alpha > 0)).astype(values.dtype)
     result = np.concatenate((values, alpha), axis=2) if layout.extra else np.ascontiguousarray(values)
+    if layout.bits == 16:
+        return result
     return Image.fromarray(result if result.shape[2] > 1 else result[..., 0])
 
 

@@ -223,7 +223,17 @@ def _sides(size: int, radius: int) -> tuple[int, int, _Blocks]:
 
 
 def blend(restored: Tensor, transported: Tensor, alpha: float) -> Tensor:
-    """x_alpha = alpha x_restored + (1 - alpha) x_transported (paper eq. 4), clamped and rounded to 8 bits.
+    """The same as `mixed`, rounded to 8 bits: uint8."""
+    return eight_bits(mixed(restored, transported, alpha))
+
+
+def eight_bits(unit: Tensor) -> Tensor:
+    """uint8 of float32 in [0, 1]."""
+    return unit.mul(255).round_().to(torch.uint8)
+
+
+def mixed(restored: Tensor, transported: Tensor, alpha: float) -> Tensor:
+    """x_alpha = alpha x_restored + (1 - alpha) x_transported (paper eq. 4), clamped to [0, 1].
 
     Args:
         restored: of any shape, float32 in [0, 1].
@@ -231,10 +241,9 @@ def blend(restored: Tensor, transported: Tensor, alpha: float) -> Tensor:
         alpha: 0 is full transport, 1 the restored image itself; other values extrapolate.
 
     Returns:
-        uint8 of that shape.
+        float32 of that shape.
     """
-    mixed = alpha * restored + (1 - alpha) * transported
-    return mixed.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+    return (alpha * restored + (1 - alpha) * transported).clamp_(0, 1)
 
 
 def _root(covariance: NDArray[np.float64] | None) -> NDArray[np.float64] | None:

@@ -20,12 +20,13 @@ from ot_core.autoencoder import Autoencoder, load_autoencoder
 from ot_core.check import MOST_PAIRS, KeptBack, Pair, middle, part_to_keep_back
 from ot_core.choices import METHODS
 from ot_core.degradation import Degradation
+from ot_core.encoding import picture_of
 from ot_core.engine import over_images, workers_of
 from ot_core.features import LatentFeatures
 from ot_core.fitted_map import FittedMap, SourceOrigin
 from ot_core.fitting import autoencoder_of, check_restorer, fit_map
 from ot_core.hardware import default_tile_pixels
-from ot_core.images import DecodedImage, decoded_picture, eight_bits, picture_of
+from ot_core.images import DecodedImage, decoded_picture, eight_bits
 from ot_core.map_file import read_map, write_map
 from ot_core.margin import with_margin
 from ot_core.parts import SIDES, Part, number_of
@@ -200,8 +201,7 @@ class Transporter:
         def mapped(latents: Tensor) -> Tensor:
             return self._transport(latents, [key])
 
-        pixels: NDArray[np.uint8] = _alone(image, self.autoencoder, transport)[0]
-        return pixels
+        return eight_bits(_alone(image, self.autoencoder, transport)[0])
 
 
 class _Kept:

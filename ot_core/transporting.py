@@ -8,22 +8,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ot_core.autoencoder import Autoencoder, Pixels, to_tensor, unit_pixels
 from ot_core.errors import Cause, ImageError
 from ot_core.tiles import decode_in_tiles, encode_in_tiles
-from ot_core.transport import blend
+from ot_core.transport import blend, mixed
 
-_Results = tuple[NDArray[np.uint8], ...]
+_Results = tuple[Pixels, ...]
 
 
 class Transported(NamedTuple):
     """What transport made of images of one padded size.
 
     Attributes:
-        results: for each image an (H, W, 3) uint8 array for each alpha, or why there is none.
+        results: for each image an (H, W, 3) array for each alpha, or why there is none: uint8, rounded; or float32 in
+            [0, 1], not rounded yet, of an image that was float32.
         before, after: latents (B, C, h, w), as they were encoded and transported, without a margin.
     """
 
@@ -97,7 +97,7 @@ def _blended(
 
     Both `decoded` and `round_trip` come in the same strips.
     """
-    results = [tuple(np.empty(pixels.shape, np.uint8) for _ in alphas) for pixels in restored]
+    results = [tuple(np.empty(pixels.shape, pixels.dtype) for _ in alphas) for pixels in restored]
     finite = np.ones(len(restored), bool)
     weights = residuals or [0.0] * len(restored)
     strips = zip(decoded, round_trip, strict=True) if round_trip is not None else ((strip, None) for strip in decoded)
@@ -109,7 +109,8 @@ def _blended(
             if lossy is not None and weights[index]:
                 after = after + weights[index] * (before - lossy[1][index, :, :height, :width])
             for alpha, image in zip(alphas, images, strict=True):
-                image[rows] = blend(before, after, alpha).permute(1, 2, 0).cpu().numpy()
+                mix = blend if image.dtype == np.uint8 else mixed
+                image[rows] = mix(before, after, alpha).permute(1, 2, 0).cpu().numpy()
     bad = ImageError(Cause.NOT_FINITE, "the autoencoder decoded NaN")
     return [images if good else bad for images, good in zip(results, finite, strict=True)]
 

@@ -7,7 +7,7 @@ import math
 from ot_core.check import MOST_PAIRS
 from ot_core.choices import INTERPOLATIONS, METHODS
 from ot_core.drift import LIMIT
-from ot_core.images import DEFAULT_COMPRESS_LEVEL, OUTPUT_FORMATS
+from ot_core.encoding import DEFAULT_COMPRESS_LEVEL, OUTPUT_FORMATS
 from ot_core.layout import KINDS
 from pipelines.flags import (
     DEGRADATIONS,
@@ -178,7 +178,7 @@ def transport() -> ArgumentParser:
         type=number(int, 0, 9),
         default=DEFAULT_COMPRESS_LEVEL,
         metavar="N",
-        help="compression of png: higher is smaller and slower (default %(default)s)",
+        help="compression of png and tiff: higher is smaller and slower (default %(default)s)",
     )
     written.add_argument(
         "--output_format",

@@ -174,10 +174,13 @@ class ImageBatch(tuple[LoadedImage, ...]):
 
 
 class TransportedImage(NamedTuple):
-    """What transport made of an image: one (H, W, 3) uint8 array for each alpha that is to be made."""
+    """What transport made of an image: for each alpha that is to be made an (H, W, 3) array.
+
+    It is uint8; or float32 in [0, 1], of an image that was float32.
+    """
 
     loaded: LoadedImage
-    pixels: tuple[NDArray[np.uint8], ...]
+    pixels: tuple[NDArray[np.generic], ...]
     seconds: float
 
     @property

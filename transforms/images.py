@@ -8,7 +8,8 @@ import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import Cause, GaussianStatistics, ImageError, storage
-from ot_core.images import DEFAULT_COMPRESS_LEVEL, DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
+from ot_core.encoding import DEFAULT_COMPRESS_LEVEL
+from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from ot_core.layout import OutputLayout
 from ot_core.parts import Part
 from ot_core.places import Place
@@ -48,9 +49,9 @@ class TransportImages(beam.PTransform):
             one, these are failures. Or a side input, as in `TransportLoaded`.
         output: URL of the output's root; or its layout, which then tells alphas and format, too.
         alphas: weights of the restored image in the result: 0 is full transport, 1 the restored image.
-        format: png, jpeg or webp.
+        format: png, jpeg, tiff or webp.
         quality: of jpeg and webp, 1 to 100.
-        compress_level: of png, 0 to 9.
+        compress_level: of png and tiff, 0 to 9.
         vae: the autoencoder; default the one that the map names.
         max_pixels: larger images are failures.
         max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.

@@ -45,7 +45,7 @@ from transforms.elements import (
 )
 from transforms.worker import ends_with_device
 
-_Pixels = tuple[NDArray[np.uint8], ...]
+_Pixels = tuple[NDArray[np.generic], ...]
 #: An image, and its number in the batch: two may have one reference.
 _Numbered = tuple[int, LoadedImage]
 

@@ -11,7 +11,7 @@ from apache_beam.typehints.decorators import no_annotations
 from numpy.typing import NDArray
 
 from ot_core import encode_image, storage
-from ot_core.images import DEFAULT_COMPRESS_LEVEL, eight_bits
+from ot_core.encoding import DEFAULT_COMPRESS_LEVEL
 from ot_core.layout import OutputLayout
 from ot_core.overlap import ByteBudget, Overlap
 from transforms import metrics
@@ -39,9 +39,9 @@ class WriteImages(beam.PTransform):
     Args:
         output: URL of the output's root; or its layout, which then tells alphas and format, too.
         alphas: of the results, as in `TransportLoaded`; leave it out for a LoadedImage, which is its own only result.
-        format: png, jpeg or webp.
+        format: png, jpeg, tiff or webp.
         quality: of jpeg and webp, 1 to 100.
-        compress_level: of png, 0 to 9.
+        compress_level: of png and tiff, 0 to 9.
 
     Raises:
         UserError: if the format isn't known, there is no alpha, or two alphas are the same to two decimals.
@@ -92,7 +92,7 @@ class _WriteImageDoFn(beam.DoFn):
     def process(self, element: TransportedImage | LoadedImage) -> Iterator[Any]:
         if isinstance(element, LoadedImage):
             loaded = element._replace(ref=element.ref._replace(alphas=()))  # they are about transported images
-            element = TransportedImage(loaded, (eight_bits(element.image.pixels),), element.seconds)
+            element = TransportedImage(loaded, (element.image.pixels,), element.seconds)
         self._budget.take(element.nbytes)  # waits until enough is written
         for written in self._overlap.put(element):
             yield from _outputs(written.result())
@@ -116,7 +116,7 @@ class _WriteImageDoFn(beam.DoFn):
             self._budget.give_back(result.nbytes)
         return _Written(records, reported)
 
-    def _write(self, result: TransportedImage, pixels: NDArray[np.uint8], alpha: float) -> ImageRecord:
+    def _write(self, result: TransportedImage, pixels: NDArray[np.generic], alpha: float) -> ImageRecord:
         start = time.perf_counter()
         ref, image = result.loaded.ref, result.loaded.image
         with metrics.timed("encode_image"):

@@ -157,11 +157,15 @@ def samples_for(layout: Layout) -> np.ndarray:
 
 
 def check(decoded: DecodedImage, layout: Layout, samples: np.ndarray) -> None:
-    """Within rounding to 8 bits, or of a float32; CMYK within 1.5 levels, as inks are rounded before they multiply."""
-    bits, _, photometric, _ = layout
+    """Within rounding to 8 bits, or of a float32; CMYK within 1.5 levels, as inks are rounded before they multiply.
+
+    Colours of 16 bits that are divided by their transparency are rounded to 16 bits.
+    """
+    bits, _, photometric, extra = layout
     colours, alpha = meaning(samples, layout, colour_map_of(bits))
     pixels = decoded.pixels / 255 if decoded.pixels.dtype == np.uint8 else decoded.pixels
     within = 1.5 / 255 if photometric == CMYK else 0.501 / 255 if decoded.pixels.dtype == np.uint8 else 1e-7
+    within = 0.51 / 65535 if bits == 16 and extra[:1] == (1,) else within
     wanted = np.broadcast_to(colours, pixels.shape)
     known = np.isfinite(wanted)
     assert known.any()
@@ -169,7 +173,9 @@ def check(decoded: DecodedImage, layout: Layout, samples: np.ndarray) -> None:
     assert decoded.grey == (photometric in (MIN_IS_WHITE, MIN_IS_BLACK))
     assert (decoded.transparency is None) == (alpha is None)
     if alpha is not None:
-        assert np.abs(decoded.transparency / 255 - alpha).max() <= 0.501 / 255
+        most = np.iinfo(decoded.transparency.dtype).max
+        assert np.abs(decoded.transparency / most - alpha).max() <= 0.501 / most
+        assert most == 2**bits - 1 or photometric == PALETTE
 
 
 def codings(bits: int, sample_format: int) -> Iterator[dict[str, Any]]:
