@@ -20,6 +20,7 @@ _DATAFLOW = ["apache-beam>=2.75", "google-cloud-dataflow-client>=0.13,<0.14", "g
 _YAML = [f"apache-beam[yaml]{_BEAM}"]
 _DEMO = ["scikit-image>=0.24"]
 _EVALUATE = ["torchmetrics>=1.9,<2", "torch-fidelity>=0.4,<0.5", "torchvision>=0.21"]
+_CODECS = ["pillow-heif>=1.1", "pillow-jxl-plugin>=1.3.5"]
 _RESTORERS = ["spandrel>=0.4", "onnxruntime>=1.20"]
 _BENCHMARK = ["ray[data]>=2.60", "pandas<2.4"]
 _TEST = [
@@ -81,10 +82,11 @@ setup(
         "demo": _DEMO,
         "evaluate": _EVALUATE,
         "restorers": _RESTORERS,
+        "codecs": _CODECS,
         "docs": _DOCS,
         "benchmark": _BENCHMARK,
-        "test": [*_TEST, *_DATAFLOW, *_S3, *_AZURE, *_YAML, *_DEMO, *_EVALUATE, *_RESTORERS],
-        "dev": [*_TEST, *_DATAFLOW, *_S3, *_AZURE, *_YAML, *_DEMO, *_EVALUATE, *_RESTORERS, *_DOCS, *_LINT],
+        "test": [*_TEST, *_DATAFLOW, *_S3, *_AZURE, *_YAML, *_DEMO, *_EVALUATE, *_RESTORERS, *_CODECS],
+        "dev": [*_TEST, *_DATAFLOW, *_S3, *_AZURE, *_YAML, *_DEMO, *_EVALUATE, *_RESTORERS, *_CODECS, *_DOCS, *_LINT],
     },
     entry_points={
         "console_scripts": [

@@ -14,6 +14,8 @@
 | float grey (TIFF) | expected in [0, 1] and finite, else a failure |
 | JPEG of 12 or 16 bits | a failure |
 | TIFF of another kind than `ot_core.tiff` lists | a failure that names the tags |
+| AVIF and HEIC of more than 8 bits | rounded to 8 bits |
+| HEIC | read where `pillow-heif` is installed (`dot-beam[codecs]`), else a failure |
 | BMP of 16 bits | expanded to 8, within one level |
 | EXIF | kept, without what no longer holds (orientation, thumbnail); damaged or too long, it is dropped |
 | ICC profile | kept where it still describes the written pixels |
@@ -23,6 +25,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import re
 import struct
@@ -33,6 +36,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     ExifTags,
     Image,
@@ -48,16 +52,32 @@ from ot_core import tiff
 from ot_core.errors import Cause, ImageError, one_line
 
 #: Formats that are read, whatever the extension says. Pillow opens MPO, several JPEGs in one file, as JPEG.
-FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF", "HEIF")
 #: Those that Pillow reads rightly by itself; its modules register how to open them.
 _PLUGINS: Final = {
     "PNG": PngImagePlugin,
     "JPEG": JpegImagePlugin,
     "WEBP": WebPImagePlugin,
     "BMP": BmpImagePlugin,
+    "AVIF": AvifImagePlugin,
 }
+#: What HEIC files of one picture say that they are; AVIF has the same container.
+_HEIC_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"mif1")
 #: Extensions that mark an image in folders and globs.
-EXTENSIONS: Final = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp")
+EXTENSIONS: Final = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".avif",
+    ".heic",
+    ".heif",
+)
 #: Pillow refuses more than this by itself, so a larger limit would be a promise we can't keep.
 HIGHEST_PIXEL_LIMIT: Final = 178_956_970
 DEFAULT_MAX_PIXELS: Final = 150_000_000
@@ -218,7 +238,13 @@ def _opened(data: bytes) -> Image.Image:
             return tiff.TiffFile(data)
         for open_format, accepts in (Image.OPEN[name] for name in _PLUGINS):
             if accepts is None or accepts(data[:16]) is True:
-                return open_format(io.BytesIO(data), "")
+                try:
+                    return open_format(io.BytesIO(data), "")
+                except SyntaxError:  # AVIF's container may hold HEIC
+                    if not _may_be_heic(data):
+                        raise
+        if _may_be_heic(data):
+            return _opened_heic(data)
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise many types
@@ -228,6 +254,21 @@ def _opened(data: bytes) -> Image.Image:
         if not isinstance(error, _NO_SUCH_FORMAT):
             raise ImageError(Cause.DAMAGED, f"header can't be read: {message}") from None
     raise ImageError(Cause.NOT_AN_IMAGE, f"not a readable {', '.join(FORMATS)} header")
+
+
+def _may_be_heic(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
+
+
+def _opened_heic(data: bytes) -> Image.Image:
+    """An upright picture: pillow-heif turns it itself."""
+    try:
+        heif: Any = importlib.import_module("pillow_heif")
+    except ImportError:
+        message = "HEIC files need pillow-heif on every worker: pip install 'dot-beam[codecs]'"
+        raise ImageError(Cause.UNSUPPORTED, message) from None
+    opened: Image.Image = heif.HeifImageFile(io.BytesIO(data), "")
+    return opened
 
 
 def _scale_transparency(image: Any) -> None:

@@ -26,7 +26,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from ot_core import shards, storage
-from ot_core.encoding import OUTPUT_FORMATS
+from ot_core.encoding import OUTPUT_FORMATS, check_format
 from ot_core.errors import UserError, one_line
 
 IMAGES: Final = "images"
@@ -129,8 +129,7 @@ class OutputLayout(NamedTuple):
         Raises:
             UserError: if the format or kind isn't known, there is no alpha, or two are the same to two decimals.
         """
-        if format not in OUTPUT_FORMATS:
-            raise UserError(f"format {format}: expected one of {', '.join(OUTPUT_FORMATS)}")
+        check_format(format)
         if kind not in KINDS:
             raise UserError(f"output format {kind}: expected one of {', '.join(KINDS)}")
         if not alphas or len(set(map(alpha_name, alphas))) != len(alphas):

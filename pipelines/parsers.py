@@ -171,7 +171,7 @@ def transport() -> ArgumentParser:
         type=number(int, 1, 100),
         default=95,
         metavar="N",
-        help="quality of jpeg and webp (default %(default)s)",
+        help="quality of jpeg, webp and avif (default %(default)s)",
     )
     written.add_argument(
         "--compress_level",

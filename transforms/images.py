@@ -49,8 +49,8 @@ class TransportImages(beam.PTransform):
             one, these are failures. Or a side input, as in `TransportLoaded`.
         output: URL of the output's root; or its layout, which then tells alphas and format, too.
         alphas: weights of the restored image in the result: 0 is full transport, 1 the restored image.
-        format: png, jpeg, tiff or webp.
-        quality: of jpeg and webp, 1 to 100.
+        format: png, jpeg, webp, tiff, avif or jxl.
+        quality: of jpeg, webp and avif, 1 to 100.
         compress_level: of png and tiff, 0 to 9.
         vae: the autoencoder; default the one that the map names.
         max_pixels: larger images are failures.

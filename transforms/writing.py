@@ -39,8 +39,8 @@ class WriteImages(beam.PTransform):
     Args:
         output: URL of the output's root; or its layout, which then tells alphas and format, too.
         alphas: of the results, as in `TransportLoaded`; leave it out for a LoadedImage, which is its own only result.
-        format: png, jpeg, tiff or webp.
-        quality: of jpeg and webp, 1 to 100.
+        format: png, jpeg, webp, tiff, avif or jxl.
+        quality: of jpeg, webp and avif, 1 to 100.
         compress_level: of png and tiff, 0 to 9.
 
     Raises:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import imagecodecs
 import numpy as np
+import pillow_heif
 import pytest
 import tifffile
 import torch
 from PIL import Image
 
-from ot_core import Cause, DecodedImage, ImageError, decode_image, encode_image
-from ot_core.encoding import OUTPUT_FORMATS
+from ot_core import Cause, DecodedImage, ImageError, UserError, decode_image, encode_image
+from ot_core.encoding import OUTPUT_FORMATS, check_format, picture_of
 from ot_core.png import write_png
 from ot_core.tiff_writer import write_tiff
 from ot_core.transport import mixed
 from tests.ot_core.image_files import SRGB, chunk, cmyk_profile, encoded, noise, png, refused
+
+pillow_heif.register_heif_opener()  # to write such files
 
 
 class TestFormats:
@@ -29,7 +34,7 @@ class TestFormats:
         assert decoded.pixels.dtype == np.uint8
         assert (decoded.transparency, decoded.grey, decoded.icc_profile) == (None, False, None)
 
-    @pytest.mark.parametrize("image_format", ["JPEG", "WEBP"])
+    @pytest.mark.parametrize("image_format", ["JPEG", "WEBP", "AVIF", "HEIF"])
     def test_lossy_formats_are_read_closely(self, image_format: str, photo: Callable[..., np.ndarray]):
         pixels = photo(40, 56)
         decoded = decode_image(encoded(pixels, image_format, quality=95)).pixels
@@ -47,7 +52,7 @@ class TestFormats:
     def test_one_pixel_is_an_image(self):
         assert decode_image(encoded(noise(1, 1, 3))).pixels.shape == (1, 1, 3)
 
-    @pytest.mark.parametrize("image_format", ["GIF", "ICNS", "PPM", "TGA", "PCX", "JPEG2000", "AVIF"])
+    @pytest.mark.parametrize("image_format", ["GIF", "ICNS", "PPM", "TGA", "PCX", "JPEG2000"])
     def test_other_formats_are_not_images(self, image_format: str):
         Image.init()
         if image_format not in Image.SAVE:
@@ -88,7 +93,7 @@ class TestOrientation:
         decoded = decode_image(encoded(stored, image_format, exif=self.exif(orientation)))
         np.testing.assert_array_equal(decoded.pixels, upright(stored, orientation))
 
-    @pytest.mark.parametrize("image_format", ["JPEG", "WEBP"])
+    @pytest.mark.parametrize("image_format", ["JPEG", "WEBP", "AVIF"])
     def test_lossy_formats_too(self, orientation: int, image_format: str, photo: Callable[..., np.ndarray]):
         stored = photo(64, 96)
         decoded = decode_image(encoded(stored, image_format, quality=95, exif=self.exif(orientation))).pixels
@@ -371,12 +376,53 @@ class TestEncoding:
         assert len(small) < len(fast)
         np.testing.assert_array_equal(decode_image(fast).pixels, decode_image(small).pixels)
 
+    @pytest.mark.parametrize("grey", [False, True])
+    @pytest.mark.parametrize("transparency", [None, noise(40, 56)])
+    def test_avif_and_jpeg_xl_hold_what_was_written(self, grey: bool, transparency: Any, photo: Callable[..., Any]):
+        pixels = photo(40, 56)
+        like = DecodedImage(pixels, transparency, grey, exif=_exif_block())
+        for name in ("avif", "jxl"):
+            written = Image.open(io.BytesIO(encode_image(pixels, like, name)))
+            assert written.getexif()[0x010F] == "Maker"
+            found = np.asarray(written.convert("RGBA"))
+            wanted = np.asarray(picture_of(pixels, like, grey=name == "jxl").convert("RGBA"))
+            assert np.abs(found[..., :3].astype(int) - wanted[..., :3]).mean() < (4 if name == "avif" else 1e-9)
+            np.testing.assert_allclose(found[..., 3], wanted[..., 3], atol=0 if name == "jxl" else 8)
+
     @pytest.mark.parametrize(("image_format", "width"), [("jpeg", 65_536), ("webp", 16_384)])
     def test_an_image_too_large_for_its_format_is_refused(self, image_format: str, width: int):
         pixels = np.zeros((1, width, 3), np.uint8)
         with pytest.raises(ImageError, match=f"{width}x1 pixels can't be written as {image_format}") as error:
             encode_image(pixels, DecodedImage(pixels), image_format)
         assert error.value.cause == Cause.UNSUPPORTED
+
+
+def test_heic_from_cameras_is_upright_and_says_what_it_needs(monkeypatch: pytest.MonkeyPatch):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "Maker", 6
+    pixels = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[:, None], 32, axis=1)[..., None].repeat(3, 2)
+    data = encoded(pixels, "HEIF", exif=exif.tobytes())
+    assert b"irot" in data  # which alone turns it; EXIF says the same
+    decoded = decode_image(data)
+    assert decoded.pixels.shape == (32, 64, 3)
+    assert np.abs(decoded.pixels.astype(int) - np.rot90(pixels, -1)).mean() < 4
+    written = Image.open(io.BytesIO(encode_image(decoded.pixels, decoded, "png"))).getexif()
+    assert (written[0x010F], written.get(0x0112)) == ("Maker", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match=r"pip install 'dot-beam\[codecs\]'"):
+        decode_image(data)
+
+
+def test_jpeg_xl_says_what_it_needs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    with pytest.raises(UserError, match=r"format jxl: needs .* pip install 'dot-beam\[codecs\]'"):
+        check_format("jxl")
+
+
+def _exif_block() -> bytes:
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    return exif.tobytes()
 
 
 def _with_exif(mode: str, image_format: str, **more: object) -> bytes:
@@ -389,7 +435,7 @@ def _with_exif(mode: str, image_format: str, **more: object) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("target", list(OUTPUT_FORMATS))
 def test_exif_is_kept_without_the_orientation_that_was_applied(source: str, target: str):
     decoded = decode_image(_with_exif("RGB", source))
