@@ -124,7 +124,7 @@ class Autoencoder:
         other.margin = margin
         replicates = margin > 0
         if replicates not in self._modules:
-            self._modules[replicates] = _replicating(self._module)
+            self._modules[replicates] = replicating(self._module)
         if other._module is not self._modules[replicates]:
             other._module = self._modules[replicates]
             other._encode, other._decode = other._module.encode, other._module.decode
@@ -183,7 +183,7 @@ class Autoencoder:
         return x.to(self._dtype).contiguous(memory_format=self._memory_format)
 
 
-def _replicating(module: nn.Module) -> nn.Module:
+def replicating(module: Any) -> Any:
     """The same module with the same weights, whose convolutions pad by replication.
 
     Zeros, which most are built with, are an edge to what follows. A margin alone keeps them only as far away as it

@@ -6,7 +6,7 @@ from benchmarks.study_tables import Figures, curves, psnr_at_distance, render
 
 
 def _rows():
-    looks = {"spectrum": 5.0, "grid": 1.0, "edge": 0.5}
+    looks = {"spectrum": 5.0, "niqe": 4.0, "grid": 1.0, "edge": 0.5}
     yield {"restorer": "blur", "alpha": 1.0, "psnr": 25.0, "judge": 4.0, "pixel": 2.0, **looks}
     yield {"restorer": "blur", "alpha": 0.0, "psnr": 24.5, "judge": 3.0, "pixel": 2.5, **looks}
     for method, psnr in (("matched", 24.0), ("paper", 22.0)):
@@ -40,7 +40,7 @@ def test_tables_hold_means_and_spreads_over_draws():
     assert "| blur | 24.50 / 75% | 24.50 ± 0.50 / 25 ± 0% |" in text
     assert "| blur | 24.50 ± 0.50 / 25 ± 0% | 22.50 ± 0.50 / 25 ± 0% |" in text
     assert "| blur | +2.00 ± 0.00 | +2.00 ± 0.00 |" in text
-    assert "| blur | 5.0 / 1.00 / 0.50 | 5.0 / 1.00 / 0.50 | 5.0 / 2.00 / 0.50 | 5.0 / 6.00 / 0.50 |" in text
+    assert "| blur | 5.0 / 4.0 / 1.00 / 0.50 | 5.0 / 4.0 / 1.00 / 0.50 | 5.0 / 4.0 / 2.00 / 0.50 | 5.0 / 4.0 / 6.00 / 0.50 |" in text
     assert "paired" not in text.split("## Each setting")[1].split("##")[0]
 
 
