@@ -57,18 +57,19 @@ def test_png_of_every_kind_is_read_exactly_or_rounded(kind: int, depth: int, int
         alpha = (samples != samples[3, 4]).any(axis=2).astype(float)
     decoded = decode_image(png(samples, depth, kind, chunks, interlaced))
     scale = 255 if decoded.pixels.dtype == np.uint8 else 1
-    assert (scale == 1) == (kind == GREY and depth == 16)
+    assert (scale == 1) == (depth == 16)
     assert decoded.grey == (kind in (GREY, GREY_ALPHA))
     assert np.abs(decoded.pixels / scale - values).max() <= (0.501 / 255 if scale == 255 else 1e-7)
     assert (decoded.transparency is None) == (alpha is None)
     if alpha is not None:
-        assert np.abs(decoded.transparency / 255 - alpha).max() <= 0.501 / 255
+        most = np.iinfo(decoded.transparency.dtype).max
+        assert np.abs(decoded.transparency / most - alpha).max() <= (0.501 / 255 if most == 255 else 1e-7)
 
 
-def test_png_of_16_bits_is_rounded_and_not_cut_off():
+def test_every_value_of_a_png_of_16_bits_is_read():
     samples = np.arange(65536).reshape(64, 1024, 1).repeat(3, axis=2)
     decoded = decode_image(png(samples, 16, COLOUR, b"", False))
-    np.testing.assert_array_equal(decoded.pixels, np.rint(samples / 257))
+    np.testing.assert_array_equal(np.rint(decoded.pixels.astype(float) * 65535), samples)
 
 
 class TestJpeg:
