@@ -52,7 +52,10 @@ def described(device: str) -> str:
     torch = sys.modules["torch"]
     if not device.startswith("cuda"):
         return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)" if device == "cpu" else device
-    told = [torch.cuda.get_device_name(device)]
+    try:
+        told = [torch.cuda.get_device_name(device)]
+    except (RuntimeError, AssertionError):  # it isn't there, which what computes on it tells
+        return device
     with suppress(OSError):
         told.append(f"driver {_DRIVER.read_text().strip()}")
     return f"{device} ({', '.join([*told, f'CUDA {torch.version.cuda}'])})"

@@ -76,6 +76,11 @@ class ImageModelHandler(ModelHandler[Any, Any, Any]):
         super().__init__(**kwargs)
         self._batched, self.device = batched, device
 
+    @property
+    def placed(self) -> str:
+        """The torch device; that it is there, `load` has found."""
+        return chosen_device() if self.device is None else self.device
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Lets every handler end the worker whose device is lost."""
         super().__init_subclass__(**kwargs)
@@ -120,7 +125,7 @@ class ImageModelHandler(ModelHandler[Any, Any, Any]):
     def loaded(self, batch: Sequence[LoadedImage | NDArray[np.uint8]]) -> list[LoadedImage]:
         """The images of a batch, each an object of its own; counts them."""
         metrics.observe(metrics.BATCH_SIZE, len(batch))
-        metrics.count(metrics.DEVICE + described(chosen_device(self.device)))
+        metrics.count(metrics.DEVICE + described(self.placed))
         return [
             LoadedImage(ImageRef("", ""), DecodedImage(image), 0.0) if isinstance(image, np.ndarray) else image
             for image in batch
@@ -217,7 +222,7 @@ class FeatureStatisticsModelHandler(ImageModelHandler):
         def statistics(equal: Sequence[_Numbered], _: int) -> list[GaussianStatistics | ImageError]:
             return extractor.statistics([loaded.image.pixels for _, loaded in equal], model)
 
-        most = default_tile_pixels(chosen_device(self.device))
+        most = default_tile_pixels(self.placed)
         return over_images(images, size, statistics, most, models.workers, metrics.observe_batch)
 
 

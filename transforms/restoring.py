@@ -11,7 +11,6 @@ from apache_beam.typehints.decorators import no_annotations
 from ot_core import Cause, DecodedImage, ImageError
 from ot_core.degradation import Degradation
 from ot_core.engine import over_images, workers_of
-from ot_core.hardware import chosen_device
 from ot_core.images import DEFAULT_MAX_PIXELS
 from ot_core.restorer import TILE_PIXELS, Restorer, load_restorer, restored_image
 from transforms import metrics
@@ -92,7 +91,7 @@ class RestoreModelHandler(ImageModelHandler):
 
         # Budgets are of restored pixels, of which there may be many times as many.
         most = self._tile_pixels * restorer.scale**2
-        workers = workers_of(chosen_device(self.device))
+        workers = workers_of(self.placed)
         return over_images(images, size, restore, most, workers, metrics.observe_batch)
 
     def _restore(

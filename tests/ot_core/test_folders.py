@@ -152,12 +152,12 @@ class TestLinks:
 
     def test_that_are_broken_are_given_where_they_are_named_like_images_and_else_counted(self, folder: Path):
         (folder / "a.png").symlink_to("gone.png")
-        (folder / "b.avif").symlink_to("gone.avif")
+        (folder / "b.psd").symlink_to("gone.psd")
         (folder / "loop.png").symlink_to("loop.png")
         ignored = Ignored()
         found = list(listing.list_images(str(folder), ignored=ignored))
         assert [image.key for image in found] == ["a", "loop"]
-        assert ignored.counts == {".avif": 1}
+        assert ignored.counts == {".psd": 1}
         with pytest.raises(FileNotFoundError):
             storage.read_bytes(found[0].uri)
         with pytest.raises(OSError, match="Too many levels"):

@@ -75,11 +75,11 @@ class TestWhatIsLeftOut:
         natural, restored = tmp_path / "natural", tmp_path / "restored"
         put(natural, {f"{index}.png": images[index] for index in range(4)})
         put(restored, {f"{index}.png": images[index + 1] for index in range(3)} | {"3.JPE": images[4]})
-        put(restored, {"a.avif": b"x", "b/c.avif": b"x", "README": b"x", "Thumbs.db": b"x", "._1.png": b"x"})
+        put(restored, {"a.psd": b"x", "b/c.psd": b"x", "README": b"x", "Thumbs.db": b"x", "._1.png": b"x"})
         summary = tmp_path / "summary.json"
         of_job = ["--summary", str(summary)]
-        expected = {".avif": 2, ".db": 1, "hidden": 1, "without_extension": 1}
-        told = "5 files ignored: 2 .avif, 1 .db, 1 hidden, 1 without extension"
+        expected = {".psd": 2, ".db": 1, "hidden": 1, "without_extension": 1}
+        told = "5 files ignored: 2 .psd, 1 .db, 1 hidden, 1 without extension"
 
         fitted(tmp_path, natural, restored, *of_job)
         assert json.loads(summary.read_bytes())["ignored"] == expected
