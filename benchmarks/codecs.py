@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.judge import load, sample
+from benchmarks.pages import write_page
 from benchmarks.restorers import shared_data
 from ot_core.encoding import DEFAULT_COMPRESS_LEVEL, encode_image
 from ot_core.images import DecodedImage
@@ -109,7 +110,7 @@ def main() -> None:
         lines.append(f"| {name} | {cost:.1f} | {size:.3f} | {wakings(encode, images):.0f} |")
         print(lines[-1], flush=True)
     if args.output:
-        args.output.write_text("\n".join([*lines, ""]))
+        write_page(args.output, "\n".join(lines))
 
 
 if __name__ == "__main__":

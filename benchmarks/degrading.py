@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.judge import judged, load, looks_of, psnr, sample
+from benchmarks.pages import write_page
 from benchmarks.restorers import shared_data
 from ot_core import DecodedImage, Degradation, UserError, gelbrich_distance_squared, load_restorer, read_map
 from ot_core.check import MapCheck
@@ -187,7 +188,7 @@ def main() -> None:
     ]
     print("\n".join(table))
     if args.output:
-        args.output.write_text("\n".join(["# Fitting with --degrade", "", *table, ""]))
+        write_page(args.output, "\n".join(["# Fitting with --degrade", "", *table]))
 
 
 if __name__ == "__main__":

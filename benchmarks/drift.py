@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.pages import write_page
 from benchmarks.restorers import jpeg, shared_data
 from ot_core import FittedMap, GaussianStatistics, LatentSpace, latent_statistics, load_autoencoder
 from ot_core.autoencoder import to_tensor
@@ -158,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         *draws(photos, args.draws, args.threshold),
         "\n    python -m benchmarks.drift --output benchmarks/results/drift.md",
     ]
-    args.output.write_text("\n".join(page) + "\n")
+    write_page(args.output, "\n".join(page))
 
 
 def _range(times: Sequence[float]) -> str:

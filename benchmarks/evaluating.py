@@ -19,6 +19,7 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from benchmarks.judge import Pixels, load, sample
+from benchmarks.pages import write_page
 from benchmarks.restorers import jpeg, shared_data
 from ot_core.quality import mean_squared_error, ssim
 
@@ -77,7 +78,7 @@ def main() -> None:
     )
     print(text)
     if args.output:
-        args.output.write_text(text)
+        write_page(args.output, text)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.measure import STABLE_DIFFUSION, Figures, autoencoder, describe, machine, photographs, run_child, table
+from benchmarks.pages import write_page
 
 #: What is promised: everything but the encoder, as a share of the encoder.
 TARGET = 0.05
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     page = render(rows, args.vae or "default", args.precision, args.repeat)
     print(page)
     if args.output:
-        args.output.write_text(page)
+        write_page(args.output, page)
 
 
 def _row(images: int, found: dict[str, list[Figures]]) -> Figures:

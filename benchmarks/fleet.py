@@ -25,6 +25,7 @@ from typing import Any
 from apache_beam.coders import registry
 
 from benchmarks.measure import ROOT, Figures, table
+from benchmarks.pages import write_page
 from ot_core import storage
 from ot_core.layout import IMAGES
 from transforms.elements import ImageRecord, ImageRef
@@ -388,7 +389,7 @@ def main() -> None:
     text = page(known, rows, given, calculate(known, rows, given), assumed)
     print(text)
     if args.output:
-        args.output.write_text(text)
+        write_page(args.output, text)
 
 
 if __name__ == "__main__":

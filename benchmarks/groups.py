@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.measure import describe, machine, photographs, table
+from benchmarks.pages import write_page
 from benchmarks.workers import rate
 from pipelines import fit, transport
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = render(args, runs)
     print(text)
     if args.output:
-        args.output.write_text(text)
+        write_page(args.output, text)
 
 
 def _runs(args: argparse.Namespace, work: Path) -> dict[str, list[Run]]:

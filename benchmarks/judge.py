@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.pages import write_page
 from benchmarks.restorers import RESTORERS, restored_folder, shared_data
 from ot_core import GaussianStatistics, gelbrich_distance_squared, latent_statistics, load_autoencoder
 from ot_core.choices import METHODS
@@ -172,7 +173,7 @@ def main() -> None:
             table.append(row(restorer, fitting, args.method, args.vae, args.work, args.test_images))
     print("\n".join(table))
     if args.output:
-        args.output.write_text("\n".join(["# Independent judge", "", *table, ""]))
+        write_page(args.output, "\n".join(["# Independent judge", "", *table]))
 
 
 if __name__ == "__main__":

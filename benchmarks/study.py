@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.judge import JUDGE, load, mean_niqe, psnr, sample
+from benchmarks.pages import write_page
 from benchmarks.restorers import RESTORERS, restored_folder, shared_data
 from benchmarks.study_tables import curves, render
 from ot_core import (
@@ -204,7 +205,7 @@ def write(found: dict[str, Any], output: Path) -> None:
     """Tables and curves."""
     chart = output.with_suffix(".svg")
     chart.write_text(curves(found))
-    output.with_suffix(".md").write_text(render({**found, "chart": chart.name}))
+    write_page(output.with_suffix(".md"), render({**found, "chart": chart.name}))
 
 
 def _earlier_rows(json_file: Path, found: dict[str, Any]) -> list[dict[str, Any]]:

@@ -52,6 +52,7 @@ from benchmarks.measure import (
     run_child,
     table,
 )
+from benchmarks.pages import write_page
 from benchmarks.slow_storage import LATENCY
 
 #: Name on the command line, name in the JSON, name in the table.
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = render(found)
     print(text)
     if args.output:
-        args.output.write_text(text)
+        write_page(args.output, text)
 
 
 def measure(args: argparse.Namespace, work: Path) -> Figures:

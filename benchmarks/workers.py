@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import ROOT, Figures, describe, machine, photographs, run_child, serve, table
+from benchmarks.pages import write_page
 
 #: What is promised: so much of the speed of two workers that don't hinder each other.
 TARGET = 0.9
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(text)
     if args.output:
         args.output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-        args.output.with_suffix(".md").write_text(text)
+        write_page(args.output.with_suffix(".md"), text)
 
 
 def _runs(args: argparse.Namespace, work: Path, cores: Sequence[int]) -> list[Figures]:

@@ -70,6 +70,14 @@ def test_every_link_to_a_file_leads_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
+def test_no_line_of_what_benchmarks_and_models_tell_is_longer_than_those_of_prose():
+    pages = [*ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("ot_core/**/*.md"), *ROOT.glob("pipelines/**/*.md")]
+    assert len(pages) > 20
+    for page in pages:
+        for number, line in enumerate(page.read_text().splitlines(), 1):
+            assert len(line) <= 120 or line.startswith("|"), f"{page.name}:{number}: longer than 120 characters"
+
+
 @pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_prose_keeps_to_the_house_style(page):
     code = False
