@@ -20,17 +20,14 @@ if TYPE_CHECKING:
     from transforms.drift import WriteDrift
     from transforms.images import TransportImages
     from transforms.maps import FitTransportMap, WriteTransportMap
-    from transforms.model_handlers import (
-        FeatureStatisticsModelHandler,
-        LatentStatisticsModelHandler,
-        TransportModelHandler,
-    )
+    from transforms.model_handlers import FeatureStatisticsModelHandler, LatentStatisticsModelHandler
     from transforms.packing import PackShards, RemoveUnneeded
     from transforms.quality import CompareImages, FeatureDistances, TotalQuality
     from transforms.reading import ReadImages
     from transforms.restoring import DegradeImages, RestoreImages, RestoreModelHandler
     from transforms.resume import SkipDone
     from transforms.statistics import FeatureStatistics, GaussianStatisticsCombineFn, LatentStatistics, ReadStatistics
+    from transforms.transport_handler import TransportModelHandler
     from transforms.transporting import TransportLoaded
     from transforms.writing import WriteImages
 else:
@@ -58,7 +55,7 @@ else:
             "TotalQuality": "quality",
             "TransportImages": "images",
             "TransportLoaded": "transporting",
-            "TransportModelHandler": "model_handlers",
+            "TransportModelHandler": "transport_handler",
             "WriteDrift": "drift",
             "WriteImages": "writing",
             "WriteTransportMap": "maps",

@@ -18,8 +18,8 @@ from transforms.elements import (
     TransportedImage,
     TransportPrediction,
 )
-from transforms.model_handlers import TransportModelHandler
 from transforms.statistics import MergeStatistics
+from transforms.transport_handler import TransportModelHandler
 from transforms.windows import check_windows
 
 

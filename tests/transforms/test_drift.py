@@ -22,7 +22,7 @@ from ot_core.parts import PARTS, Part, number_of
 from transforms import TransportImages, TransportModelHandler, WriteDrift, WriteManifest
 from transforms.drift import ImageStatistics, gather
 from transforms.elements import Failure, GatheredStatistics, ImageBatch, ImageRef, LoadedImage
-from transforms.model_handlers import TransportModel
+from transforms.transport_handler import TransportModel
 
 
 def _latents(n: int, side: int = 40) -> torch.Tensor:

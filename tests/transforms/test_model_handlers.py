@@ -28,7 +28,8 @@ from tests.fitted_maps import fit
 from transforms import LatentStatisticsModelHandler, TransportModelHandler
 from transforms.batching import _BatchByPixelsDoFn
 from transforms.elements import Failure, ImageBatch, ImageRef, LoadedImage, TransportedImage
-from transforms.model_handlers import FeatureModels, TransportModel
+from transforms.model_handlers import FeatureModels
+from transforms.transport_handler import TransportModel
 
 
 class _Fussy(nn.Module):
