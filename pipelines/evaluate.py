@@ -8,7 +8,6 @@ import dataclasses
 import datetime
 import json
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ from pipelines import options, parsers
 from pipelines.apart import check_apart
 from pipelines.candidates import Candidate, autoencoders_of, baseline_of, parse_candidates, told_jobs
 from pipelines.launch import Job, check_inputs, launch
-from pipelines.report import Reading, gallery_candidates, gallery_of, picture, render, shown_candidates
+from pipelines.report import Gallery, Reading, gallery_candidates, gallery_of, picture, render, shown_candidates
 from pipelines.summary import Counters
 from pipelines.verdict import MEASURES, Result, gain_interval, judge
 from transforms import (
@@ -175,7 +174,7 @@ def _typical(some: Sequence[Change], most: Sequence[Change]) -> list[Change]:
 
 
 def _hash(change: Change) -> int:
-    return zlib.crc32(change.key.encode("utf-8", "surrogatepass"))
+    return number_of(change.key, 2**32)
 
 
 def _level(change: Change) -> int:
@@ -242,23 +241,24 @@ def _write_report(
         [found for change in chosen if (found := picture(change, names, alphas, verdict.best, reading)) is not None]
         for chosen in (most, _typical(some, most))
     )
-    gallery = gallery_of(some, gallery_candidates(results, baseline, verdict.best), alphas, reading)
+    compared = gallery_candidates(results, baseline, verdict.best)
+    gallery = Gallery(compared, gallery_of(some, compared, alphas, reading))
     counts = [levels.get(level, 0) for level in range(_LEVELS)]
     made = [("made", f"{datetime.date.today().isoformat()} by dot-beam {__version__}, apache-beam {beam.__version__}")]
     page = render(
         results, baseline, verdict, most_pictures, typical_pictures, gallery, counts, failures, [*jobs, *made]
     )
-    rows = [_figures(result, restored.name if restored else None, results) for result in results]
+    before = next((result for result in results if result.name == baseline), None)
+    rows = [_figures(result, before) for result in results]
     figures = {"verdict": verdict.sentences, "best": verdict.best, "candidates": rows, "failures": failures}
     storage.write_bytes(storage.join(report_url, PAGE), page.encode())
     storage.write_bytes(storage.join(report_url, TOTALS), strict_json.dumps(figures, indent=2).encode())
 
 
-def _figures(result: Result, baseline_name: str | None, results: Sequence[Result]) -> dict[str, Any]:
+def _figures(result: Result, baseline: Result | None) -> dict[str, Any]:
     """A row of totals.json: the result, and how sure its gain is."""
     row = dataclasses.asdict(result)
     del row["distances_without"]
-    baseline = next((one for one in results if one.name == baseline_name), None)
     if baseline is not None and result is not baseline:
         row["gain"] = {feature: gain_interval(result, baseline, feature) for feature in result.distances}
     return row

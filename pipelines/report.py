@@ -74,6 +74,13 @@ class Row(NamedTuple):
     psnr: tuple[float | None, ...]
 
 
+class Gallery(NamedTuple):
+    """Images chosen by chance, and the candidates whose thumbnails and PSNR are shown of each."""
+
+    candidates: Sequence[str]
+    rows: Sequence[Row]
+
+
 class Reading(NamedTuple):
     """How images are read again for the page.
 
@@ -100,7 +107,7 @@ def render(
     verdict: Verdict,
     most: Sequence[Picture],
     typical: Sequence[Picture],
-    gallery: Sequence[Row],
+    gallery: Gallery,
     changes: Sequence[int],
     failures: int,
     provenance: Sequence[tuple[str, str]],
@@ -113,18 +120,18 @@ def render(
         verdict: what `judge` said.
         most: the images that were changed most.
         typical: images that were changed as much as most are.
-        gallery: images chosen by chance.
+        gallery: see the class.
         changes: how many images were changed by 0 to 1 grey levels, by 1 to 2, and so on; the last has all above.
         failures: rows in the failures.
         provenance: what made the page and the images, each a term and a text.
     """
     exact = any(result.psnr_mean is not None for result in results)
     cost = "PSNR" if exact else "change from the restored images"
-    names = gallery_candidates(results, baseline, verdict.best)
     heads, rows = _table(results, baseline, verdict.best, exact)
     charts = (_chart(results, feature, baseline, verdict.best, exact) for feature in _features(results))
     total = sum(changes)
-    of_all = f"{len(gallery)} images, chosen by chance from {total}" if total > len(gallery) else "All images"
+    shown = len(gallery.rows)
+    of_all = f"{shown} images, chosen by chance from {total}" if total > shown else "All images"
     return _template().render(
         verdict=verdict,
         failures=failures,
@@ -135,10 +142,10 @@ def render(
         rows=rows,
         most=most,
         typical=typical,
-        gallery=gallery,
+        gallery=gallery.rows,
         gallery_title=of_all,
-        gallery_names=names,
-        psnr_names=names if exact else [],
+        gallery_names=gallery.candidates,
+        psnr_names=gallery.candidates if exact else [],
         terms=_terms(results, exact),
         provenance=[*((result.name, result.url) for result in results), *provenance],
     )
