@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.measure import Figures, peak_rss_bytes, serve
 from ot_core import GaussianStatistics
-from transforms.statistics import GaussianStatisticsCombineFn
+from transforms.latent_statistics import GaussianStatisticsCombineFn
 
 #: Vectors at once, about what `latent_statistics` holds.
 _BAND = 10_000

@@ -51,6 +51,7 @@ from benchmarks.pca_baseline import (
     to_tensor,
 )
 from benchmarks.restorers import bicubic, jpeg
+from ot_core.autoencoder import replicating
 
 PATCH = 3
 REFIT_STEPS = 150
@@ -163,7 +164,7 @@ def fit_maps(model: AutoencoderDC, pool: Pool, count: int, rng: np.random.Genera
     def patches(crops: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             latents = torch.cat([model.encode(x).latent.float() for x in torch.split(crops, 16)])
-        # Without the outermost latents, which see the zeros around a crop.
+        # Without the outermost latents, which see the edge of a crop.
         return F.unfold(latents[..., 1:-1, 1:-1], PATCH).transpose(1, 2).flatten(0, 1)
 
     paired = rng.random() < 0.5
@@ -440,7 +441,8 @@ def main() -> None:
     torch.manual_seed(0)
 
     pyramids = load_pyramids(options.photos)
-    model, average = (build(options.channels).to(memory_format=torch.channels_last) for _ in range(2))
+    # As the jobs run it. With zeros, what a crop's edge does to an eighth of its pixels would be learnt as well.
+    model, average = (replicating(build(options.channels)).to(memory_format=torch.channels_last) for _ in range(2))
     stage, done = 1, 0.0
     if options.resume:
         saved = torch.load(options.resume, weights_only=True)

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from ot_core.autoencoder import Autoencoder, load_autoencoder
     from ot_core.decoder import DecoderGeometry, decoder_geometry
     from ot_core.degradation import Degradation
+    from ot_core.latent_transport import LatentTransport, ZeroShotTransport, blend
     from ot_core.patches import fold, latent_statistics, unfold
     from ot_core.restorer import Restorer, load_restorer
-    from ot_core.transport import LatentTransport, ZeroShotTransport, blend
     from ot_core.transporter import Transporter
 else:
     # What needs torch.
@@ -33,11 +33,11 @@ else:
             "Autoencoder": "autoencoder",
             "DecoderGeometry": "decoder",
             "Degradation": "degradation",
-            "LatentTransport": "transport",
+            "LatentTransport": "latent_transport",
             "Restorer": "restorer",
             "Transporter": "transporter",
-            "ZeroShotTransport": "transport",
-            "blend": "transport",
+            "ZeroShotTransport": "latent_transport",
+            "blend": "latent_transport",
             "decoder_geometry": "decoder",
             "fold": "patches",
             "latent_statistics": "patches",

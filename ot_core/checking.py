@@ -12,10 +12,10 @@ from torch import Tensor
 from ot_core.autoencoder import Autoencoder, to_tensor, unit_pixels
 from ot_core.check import ALPHAS, MapCheck, Measured, Pair, Pixels
 from ot_core.features import PixelFeatures
+from ot_core.latent_transport import blend
 from ot_core.naturalness import grid_power, log_spectral_distance
 from ot_core.quality import mean_squared_error, psnr_of
 from ot_core.statistics import GaussianStatistics
-from ot_core.transport import blend
 from ot_core.transport_map import gelbrich_distance_squared
 
 #: What is added back must lower the squared error by this share, since it costs another decoding.
@@ -41,7 +41,7 @@ def check_map(
         residual: the weight; default the best one.
 
     Returns:
-        The residual weight (`ot_core.transporting`), and what was found with it. With restored images x, their round
+        The residual weight (`ot_core.pixel_transport`), and what was found with it. With restored images x, their round
         trips D(z), results y and originals o, the weight is half that of least squares,
         sum (x - D(z)) (o - y) / sum (x - D(z))^2, in [0, 0.5]; 0 where it would lower the error by less than a
         hundredth. Half of it has three quarters of the gain, and takes less of the texture that the map has drawn.

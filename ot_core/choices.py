@@ -9,5 +9,5 @@ AUTO_DEVICE: Final = "auto"
 DEVICES: Final = (AUTO_DEVICE, "cuda", "mps", "cpu")
 #: Of fitting: see `ot_core.fitting.fit_map`.
 METHODS: Final = ("matched", "pixels", "paper")
-#: What alpha mixes: see `ot_core.transporting`.
+#: What alpha mixes: see `ot_core.pixel_transport`.
 INTERPOLATIONS: Final = ("pixels", "latents")

@@ -77,7 +77,7 @@ class FittedMap:
             (`ot_core.noise_floor`), or None if unknown.
         origin: how the source's images were made.
         residual: the share of what the autoencoder loses of an image that is added back to its result
-            (`ot_core.transporting`).
+            (`ot_core.pixel_transport`).
         check: what the map does to pairs that it wasn't fitted on, where some were kept back.
     """
 

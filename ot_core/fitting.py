@@ -15,12 +15,12 @@ from ot_core.decoder import DecoderGeometry, decoder_geometry
 from ot_core.errors import MapFileError
 from ot_core.fitted_map import UNKNOWN_ORIGIN, FittedMap, SourceOrigin
 from ot_core.latent_space import LatentSpace
+from ot_core.latent_transport import LatentTransport
 from ot_core.map_file import read_map
 from ot_core.parts import SIDES, PartStatistics, of_side
 from ot_core.restorer import Restorer
 from ot_core.rounding import rounding_covariance
 from ot_core.statistics import GaussianStatistics
-from ot_core.transport import LatentTransport
 from ot_core.transport_map import TransportMap
 
 _NOTHING = GaussianStatistics.single([0.0])

@@ -27,13 +27,13 @@ from ot_core.fitted_map import FittedMap, SourceOrigin
 from ot_core.fitting import autoencoder_of, check_restorer, fit_map
 from ot_core.hardware import default_tile_pixels
 from ot_core.images import DecodedImage, decoded_picture, eight_bits
+from ot_core.latent_transport import LatentTransport
 from ot_core.map_file import read_map, write_map
 from ot_core.margin import with_margin
 from ot_core.parts import SIDES, Part, number_of
+from ot_core.pixel_transport import transport_pixels
 from ot_core.restorer import Restorer, load_restorer, restore_image
 from ot_core.statistics import GaussianStatistics
-from ot_core.transport import LatentTransport
-from ot_core.transporting import transport_pixels
 
 #: A picture as users have it: a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (C, H, W) or
 #: (B, C, H, W) of as many channels. Arrays and tensors are uint8, or floating point in [0, 1].

@@ -7,7 +7,7 @@ from ot_core import UserError, names, storage
 from ot_core.errors import one_line
 from ot_core.layout import OutputLayout, alpha_name
 from ot_core.results import images_without_job, read_job, roots_of
-from transforms.quality import REFERENCE
+from transforms.compare_images import REFERENCE
 
 
 class Candidate(NamedTuple):

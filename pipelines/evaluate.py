@@ -40,8 +40,8 @@ from transforms import (
     WriteQuality,
     metrics,
 )
+from transforms.compare_images import REFERENCE
 from transforms.elements import Change
-from transforms.quality import REFERENCE
 from transforms.quiet_beam import beam
 from transforms.records import schema_of
 

@@ -34,10 +34,10 @@ from transforms import (
     WriteTransportMap,
     metrics,
 )
-from transforms.groups import choose_part
+from transforms.grouped_images import choose_part
+from transforms.latent_statistics import MergeStatistics
 from transforms.pairs import KeepBackPairs, KeptRefs, PairReader
 from transforms.quiet_beam import beam
-from transforms.statistics import MergeStatistics
 
 parser = parsers.fit
 _EXTENSION = ".safetensors"

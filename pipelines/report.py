@@ -24,9 +24,9 @@ from ot_core.overlap import prefetch
 from ot_core.restorer import Restorer, restore_image
 from pipelines.chart import Point, draw, draw_bars
 from pipelines.verdict import MEASURES, Result, Verdict
+from transforms.compare_images import REFERENCE
 from transforms.elements import Change, ImageRef
-from transforms.quality import REFERENCE
-from transforms.reading import read_image
+from transforms.read_images import read_image
 
 #: Side of a crop in pixels, and longest side of a thumbnail.
 CROP, _THUMBNAIL = 224, 96

@@ -12,53 +12,58 @@ from transforms import quiet_beam as _quiet_beam  # noqa: F401 - before anything
 
 from ot_core.lazy import lazy_attributes
 from transforms.elements import Failure, ImageQuality, ImageRecord, ImageRef, LoadedImage, TransportedImage
-from transforms.inputs import ListImages
+from transforms.list_images import ListImages
 from transforms.records import WriteFailures, WriteManifest, WriteQuality
 
 if TYPE_CHECKING:
     from transforms.batching import BatchByPixels
-    from transforms.drift import WriteDrift
-    from transforms.images import TransportImages
-    from transforms.maps import FitTransportMap, WriteTransportMap
+    from transforms.compare_images import CompareImages, FeatureDistances, TotalQuality
+    from transforms.fit_maps import FitTransportMap, WriteTransportMap
+    from transforms.latent_statistics import (
+        FeatureStatistics,
+        GaussianStatisticsCombineFn,
+        LatentStatistics,
+        ReadStatistics,
+    )
     from transforms.model_handlers import FeatureStatisticsModelHandler, LatentStatisticsModelHandler
     from transforms.packing import PackShards, RemoveUnneeded
-    from transforms.quality import CompareImages, FeatureDistances, TotalQuality
-    from transforms.reading import ReadImages
-    from transforms.restoring import DegradeImages, RestoreImages, RestoreModelHandler
+    from transforms.read_images import ReadImages
+    from transforms.restore_images import DegradeImages, RestoreImages, RestoreModelHandler
     from transforms.resume import SkipDone
-    from transforms.statistics import FeatureStatistics, GaussianStatisticsCombineFn, LatentStatistics, ReadStatistics
     from transforms.transport_handler import TransportModelHandler
-    from transforms.transporting import TransportLoaded
-    from transforms.writing import WriteImages
+    from transforms.transport_images import TransportImages
+    from transforms.transport_loaded import TransportLoaded
+    from transforms.write_drift import WriteDrift
+    from transforms.write_images import WriteImages
 else:
     # What needs torch.
     __getattr__ = lazy_attributes(
         __name__,
         {
             "BatchByPixels": "batching",
-            "CompareImages": "quality",
-            "DegradeImages": "restoring",
-            "FeatureStatistics": "statistics",
+            "CompareImages": "compare_images",
+            "DegradeImages": "restore_images",
+            "FeatureStatistics": "latent_statistics",
             "FeatureStatisticsModelHandler": "model_handlers",
-            "FitTransportMap": "maps",
-            "GaussianStatisticsCombineFn": "statistics",
-            "FeatureDistances": "quality",
-            "LatentStatistics": "statistics",
+            "FitTransportMap": "fit_maps",
+            "GaussianStatisticsCombineFn": "latent_statistics",
+            "FeatureDistances": "compare_images",
+            "LatentStatistics": "latent_statistics",
             "LatentStatisticsModelHandler": "model_handlers",
             "PackShards": "packing",
-            "ReadImages": "reading",
-            "ReadStatistics": "statistics",
+            "ReadImages": "read_images",
+            "ReadStatistics": "latent_statistics",
             "RemoveUnneeded": "packing",
-            "RestoreImages": "restoring",
-            "RestoreModelHandler": "restoring",
+            "RestoreImages": "restore_images",
+            "RestoreModelHandler": "restore_images",
             "SkipDone": "resume",
-            "TotalQuality": "quality",
-            "TransportImages": "images",
-            "TransportLoaded": "transporting",
+            "TotalQuality": "compare_images",
+            "TransportImages": "transport_images",
+            "TransportLoaded": "transport_loaded",
             "TransportModelHandler": "transport_handler",
-            "WriteDrift": "drift",
-            "WriteImages": "writing",
-            "WriteTransportMap": "maps",
+            "WriteDrift": "write_drift",
+            "WriteImages": "write_images",
+            "WriteTransportMap": "fit_maps",
         },
     )
 

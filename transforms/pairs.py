@@ -17,7 +17,7 @@ from ot_core.parts import SIDES
 from ot_core.restorer import load_restorer, restore_image
 from transforms import metrics
 from transforms.elements import ImageRef
-from transforms.reading import read_image
+from transforms.read_images import read_image
 from transforms.windows import check_windows
 
 #: Group, and the number of a random part of its images.

@@ -26,9 +26,8 @@ from ot_core.choices import INTERPOLATIONS
 from ot_core.engine import over_images, workers_of
 from ot_core.fitting import autoencoder_of, read_maps
 from ot_core.hardware import default_tile_pixels
-from ot_core.transporting import transport_pixels
+from ot_core.pixel_transport import transport_pixels
 from transforms import metrics
-from transforms.drift import ImageStatistics, gather
 from transforms.elements import (
     Failure,
     GatheredStatistics,
@@ -38,6 +37,7 @@ from transforms.elements import (
     TransportPrediction,
 )
 from transforms.model_handlers import ImageModelHandler
+from transforms.write_drift import ImageStatistics, gather
 
 _Pixels = tuple[NDArray[np.generic], ...]
 
@@ -123,8 +123,8 @@ class TransportModelHandler(ImageModelHandler):
         precision: one of `ot_core.choices.PRECISIONS`; default the device's fastest.
         compiled: see `ot_core.Autoencoder`.
         tile_pixels: larger images are done in overlapping tiles; default `default_tile_pixels`.
-        statistics: whether to gather statistics of the latents, before and after transport (`transforms.drift`); not of
-            an image that only lacks some alphas, since an earlier run has counted it.
+        statistics: whether to gather statistics of the latents, before and after transport (`transforms.write_drift`);
+            not of an image that only lacks some alphas, since an earlier run has counted it.
         **kwargs: as in `ImageModelHandler`.
 
     Raises:

@@ -17,9 +17,9 @@ from PIL import Image
 
 from ot_core import Cause, DecodedImage, ImageError, UserError, decode_image, encode_image
 from ot_core.encoding import OUTPUT_FORMATS, check_format, picture_of
+from ot_core.latent_transport import mixed
 from ot_core.png import write_png
 from ot_core.tiff_writer import write_tiff
-from ot_core.transport import mixed
 from tests.ot_core.image_files import SRGB, chunk, cmyk_profile, encoded, noise, png, refused
 
 pillow_heif.register_heif_opener()  # to write such files

@@ -6,7 +6,7 @@ from pipelines.causes import cause_of
 
 WORKER = """Traceback (most recent call last):
   File "apache_beam/runners/common.py", line 1498, in apache_beam.runners.common.DoFnRunner.process
-  File "/opt/dot/transforms/images.py", line 120, in process
+  File "/opt/dot/transforms/transport_images.py", line 120, in process
     raise ValueError("bad pixels")
 ValueError: bad pixels
 

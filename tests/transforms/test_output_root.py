@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ot_core import DecodedImage
 from ot_core.layout import OutputLayout
 from transforms.elements import Failure, ImageRef, LoadedImage, TransportedImage
-from transforms.writing import _WriteImageDoFn
+from transforms.write_images import _WriteImageDoFn
 
 PIXELS = np.zeros((2, 3, 3), np.uint8)
 PIECES = [

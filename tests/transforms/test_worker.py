@@ -21,7 +21,7 @@ from pipelines import evaluate, fit, transport
 from transforms import FeatureStatisticsModelHandler, TransportModelHandler
 from transforms.elements import ImageRef, LoadedImage
 from transforms.model_handlers import FeatureModels, ImageModelHandler
-from transforms.restoring import RestoreModelHandler
+from transforms.restore_images import RestoreModelHandler
 from transforms.worker import ends_with_device, is_worker
 
 ILLEGAL = "CUDA error: an illegal memory access was encountered"
@@ -77,7 +77,7 @@ def test_a_worker_ends_and_another_process_raises(pretended: str, code: int):
     program = f"""
 # {pretended}
 import threading
-from transforms.restoring import RestoreModelHandler
+from transforms.restore_images import RestoreModelHandler
 from transforms.worker import ends_with_device
 threading.Thread(target=threading.Event().wait).start()  # which nobody waits for
 with ends_with_device():

@@ -20,9 +20,9 @@ from ot_core.layout import OutputLayout
 from ot_core.map_file import read_statistics
 from ot_core.parts import PARTS, Part, number_of
 from transforms import TransportImages, TransportModelHandler, WriteDrift, WriteManifest
-from transforms.drift import ImageStatistics, gather
 from transforms.elements import Failure, GatheredStatistics, ImageBatch, ImageRef, LoadedImage
 from transforms.transport_handler import TransportModel
+from transforms.write_drift import ImageStatistics, gather
 
 
 def _latents(n: int, side: int = 40) -> torch.Tensor:

@@ -15,8 +15,8 @@ from ot_core.parts import WHOLE, Part
 from transforms.batching import BatchByPixels
 from transforms.elements import Failure, ImageRef, LoadedImage
 from transforms.model_handlers import FeatureStatisticsModelHandler, LatentStatisticsModelHandler
-from transforms.reading import ReadImages
-from transforms.restoring import DegradeImages, RestoreImages
+from transforms.read_images import ReadImages
+from transforms.restore_images import DegradeImages, RestoreImages
 from transforms.windows import check_windows
 
 

@@ -18,7 +18,7 @@ from ot_core.map_file import read_statistics, write_statistics
 from ot_core.parts import SOURCE, TARGET, Part, PartStatistics, number_of, of_side
 from ot_core.patches import latent_statistics
 from transforms.elements import GatheredStatistics
-from transforms.maps import by_group
+from transforms.fit_maps import by_group
 from transforms.windows import check_windows
 
 #: The side that transported latents are on; those that were encoded may become the source of a map.

@@ -15,7 +15,7 @@ from ot_core.quality import Quality, QualityTotals, load_lpips, mean_squared_err
 from ot_core.restorer import load_restorer, restore_image
 from transforms import metrics
 from transforms.elements import Change, Failure, ImageQuality, ImageRef, LoadedImage, failure_of_side
-from transforms.reading import read_image
+from transforms.read_images import read_image
 from transforms.windows import check_windows
 from transforms.worker import ends_with_device
 

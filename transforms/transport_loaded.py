@@ -18,7 +18,7 @@ from transforms.elements import (
     TransportedImage,
     TransportPrediction,
 )
-from transforms.statistics import MergeStatistics
+from transforms.latent_statistics import MergeStatistics
 from transforms.transport_handler import TransportModelHandler
 from transforms.windows import check_windows
 
@@ -31,7 +31,7 @@ class LoadedOutcome(NamedTuple):
 
 
 class LoadedOutcomeWithStatistics(NamedTuple):
-    """The same, and (Part, GaussianStatistics) of the latents: see `transforms.drift`."""
+    """The same, and (Part, GaussianStatistics) of the latents: see `transforms.write_drift`."""
 
     images: beam.PCollection[TransportedImage]
     failures: beam.PCollection[Failure]

@@ -14,12 +14,12 @@ from ot_core.layout import OutputLayout
 from ot_core.parts import Part
 from ot_core.places import Place
 from transforms.elements import Failure, ImageRecord, ImageRef
-from transforms.groups import having_map
-from transforms.reading import ReadImages
-from transforms.restoring import RestoreImages
-from transforms.transporting import TransportLoaded
+from transforms.grouped_images import having_map
+from transforms.read_images import ReadImages
+from transforms.restore_images import RestoreImages
+from transforms.transport_loaded import TransportLoaded
 from transforms.windows import check_windows
-from transforms.writing import WriteImages
+from transforms.write_images import WriteImages
 
 
 class TransportOutcome(NamedTuple):
@@ -30,7 +30,7 @@ class TransportOutcome(NamedTuple):
 
 
 class TransportOutcomeWithStatistics(NamedTuple):
-    """The same, and (Part, GaussianStatistics) of the latents: see `transforms.drift`."""
+    """The same, and (Part, GaussianStatistics) of the latents: see `transforms.write_drift`."""
 
     records: beam.PCollection[ImageRecord]
     failures: beam.PCollection[Failure]

@@ -19,10 +19,10 @@ from PIL import Image
 from ot_core import DecodedImage, listing, storage
 from ot_core.layout import OutputLayout
 from tests.web import web_server
-from transforms import ImageRef, ReadImages, metrics, reading, writing
+from transforms import ImageRef, ReadImages, metrics, read_images, write_images
 from transforms.elements import ImageRecord, LoadedImage, TransportedImage
-from transforms.reading import _ReadImageDoFn
-from transforms.writing import _WriteImageDoFn
+from transforms.read_images import _ReadImageDoFn
+from transforms.write_images import _WriteImageDoFn
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_reads_run_ahead_of_the_image_that_is_worked_on(refs, monkeypatch):
             time.sleep(0.005)
         return whole(url, *args, **kwargs)
 
-    monkeypatch.setattr(reading.shards, "read_bytes", read)
+    monkeypatch.setattr(read_images.shards, "read_bytes", read)
     outputs = _values(_ReadImageDoFn(10**6), refs)
     taken = [next(outputs), next(outputs)]
     assert len(started) >= 10
@@ -70,9 +70,9 @@ def test_reads_run_ahead_of_the_image_that_is_worked_on(refs, monkeypatch):
 
 @pytest.mark.parametrize("budget", [1, 20 * 50 * 3 * 3])
 def test_decoded_pixels_that_wait_stay_within_the_budget(refs, monkeypatch, budget):
-    monkeypatch.setattr(reading, "_BYTES_AHEAD", budget)
+    monkeypatch.setattr(read_images, "_BYTES_AHEAD", budget)
     lock, decoded, taken, most = threading.Lock(), [0], [0], [0]
-    decode = reading.decode_image
+    decode = read_images.decode_image
 
     def counted(data, max_pixels, reserve):
         image = decode(data, max_pixels, reserve)
@@ -81,7 +81,7 @@ def test_decoded_pixels_that_wait_stay_within_the_budget(refs, monkeypatch, budg
             most[0] = max(most[0], decoded[0] - taken[0])
         return image
 
-    monkeypatch.setattr(reading, "decode_image", counted)
+    monkeypatch.setattr(read_images, "decode_image", counted)
     for output in _values(_ReadImageDoFn(10**6), refs):
         time.sleep(0.002)
         if isinstance(output, LoadedImage):
@@ -93,7 +93,7 @@ def test_decoded_pixels_that_wait_stay_within_the_budget(refs, monkeypatch, budg
 
 
 def test_a_bundle_that_fails_half_way_leaves_no_thread_waiting(refs, monkeypatch):
-    monkeypatch.setattr(reading, "_BYTES_AHEAD", 1)
+    monkeypatch.setattr(read_images, "_BYTES_AHEAD", 1)
     dofn = _ReadImageDoFn(10**6)
     dofn.start_bundle()
     outputs = (output for ref in refs for output in dofn.process(ref))
@@ -126,7 +126,7 @@ def _transported(count):
 
 def test_writes_run_behind_and_within_their_budget(tmp_path, monkeypatch):
     size = 2 * 50 * 50 * 3
-    monkeypatch.setattr(writing, "_BYTES_BEHIND", 3 * size)
+    monkeypatch.setattr(write_images, "_BYTES_BEHIND", 3 * size)
     lock, now, most, write = threading.Lock(), [0], [0], storage.write_bytes
     together = threading.Barrier(2)
 
@@ -213,7 +213,7 @@ class TestLargeFiles:
 
     @pytest.mark.parametrize("budget", [1, 2**25])
     def test_large_files_in_memory_stay_within_a_budget_and_in_order(self, tmp_path, monkeypatch, budget):
-        monkeypatch.setattr(reading, "_ENCODED_AHEAD", budget)
+        monkeypatch.setattr(read_images, "_ENCODED_AHEAD", budget)
         lock, held, most = threading.Lock(), [0], [0]
 
         def decode(data, max_pixels, reserve):
@@ -226,7 +226,7 @@ class TestLargeFiles:
                 held[0] -= len(data)
             raise ValueError("not an image")
 
-        monkeypatch.setattr(reading, "decode_image", decode)
+        monkeypatch.setattr(read_images, "decode_image", decode)
         size = 2**24 + 1
         refs = [self._sparse(tmp_path, f"{i:02d}.png", size) for i in range(40)]
         assert [outcome.key for outcome in self._outcomes(refs)] == [ref.key for ref in refs]

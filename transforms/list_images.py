@@ -17,7 +17,7 @@ from ot_core.listing import Listed
 from ot_core.names import Ignored
 from transforms import metrics
 from transforms.elements import Failure, ImageRef
-from transforms.reading import read_image
+from transforms.read_images import read_image
 from transforms.windows import in_global_window
 
 _Keyed = tuple[str, ImageRef]

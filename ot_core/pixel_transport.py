@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ot_core.autoencoder import Autoencoder, Pixels, to_tensor, unit_pixels
 from ot_core.errors import Cause, ImageError
+from ot_core.latent_transport import blend, mixed
 from ot_core.tiles import decode_in_tiles, encode_in_tiles
-from ot_core.transport import blend, mixed
 
 _Results = tuple[Pixels, ...]
 
