@@ -28,22 +28,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ot_core import storage
 from ot_core.errors import UserError, type_and_line
-from ot_core.hardware import chosen_device, default_precision
+from ot_core.hardware import chosen_device, computing_on, default_precision
+from ot_core.transfer import Pixels, sent, stacked, unit
 
 #: Name of the autoencoder that ships with the package.
 DEFAULT_VAE: Final = "default"
 #: Name of the identity: latents are the pixels themselves.
 PIXELS: Final = "pixels"
-Pixels = NDArray[np.generic]
 _DEFAULT_FOLDER: Final = Path(__file__).parent / "vae"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?P<subfolder>(/[\w.-]+)*)")
@@ -54,6 +52,8 @@ _HUB_FILES: Final = (
     "diffusion_pytorch_model-0*.safetensors",
 )
 _logging = threading.Lock()
+#: What torch says of a module, somebody's own, that takes views of tensors or holds other than images' convolutions.
+_WANTS_COMMON_ORDER: Final = ("view size is not compatible", "required rank 4 tensor to use channels_last")
 _CONFIG_KEYS_WITHOUT_EFFECT = ("_name_or_path", "_diffusers_version")
 #: Smallest image every known autoencoder accepts; used to measure channels and downsampling.
 _PROBE_SIZE: Final = 128
@@ -78,35 +78,25 @@ class Autoencoder:
         name: see above.
         device: see above.
         precision: float32, bfloat16 or float16. What goes in and comes out is float32 all the same.
-        compiled: by torch.compile, which takes half a minute and on a CPU a C++ compiler: first for one size of images,
-            then for any. It pays for very many images.
     """
 
-    def __init__(
-        self,
-        module: Any,
-        name: str,
-        device: torch.device | str = "cpu",
-        precision: str = "float32",
-        compiled: bool = False,
-    ) -> None:
+    def __init__(self, module: Any, name: str, device: torch.device | str = "cpu", precision: str = "float32") -> None:
         self.fingerprint = fingerprint_of(module)
         self.precision = precision if any(True for _ in module.parameters()) else "float32"
         self.name, self.device, self._dtype = name, torch.device(device), getattr(torch, self.precision)
-        self.margin, self._compiled = 0, compiled
+        self.margin, self._compiled = 0, False
         declared = getattr(module, "downsampling_factor", None)
         self._module: Any = module.to(self.device, self._dtype).eval().requires_grad_(False)
-        self._modules = {False: self._module}  # whether convolutions replicate; shared by copies
         self._encode, self._decode = self._module.encode, self._module.decode
+        self._variants = {(False, False): (self._module, self._encode, self._decode)}  # shared by copies; see `_like`
         try:
             latent = self._probe(torch.channels_last)
-        except RuntimeError:  # somebody's own module may take views that need the common order
+        except RuntimeError as error:
+            if not any(said in str(error) for said in _WANTS_COMMON_ORDER):
+                raise
             latent = self._probe(torch.contiguous_format)
         self.latent_channels = int(latent.shape[1])
         self.downsampling_factor = int(declared or _PROBE_SIZE // latent.shape[-1])
-        if compiled:
-            self._encode, self._decode = map(torch.compile, (self._encode, self._decode))
-            self._probe(self._memory_format)  # what is missing for it shows here, not at every image
 
     def _probe(self, memory_format: torch.memory_format) -> Tensor:
         """The latent of a black square, after a round trip in this order of channels."""
@@ -118,18 +108,35 @@ class Autoencoder:
 
     def with_margin(self, margin: int) -> Autoencoder:
         """The same autoencoder with another margin, a multiple of the downsampling factor; both share the weights."""
-        if margin == self.margin:
-            return self
+        return self if margin == self.margin else self._like(margin, self._compiled)
+
+    def compiled(self) -> Autoencoder:
+        """The same autoencoder, compiled by torch; both share the weights.
+
+        This takes half a minute and on a CPU a C++ compiler: first for one size of images, then for any. It pays for
+        very many images.
+
+        Raises:
+            Exception: whatever torch raises where it can't compile.
+        """
+        other = self._like(self.margin, compiled=True)
+        if not self._compiled:
+            other.decode(other.encode(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE)))  # what is missing shows here
+        return other
+
+    def _like(self, margin: int, compiled: bool) -> Autoencoder:
         other = self.bare()
-        other.margin = margin
+        other.margin, other._compiled = margin, compiled
         replicates = margin > 0
-        if replicates not in self._modules:
-            self._modules[replicates] = replicating(self._module)
-        if other._module is not self._modules[replicates]:
-            other._module = self._modules[replicates]
-            other._encode, other._decode = other._module.encode, other._module.decode
-            if self._compiled:
-                other._encode, other._decode = map(torch.compile, (other._encode, other._decode))
+        if (replicates, compiled) not in self._variants:
+            if compiled:
+                eager = self._like(margin, compiled=False)
+                variant = eager._module, torch.compile(eager._encode), torch.compile(eager._decode)
+            else:
+                module = replicating(self._module)
+                variant = module, module.encode, module.decode
+            self._variants[replicates, compiled] = variant
+        other._module, other._encode, other._decode = self._variants[replicates, compiled]
         return other
 
     def bare(self) -> Autoencoder:
@@ -158,7 +165,8 @@ class Autoencoder:
         inputs = pixels.to(self.device, torch.float32) * 2 - 1
         if self.margin:
             inputs = F.pad(inputs, (self.margin,) * 4, mode="replicate")
-        encoded = self._encode(self._input(inputs))
+        with computing_on(self.device):
+            encoded = self._encode(self._input(inputs))
         if hasattr(encoded, "latent_dist"):
             encoded = encoded.latent_dist.mode()
         for attribute in ("latent", "latents"):
@@ -172,12 +180,17 @@ class Autoencoder:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) float32 in [0, 1], clamped, of latents that `encode` gave; their margin is cut off."""
-        decoded = self._decode(self._input(latents.to(self.device)))
-        decoded = getattr(decoded, "sample", decoded)
+        """Pixels (B, 3, H, W) float32 in [0, 1], clamped, of latents that `encode` gave; their margin is cut off.
+
+        An image of which anything came out infinite or NaN, as it does beyond float16's range, is NaN throughout.
+        """
+        with computing_on(self.device):
+            decoded = self._decode(self._input(latents.to(self.device)))
+        decoded = getattr(decoded, "sample", decoded).float()
+        poison = decoded.sum((1, 2, 3), keepdim=True) * 0  # clamping alone would make white of infinity
         cut = self.margin
         decoded = decoded[..., cut : decoded.shape[-2] - cut, cut : decoded.shape[-1] - cut]
-        return (decoded.float() / 2 + 0.5).clamp_(0, 1)
+        return (decoded / 2 + (0.5 + poison)).clamp_(0, 1)
 
     def _input(self, x: Tensor) -> Tensor:
         return x.to(self._dtype).contiguous(memory_format=self._memory_format)
@@ -217,14 +230,7 @@ def to_tensor(images: Sequence[Pixels], autoencoder: Autoencoder) -> Tensor:
         images: (H, W, 3), uint8 or float32 in [0, 1], of one padded size.
         autoencoder: tells where and how large.
     """
-    return torch.cat([autoencoder.pad(unit_pixels(pixels, autoencoder.device)) for pixels in images])
-
-
-def unit_pixels(pixels: Pixels, device: torch.device) -> Tensor:
-    """(1, 3, H, W) float32 in [0, 1] of (H, W, 3), which travels to the device as it is."""
-    tensor = torch.from_numpy(np.require(pixels, requirements="W")).to(device)  # torch wants it writable
-    x = tensor.permute(2, 0, 1)[None].float()
-    return x / 255 if tensor.dtype == torch.uint8 else x
+    return unit(sent(stacked(images, *autoencoder.padded_size(*images[0].shape[:2])), autoencoder.device))
 
 
 class _PixelSpace(nn.Module):
@@ -258,13 +264,20 @@ def load_autoencoder(
         spec: see the module's docstring.
         device: see `chosen_device`.
         precision: one of `ot_core.choices.PRECISIONS`; None for `default_precision`.
-        compiled: see `Autoencoder`.
+        compiled: see `Autoencoder.compiled`.
 
     Raises:
         UserError: if there is none at that place, it isn't one, or there is no such device.
     """
-    device = chosen_device(device)
-    return _load_once(vae_name(spec), device, precision or default_precision(device), compiled)
+    device, name = chosen_device(device), vae_name(spec)
+    precision = precision or default_precision(device)
+    loaded = _load_once(name, device, precision)
+    if not compiled:
+        return loaded
+    try:
+        return loaded.compiled()
+    except Exception as error:  # torch's compilers each raise their own
+        raise UserError(f"vae {name}: can't be compiled in {precision} ({type_and_line(error)})") from None
 
 
 @contextlib.contextmanager
@@ -284,16 +297,15 @@ def _errors_only(library: str) -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=2)
-def _load_once(name: str, device: str, precision: str, compiled: bool) -> Autoencoder:
+def _load_once(name: str, device: str, precision: str) -> Autoencoder:
     try:
         module = _load_module(name)
         with _errors_only("diffusers"):  # it warns of what changes nothing
-            return Autoencoder(module, name, device, precision, compiled)
+            return Autoencoder(module, name, device, precision)
     except UserError:
         raise
     except Exception as error:  # diffusers, the hub, fsspec and user code each raise their own
-        how = f"{precision}, compiled" if compiled else precision
-        raise UserError(f"vae {name}: can't be loaded in {how} ({type_and_line(error)})") from None
+        raise UserError(f"vae {name}: can't be loaded in {precision} ({type_and_line(error)})") from None
 
 
 def _load_module(name: str) -> nn.Module:

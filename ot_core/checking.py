@@ -9,13 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ot_core.autoencoder import Autoencoder, to_tensor, unit_pixels
+from ot_core.autoencoder import Autoencoder, to_tensor
 from ot_core.check import ALPHAS, MapCheck, Measured, Pair, Pixels
 from ot_core.features import PixelFeatures
 from ot_core.latent_transport import blend
 from ot_core.naturalness import grid_power, log_spectral_distance
 from ot_core.quality import mean_squared_error, psnr_of
 from ot_core.statistics import GaussianStatistics
+from ot_core.transfer import unit_pixels
 from ot_core.transport_map import gelbrich_distance_squared
 
 #: What is added back must lower the squared error by this share, since it costs another decoding.

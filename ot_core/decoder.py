@@ -116,7 +116,7 @@ def _responses(autoencoder: Autoencoder, field: Array, steps: Array) -> Tensor:
     fields = torch.from_numpy(field).float().repeat(len(steps) + 1, 1, 1, 1)  # the last stays undisturbed
     fields[channels, channels, middle, middle] += torch.from_numpy(steps).float()
     most = max(1, default_batch_pixels(autoencoder.device.type) // (_EXTENT * autoencoder.downsampling_factor) ** 2)
-    decoded = torch.cat([autoencoder.decode(several).double().cpu() for several in torch.split(fields, most)])
+    decoded = torch.cat([autoencoder.decode(several).cpu().double() for several in torch.split(fields, most)])
     return (decoded[:-1] - decoded[-1]) / torch.from_numpy(steps)[:, None, None, None]
 
 

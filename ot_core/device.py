@@ -21,7 +21,8 @@ _OF_DEVICE: Final = re.compile(
     re.IGNORECASE,
 )
 _NO_MEMORY: Final = re.compile(
-    r"out of memory|can't allocate memory|alloc_failed|out_of_(device|host)_memory|out_of_resources|bad_alloc",
+    r"out of memory|can't allocate memory|alloc(ation)?_failed|out_of_(device|host)_memory|out_of_resources|bad_alloc"
+    r"|not_initialized.*cublascreate|unable to find an engine to execute|failed to allocate",
     re.IGNORECASE,
 )
 #: After which a context answers nothing any more.

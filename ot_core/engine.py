@@ -33,93 +33,122 @@ _Function = Callable[[Sequence[Item], int], Sequence[Result | ImageError]]
 Observe = Callable[[int, int | None], None]
 
 
-def over_images(
-    images: Sequence[Item],
-    size: _Size[Item],
-    function: _Function[Item, Result],
-    tile_pixels: int,
-    workers: Executor | None = None,
-    observe: Observe = lambda pixels, memory: None,
-) -> Iterator[tuple[Item, Result | Exception]]:
-    """Applies a function to images of one padded shape at a time, on less where the device runs out of memory.
+class Engine:
+    """Where a loaded model works, and how much at once: one for each model that a process has loaded.
 
-    The function is given at most so many pixels, or one image, which it has to split itself where it is larger; and
-    the most pixels that it may work on at once.
+    An accelerator takes images of one padded shape together. The cores of a CPU take them one by one, small ones side
+    by side. There batches gain nothing, and a core for each image is faster than all cores for each: nobody waits for
+    the slowest core after every operation, or while another thread encodes a PNG. And no image's result depends on what
+    it shares a batch with.
 
-    Workers, which a CPU has, take the images one by one, small ones side by side. There batches gain nothing, and a
-    core for each image is faster than all cores for each: nobody waits for the slowest core after every operation, or
-    while another thread encodes a PNG. And no image's result depends on what it shares a batch with.
+    What is too much for the device is learnt: after an error that says so, no more than what worked is tried again.
 
-    Args:
-        images: of any kind.
-        size: the padded (height, width) of one.
-        function: see above; gives a result or an error for each image.
-        tile_pixels: see above.
-        workers: `workers_of` the device.
-        observe: is told what was worked on; called in the calling thread.
+    Attributes:
+        device: torch device.
+        most_pixels: that the model works on at once.
+        workers: on a CPU a thread for each core, in which torch uses one.
     """
-    if workers is None:
-        yield from _over_equal_shapes(images, size, function, tile_pixels, observe)
-        return
 
-    def pixels(image: Item) -> int:
-        return math.prod(size(image))
+    def __init__(self, device: torch.device | str, most_pixels: int) -> None:
+        self.device, self.most_pixels = torch.device(device), most_pixels
+        self.workers = workers_of(self.device.type)
 
-    def one(image: Item) -> Iterable[tuple[Item, Result | Exception]]:
-        return halving([image], size, function, tile_pixels)
+    def over_images(
+        self,
+        images: Sequence[Item],
+        size: _Size[Item],
+        function: _Function[Item, Result],
+        observe: Observe = lambda pixels, memory: None,
+    ) -> Iterator[tuple[Item, Result | Exception]]:
+        """Applies a function to images of one padded shape at a time, on less where the device runs out of memory.
 
-    most = min(tile_pixels, _PIXELS_SIDE_BY_SIDE // torch.get_num_threads())
-    ordered = sorted(images, key=pixels, reverse=True)  # the largest first, so that none is late
-    large = list(itertools.takewhile(lambda image: pixels(image) > most, ordered))
-    small = ordered[len(large) :]
-    for image in small:
-        observe(pixels(image), None)
-    yield from itertools.chain.from_iterable(workers.map(one, small))
-    for image in large:
-        yield from _over_equal_shapes([image], size, function, tile_pixels, observe)
+        Args:
+            images: of any kind.
+            size: the padded (height, width) of one.
+            function: is given images of one padded size, and the most pixels that it may work on at once. They are no
+                more than that, or one image, which it has to split itself where it is larger. Gives a result or an
+                error for each.
+            observe: is told what was worked on; called in the calling thread.
+        """
+        if self.workers is None:
+            yield from self._over_equal_shapes(images, size, function, observe)
+            return
 
+        def pixels(image: Item) -> int:
+            return math.prod(size(image))
 
-def _over_equal_shapes(
-    images: Sequence[Item], size: _Size[Item], function: _Function[Item, Result], tile_pixels: int, observe: Observe
-) -> Iterator[tuple[Item, Result | Exception]]:
-    for (height, width), equal in itertools.groupby(sorted(images, key=size), key=size):
-        alike = list(equal)
-        most = max(tile_pixels // (height * width), 1)  # one that is larger by itself is split by the function
-        for several in (alike[start : start + most] for start in range(0, len(alike), most)):
-            results = halving(several, size, function, tile_pixels)
-            memory = torch.cuda.max_memory_allocated() or None
-            observe(min(len(several) * height * width, tile_pixels), memory)
-            yield from results
+        def one(image: Item) -> Iterable[tuple[Item, Result | Exception]]:
+            return self._halving([image], size, function, self.most_pixels)
 
+        most = min(self.most_pixels, _PIXELS_SIDE_BY_SIDE // torch.get_num_threads())
+        ordered = sorted(images, key=pixels, reverse=True)  # the largest first, so that none is late
+        large = list(itertools.takewhile(lambda image: pixels(image) > most, ordered))
+        small = ordered[len(large) :]
+        for image in small:
+            observe(pixels(image), None)
+        yield from itertools.chain.from_iterable(self.workers.map(one, small))
+        for image in large:
+            with _all_cores:  # the memory for one large image is there once, whoever has one
+                yield from self._over_equal_shapes([image], size, function, observe)
 
-def halving(
-    images: list[Item], size: _Size[Item], function: _Function[Item, Result], tile_pixels: int
-) -> Iterable[tuple[Item, Result | Exception]]:
-    """Applies a function to images of one padded shape, on half of them or in smaller tiles where that is too much.
+    def _over_equal_shapes(
+        self, images: Sequence[Item], size: _Size[Item], function: _Function[Item, Result], observe: Observe
+    ) -> Iterator[tuple[Item, Result | Exception]]:
+        for (height, width), equal in itertools.groupby(sorted(images, key=size), key=size):
+            alike = list(equal)
+            while alike:
+                most = self.most_pixels
+                together = max(most // (height * width), 1)  # one that is larger by itself is split by the function
+                several, alike = alike[:together], alike[together:]
+                results = self._halving(several, size, function, most)
+                memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+                observe(min(len(several) * height * width, most), memory)
+                yield from results
 
-    One image that fails is given with its error, and never takes the others along. Arguments are those of
-    `over_images`.
+    def _halving(
+        self, images: list[Item], size: _Size[Item], function: _Function[Item, Result], most_pixels: int
+    ) -> Iterable[tuple[Item, Result | Exception]]:
+        """Applies a function to images of one padded shape, on half of them or in smaller tiles where that is too much.
 
-    Raises:
-        DeviceLostError: if the device can do nothing for any image any more.
-    """
-    try:
-        return list(zip(images, function(images, tile_pixels), strict=True))
-    except Exception as error:  # with several images the culprit is unknown: try the halves
-        raise_if_lost(error)
+        One image that fails is given with its error, and never takes the others along.
+
+        Raises:
+            DeviceLostError: if the device can do nothing for any image any more.
+        """
+        try:
+            return list(zip(images, function(images, most_pixels), strict=True))
+        except Exception as error:  # with several images the culprit is unknown: try the halves
+            raise_if_lost(error)
+            no_memory = is_out_of_memory(error)
+            if len(images) == 1 and not no_memory:
+                return [(images[0], error)]
+        # Outside of the handler, which would keep what the failed attempt had allocated alive.
+        height, width = size(images[0])
+        if no_memory:
+            tried = min(len(images) * height * width, most_pixels)
+            fits = max(tried // (2 if len(images) > 1 else 4), SMALLEST_TILE_PIXELS)
+            self.most_pixels = min(self.most_pixels, fits)
+            _return_memory(self.device)
         if len(images) > 1:
             middle = len(images) // 2
             halves = (images[:middle], images[middle:])
-            return itertools.chain.from_iterable(halving(half, size, function, tile_pixels) for half in halves)
-        if not is_out_of_memory(error):
-            return [(images[0], error)]
-        height, width = size(images[0])
-        failure = ImageError(Cause.OUT_OF_MEMORY, f"{width}x{height} pixels don't fit on the device")
-    # Outside of the handler, which would keep what the failed attempt had allocated alive.
-    largest = min(tile_pixels, height * width)
-    if largest <= SMALLEST_TILE_PIXELS:
-        return [(images[0], failure)]
-    return halving(images, size, function, max(largest // 4, SMALLEST_TILE_PIXELS))
+            return itertools.chain.from_iterable(self._halving(half, size, function, most_pixels) for half in halves)
+        if tried <= SMALLEST_TILE_PIXELS:
+            too_large = ImageError(Cause.OUT_OF_MEMORY, f"{width}x{height} pixels don't fit on the device")
+            return [(images[0], too_large)]
+        return self._halving(images, size, function, fits)
+
+
+#: Held while all cores of a CPU work on one large image.
+_all_cores = threading.Lock()
+
+
+def _return_memory(device: torch.device) -> None:
+    """Gives back what torch keeps for later, which the device's libraries need for themselves."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 class _ThisThread(Executor):

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from ot_core import storage
-from ot_core.autoencoder import Autoencoder, Pixels, load_autoencoder, to_tensor
+from ot_core.autoencoder import Autoencoder, load_autoencoder, to_tensor
 from ot_core.errors import Cause, ImageError, UserError, one_line
-from ot_core.hardware import chosen_device, default_tile_pixels
+from ot_core.hardware import chosen_device, computing_on, default_tile_pixels
 from ot_core.margin import with_margin
 from ot_core.patches import latent_statistics
 from ot_core.statistics import GaussianStatistics
 from ot_core.tiles import encode_in_tiles
+from ot_core.transfer import Pixels
 from ot_core.transport_map import gelbrich_distance_squared
 
 #: How many values of pixel patches are held at a time: 32 MiB of float64.
@@ -59,12 +60,15 @@ class FeatureExtractor(ABC):
         return height, width
 
     @abstractmethod
-    def statistics(self, images: Sequence[Pixels], model: Any) -> list[GaussianStatistics | ImageError]:
+    def statistics(
+        self, images: Sequence[Pixels], model: Any, most_pixels: int | None = None
+    ) -> list[GaussianStatistics | ImageError]:
         """For each image its statistics, or why it has none.
 
         Args:
             images: (H, W, 3), uint8 or float32 in [0, 1], of one padded size.
             model: what `load` gave.
+            most_pixels: that it may work on at once; default `default_tile_pixels` of the device.
         """
 
 
@@ -99,10 +103,12 @@ class LatentFeatures(FeatureExtractor):
         """As the autoencoder pads."""
         return model.padded_size(height, width)
 
-    def statistics(self, images: Sequence[Pixels], model: Autoencoder) -> list[GaussianStatistics | ImageError]:
+    def statistics(
+        self, images: Sequence[Pixels], model: Autoencoder, most_pixels: int | None = None
+    ) -> list[GaussianStatistics | ImageError]:
         """See the base class; images smaller than a patch have none."""
         height, width = model.padded_size(*images[0].shape[:2])
-        most = default_tile_pixels(model.device.type)
+        most = most_pixels or default_tile_pixels(model.device.type)
         if len(images) == 1 and height * width > most:
             latents = encode_in_tiles(model, images[0], most)
         else:
@@ -126,7 +132,9 @@ class PixelFeatures(FeatureExtractor):
     def load(self) -> None:
         """Nothing is needed."""
 
-    def statistics(self, images: Sequence[Pixels], model: None) -> list[GaussianStatistics | ImageError]:
+    def statistics(
+        self, images: Sequence[Pixels], model: None, most_pixels: int | None = None
+    ) -> list[GaussianStatistics | ImageError]:
         """See the base class; images smaller than a square have none."""
         return [_pixel_statistics(pixels) for pixels in images]
 
@@ -149,12 +157,15 @@ class InceptionFeatures(FeatureExtractor):
         """The network."""
         return _load_inception(self._weights, chosen_device(self._device))
 
-    def statistics(self, images: Sequence[Pixels], model: Any) -> list[GaussianStatistics | ImageError]:
+    def statistics(
+        self, images: Sequence[Pixels], model: Any, most_pixels: int | None = None
+    ) -> list[GaussianStatistics | ImageError]:
         """See the base class; one vector for each image, of its pixels rounded to 8 bits."""
         batch = np.stack([np.rint(x * 255).astype(np.uint8) if x.dtype != np.uint8 else x for x in images])
         tensor = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
-        with torch.inference_mode():
-            (features,) = model(tensor.to(next(model.parameters()).device))
+        device = next(model.parameters()).device
+        with torch.inference_mode(), computing_on(device):
+            (features,) = model(tensor.to(device))
         return [GaussianStatistics.single(vector) for vector in features.cpu().numpy()]
 
 

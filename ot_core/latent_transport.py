@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ot_core.errors import Cause, ImageError
+from ot_core.hardware import computing_on
 from ot_core.patches import fold, folding_weights, latent_statistics
 from ot_core.statistics import GaussianStatistics
 from ot_core.transport_map import TransportMap
@@ -77,6 +78,10 @@ class LatentTransport:
             keys: one per latent; they seed the noise of a map with a noise covariance, fresh at every
                 position, so that the same image gets the same result on any worker and in any batch.
         """
+        with computing_on(self._device):
+            return self._transported(latents, keys)
+
+    def _transported(self, latents: Tensor, keys: list[str] | None) -> Tensor:
         batch, _, height, width = latents.shape
         margin = self._taps // 2
         beyond = (margin, margin + -width % _ALONG, margin, margin + -height % _ALONG)  # the last blocks are whole

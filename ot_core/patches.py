@@ -87,7 +87,7 @@ def latent_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics | N
     channels, height, width = latent.shape
     if height < patch_size or width < patch_size:
         return None
-    latent = latent.double()
+    latent = (latent.cpu() if latent.device.type == "mps" else latent).double()  # which has no float64
     centre = latent.mean((1, 2), keepdim=True)
     if not centre.isfinite().all():
         raise ValueError("latent: expected finite values, got NaN or infinity")

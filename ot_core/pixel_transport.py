@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ot_core.autoencoder import Autoencoder, Pixels, to_tensor, unit_pixels
+from ot_core.autoencoder import Autoencoder
 from ot_core.errors import Cause, ImageError
+from ot_core.hardware import computing_on
+from ot_core.images import eight_bits
 from ot_core.latent_transport import blend, mixed
 from ot_core.tiles import decode_in_tiles, encode_in_tiles
+from ot_core.transfer import Pixels, fetched, sent, stacked, unit
 
 _Results = tuple[Pixels, ...]
 
@@ -57,62 +60,106 @@ def transport_pixels(
     """
     residuals = residuals if residuals is not None and any(residuals) else None
     height, width = autoencoder.padded_size(*pixels[0].shape[:2])
-    if len(pixels) == 1 and height * width > tile_pixels:
-        latents = encode_in_tiles(autoencoder, pixels[0], tile_pixels)
-        decode: Callable[[Tensor], Iterable[tuple[slice, Tensor]]] = functools.partial(
-            decode_in_tiles, autoencoder, tile_pixels=tile_pixels
-        )
-    else:
-        latents = autoencoder.encode(to_tensor(pixels, autoencoder))
-        decode = functools.partial(_whole, autoencoder, height)
-    with torch.inference_mode():
+    device = autoencoder.device
+    in_tiles = len(pixels) == 1 and height * width > tile_pixels
+    there = None if in_tiles else sent(stacked(pixels, height, width), device)
+    blends = [
+        _Blend(pixels, there, several, device, residuals)
+        for several in ([alphas] if interpolation == "pixels" else [[0.0]] * len(alphas))
+    ]
+    with computing_on(device), torch.inference_mode():
+        if there is None:
+            latents = encode_in_tiles(autoencoder, pixels[0], tile_pixels)
+        else:
+            latents = autoencoder.encode(unit(there))
+
+        def decoded(latents: Tensor) -> Iterable[tuple[slice, Tensor]]:
+            if in_tiles:
+                return decode_in_tiles(autoencoder, latents, tile_pixels)
+            return [(slice(0, height), autoencoder.decode(latents))]
+
         transported = transport(latents)
-
-    def blended(moved: Tensor, alphas: Sequence[float]) -> list[_Results | ImageError]:
-        round_trip = decode(latents) if residuals is not None else None
-        return _blended(pixels, decode(moved), alphas, autoencoder.device, round_trip, residuals)
-
-    if interpolation == "pixels":
-        results = blended(transported, alphas)
-    else:
-        each = [blended(alpha * latents + (1 - alpha) * transported, [0.0]) for alpha in alphas]
-        results = [_joined(several) for several in zip(*each, strict=True)]
+        weights: Sequence[float | None] = [None] if interpolation == "pixels" else alphas
+        for one, weight in zip(blends, weights, strict=True):
+            moved = transported if weight is None else weight * latents + (1 - weight) * transported
+            one.begin(decoded(moved), None if residuals is None else decoded(latents))
+    each = [one.results() for one in blends]  # the device goes on with another thread's images
+    results = each[0] if len(each) == 1 else [_joined(several) for several in zip(*each, strict=True)]
     return Transported(results, autoencoder.inner(latents), autoencoder.inner(transported))
 
 
-def _whole(autoencoder: Autoencoder, height: int, latents: Tensor) -> list[tuple[slice, Tensor]]:
-    return [(slice(0, height), autoencoder.decode(latents))]
+class _Blend:
+    """Blends images with what was decoded in their place, strip by strip, for several alphas at once.
 
-
-@torch.inference_mode()
-def _blended(
-    restored: Sequence[Pixels],
-    decoded: Iterable[tuple[slice, Tensor]],
-    alphas: Sequence[float],
-    device: torch.device,
-    round_trip: Iterable[tuple[slice, Tensor]] | None = None,
-    residuals: Sequence[float] | None = None,
-) -> list[_Results | ImageError]:
-    """A result for each image and alpha, written strip by strip: rows of the images, and (B, 3, rows, W) of them.
-
-    Both `decoded` and `round_trip` come in the same strips.
+    Args:
+        restored: (H, W, 3) each.
+        there: the same, stacked on the device; or None, and they are sent as they are needed.
+        alphas: see `transport_pixels`.
+        device: where images are blended.
+        residuals: see `transport_pixels`.
     """
-    results = [tuple(np.empty(pixels.shape, pixels.dtype) for _ in alphas) for pixels in restored]
-    finite = np.ones(len(restored), bool)
-    weights = residuals or [0.0] * len(restored)
-    strips = zip(decoded, round_trip, strict=True) if round_trip is not None else ((strip, None) for strip in decoded)
-    for (rows, strip), lossy in strips:
-        finite &= ~strip.flatten(1).sum(1).isnan().cpu().numpy()
-        for index, (one, pixels, images) in enumerate(zip(strip, restored, results, strict=True)):
-            height, width = pixels[rows].shape[:2]
-            before, after = unit_pixels(pixels[rows], device)[0], one[:, :height, :width]
-            if lossy is not None and weights[index]:
-                after = after + weights[index] * (before - lossy[1][index, :, :height, :width])
-            for alpha, image in zip(alphas, images, strict=True):
-                mix = blend if image.dtype == np.uint8 else mixed
-                image[rows] = mix(before, after, alpha).permute(1, 2, 0).cpu().numpy()
-    bad = ImageError(Cause.NOT_FINITE, "the autoencoder decoded NaN")
-    return [images if good else bad for images, good in zip(results, finite, strict=True)]
+
+    def __init__(
+        self,
+        restored: Sequence[Pixels],
+        there: Tensor | None,
+        alphas: Sequence[float],
+        device: torch.device,
+        residuals: Sequence[float] | None,
+    ) -> None:
+        self._restored, self._there, self._alphas, self._device = restored, there, alphas, device
+        self._residuals = None if residuals is None else torch.tensor(residuals, device=device)[:, None, None, None]
+        self._rounded = all(pixels.dtype == np.uint8 for pixels in restored)
+        self._results = [tuple(np.empty(pixels.shape, pixels.dtype) for _ in alphas) for pixels in restored]
+        self._finite = torch.ones(len(restored), dtype=torch.bool, device=device)
+        self._coming: tuple[slice, Callable[[], Pixels]] | None = None
+
+    def begin(self, decoded: Iterable[tuple[slice, Tensor]], round_trip: Iterable[tuple[slice, Tensor]] | None) -> None:
+        """Blends, and begins to fetch the last strip.
+
+        Args:
+            decoded: rows of the images, and (B, 3, rows, W) of them.
+            round_trip: the same of the restored images, in the same strips.
+        """
+        lossy: Iterable[tuple[slice, Tensor] | None] = itertools.repeat(None) if round_trip is None else round_trip
+        for (rows, after), lost in zip(decoded, lossy, strict=False):
+            before = unit(self._strip(rows, after.shape[-1]))
+            if lost is not None and self._residuals is not None:
+                added = after + self._residuals * (before - lost[1])
+                after = torch.where(self._residuals > 0, added, after)
+            self._finite &= ~after.sum((1, 2, 3)).isnan()
+            mix = blend if self._rounded else mixed
+            mixes = [mix(before, after, alpha).permute(0, 2, 3, 1) for alpha in self._alphas]
+            here = fetched(torch.stack(mixes))  # (alpha, B, rows, W, 3)
+            self._take()
+            self._coming = rows, here
+
+    def _strip(self, rows: slice, width: int) -> Tensor:
+        if self._there is not None:
+            return self._there[:, rows]
+        return sent(stacked([self._restored[0][rows]], rows.stop - rows.start, width), self._device)
+
+    def _take(self) -> None:
+        """Writes the strip that was fetched last into the results."""
+        if self._coming is None:
+            return
+        rows, here = self._coming
+        for of_alpha, mixes in enumerate(here()):
+            for pixels, images in zip(mixes, self._results, strict=True):
+                image = images[of_alpha]
+                height, width = image[rows].shape[:2]
+                inside = pixels[:height, :width]
+                image[rows] = inside if inside.dtype == image.dtype else eight_bits(inside)
+        self._coming = None
+
+    def results(self) -> list[_Results | ImageError]:
+        """Those of each image, or why it has none."""
+        self._take()
+        bad = ImageError(
+            Cause.NOT_FINITE, "the autoencoder decoded NaN or infinity; --precision float32 has the widest range"
+        )
+        finite = self._finite.cpu().numpy()
+        return [images if good else bad for images, good in zip(self._results, finite, strict=True)]
 
 
 def _joined(results: Sequence[_Results | ImageError]) -> _Results | ImageError:

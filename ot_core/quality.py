@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ot_core.errors import UserError
 from ot_core.features import read_weights
-from ot_core.hardware import chosen_device
+from ot_core.hardware import chosen_device, computing_on
 
 Pixels = NDArray[np.generic]
 #: Pixels worked on at a time, so that memory doesn't grow with the image.
@@ -149,7 +149,7 @@ class Lpips:
         """The distance of two images (H, W, 3) of one shape; None for images too small for the network."""
         if min(a.shape[:2]) < _LPIPS_SMALLEST:
             return None
-        with torch.inference_mode():
+        with torch.inference_mode(), computing_on(self._device):
             pair = [_to_tensor(x).to(self._device) for x in (a, b)]
             return float(self._network(*pair, normalize=True))
 

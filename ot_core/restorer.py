@@ -27,13 +27,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ot_core.autoencoder import Pixels, unit_pixels
 from ot_core.device import is_out_of_memory, raise_if_lost
 from ot_core.errors import Cause, ImageError, UserError, type_and_line
-from ot_core.hardware import chosen_device
+from ot_core.hardware import chosen_device, computing_on
 from ot_core.images import DecodedImage, eight_bits
 from ot_core.restorer_files import Network, load_network
 from ot_core.tiles import blended_tiles
+from ot_core.transfer import Pixels, fetched, unit_pixels
 
 #: Pixels of an input beyond which it is restored in tiles: attention over more takes gigabytes.
 TILE_PIXELS: Final = 2**18
@@ -51,7 +51,10 @@ class Restorer(ABC):
         fingerprint: sha256 of its weights or code, hexadecimal.
         scale: sides of a result, as a multiple of the input's.
         alone: whether images must be restored one by one, whatever their sizes.
+        device: where it computes, as far as we know; users' own functions decide for themselves.
     """
+
+    device = torch.device("cpu")
 
     def __init__(self, name: str, fingerprint: str, alone: bool) -> None:
         self.name, self.fingerprint, self.alone, self.scale = name, fingerprint, alone, 0
@@ -98,7 +101,8 @@ class Restorer(ABC):
         """
         results: list[NDArray[np.uint8] | ImageError] = []
         try:
-            restored = self._restored(images, tile_pixels)
+            with computing_on(self.device):
+                restored = self._restored(images, tile_pixels)
         except Exception as error:  # networks and users' code raise anything
             raise_if_lost(error)
             if isinstance(error, ImageError) or is_out_of_memory(error):
@@ -131,7 +135,7 @@ class NetworkRestorer(Restorer):
 
     def __init__(self, network: Network, name: str, device: str) -> None:
         super().__init__(name, network.fingerprint, alone=network.fixed_size is not None)
-        self._network, self._device = network, torch.device(device)
+        self._network, self.device = network, torch.device(device)
         self._dice: threading.Lock | None = None
         smallest = _up(max(_PROBE_SIDE, network.minimum), network.multiple_of)
         size = network.fixed_size or (smallest, smallest)
@@ -161,19 +165,19 @@ class NetworkRestorer(Restorer):
         padded = self._padded(*images[0].shape[:2])
         whole = network.fixed_size or padded
         if len(images) > 1 or (math.prod(padded) <= tile_pixels and padded == whole) or not network.tiled:
-            batch = torch.cat([_reflected(unit_pixels(pixels, self._device), padded) for pixels in images])
+            batch = torch.cat([_reflected(unit_pixels(pixels, self.device), padded) for pixels in images])
             restored = self._forward(batch)
             scale = restored.shape[-1] // batch.shape[-1]
-            heights, widths = ([scale * pixels.shape[axis] for pixels in images] for axis in (0, 1))
-            crops = (one[:, :h, :w] for one, h, w in zip(restored, heights, widths, strict=True))
-            return [crop.permute(1, 2, 0).cpu().numpy() for crop in crops]
+            here = fetched(restored.permute(0, 2, 3, 1))()
+            sizes = [[scale * side for side in pixels.shape[:2]] for pixels in images]
+            return [one[:height, :width] for one, (height, width) in zip(here, sizes, strict=True)]
         return [self._in_tiles(images[0], tile_pixels)]
 
     def _forward(self, batch: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, 3, scale H, scale W), float32."""
         if self._dice is None:
             return self._call(batch)
-        with self._dice, torch.random.fork_rng([] if self._device.type == "cpu" else [self._device]):
+        with self._dice, torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]):
             torch.manual_seed(0)
             return self._call(batch)
 
@@ -185,7 +189,7 @@ class NetworkRestorer(Restorer):
             return self._network.call(F.pad(batch, (0, 0, 0, 0, 0, 1), value=1.0))[:, :3]
         planes = batch.flatten(0, 1)[:, None]
         # A CPU gains nothing from several at once, and holds the layers of each.
-        several = [planes] if self._device.type != "cpu" else torch.split(planes, 1)
+        several = [planes] if self.device.type != "cpu" else torch.split(planes, 1)
         each = torch.cat([self._network.call(plane) for plane in several])
         return each.view(len(batch), 3, *each.shape[-2:])
 
@@ -199,7 +203,7 @@ class NetworkRestorer(Restorer):
         def restore(rows: slice, columns: slice) -> Tensor:
             tile = whole[:, :, rows.start // scale : rows.stop // scale, columns.start // scale : columns.stop // scale]
             height, width = tile.shape[-2:]
-            restored = self._forward(_reflected(tile.to(self._device), fixed or self._padded(height, width)))
+            restored = self._forward(_reflected(tile.to(self.device), fixed or self._padded(height, width)))
             return restored[:, :, : scale * height, : scale * width].cpu()
 
         longest = min(fixed) if fixed else max(math.isqrt(tile_pixels), 4 * OVERLAP)

@@ -49,7 +49,9 @@ class SceneFeatures(FeatureExtractor):
     def load(self) -> None:
         """Nothing is needed."""
 
-    def statistics(self, images: Sequence[Pixels], model: None) -> list[GaussianStatistics | ImageError]:
+    def statistics(
+        self, images: Sequence[Pixels], model: None, most_pixels: int | None = None
+    ) -> list[GaussianStatistics | ImageError]:
         """See the base class; images smaller than a square have none."""
         return [self._of_one(pixels) for pixels in images]
 

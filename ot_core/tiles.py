@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ot_core.autoencoder import Autoencoder, Pixels, to_tensor
+from ot_core.autoencoder import Autoencoder, to_tensor
+from ot_core.transfer import Pixels
 
 #: Least overlap of neighbouring tiles, in pixels: more than autoencoders without attention see around a pixel.
 OVERLAP = 128

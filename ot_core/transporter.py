@@ -21,7 +21,7 @@ from ot_core.check import MOST_PAIRS, KeptBack, Pair, middle, part_to_keep_back
 from ot_core.choices import METHODS
 from ot_core.degradation import Degradation
 from ot_core.encoding import picture_of
-from ot_core.engine import over_images, workers_of
+from ot_core.engine import Engine
 from ot_core.features import LatentFeatures
 from ot_core.fitted_map import FittedMap, SourceOrigin
 from ot_core.fitting import autoencoder_of, check_restorer, fit_map
@@ -136,8 +136,8 @@ class Transporter:
         kept = _Kept()
 
         def add(side: str, image: DecodedImage, key: str) -> None:
-            def gather(images: Sequence[DecodedImage], _: int) -> list[Any]:
-                return features.statistics([one.pixels for one in images], encoder)
+            def gather(images: Sequence[DecodedImage], most_pixels: int) -> list[Any]:
+                return features.statistics([one.pixels for one in images], encoder, most_pixels)
 
             part = Part(side, number_of(key))
             statistics.setdefault(part, []).append(_alone(image, encoder, gather))
@@ -242,8 +242,8 @@ def _alone(
     def size(image: DecodedImage) -> tuple[int, int]:
         return autoencoder.padded_size(*image.pixels.shape[:2])
 
-    workers = workers_of(autoencoder.device.type)
-    ((_, result),) = over_images([image], size, function, default_tile_pixels(autoencoder.device.type), workers)
+    engine = Engine(autoencoder.device, default_tile_pixels(autoencoder.device.type))
+    ((_, result),) = engine.over_images([image], size, function)
     if isinstance(result, Exception):
         raise result
     return result

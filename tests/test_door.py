@@ -30,6 +30,7 @@ ALLOWED = {
     "ot_core/encoding.py open": "a file in memory, for what a codec writes",
     "pipelines/local_workers.py Path(f'/proc/{process}/environ').read_bytes": "the system's own",
     "ot_core/device.py _DRIVER.read_text": "the system's own, which tells the driver's version",
+    "ot_core/hardware.py os.open": "locks, by which processes share out a machine's GPUs",
     "pipelines/flags.py": "Beam's own source",
     "transforms/metrics.py": "a temporary folder, in which processes leave their tallies",
     "pipelines/demo.py PHOTOS.glob": "the bundled photographs",

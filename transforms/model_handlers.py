@@ -1,7 +1,6 @@
 """Beam ModelHandlers around the autoencoder and other networks. One image that fails never takes its batch along."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from ot_core import (
     ImageError,
 )
 from ot_core.device import described
-from ot_core.engine import over_images, workers_of
+from ot_core.engine import Engine
 from ot_core.features import FeatureExtractor, LatentFeatures
 from ot_core.hardware import chosen_device, default_tile_pixels
 from ot_core.parts import Part
@@ -129,11 +128,11 @@ class FeatureModels:
 
     Attributes:
         by_feature: what each extractor's `load` gave.
-        workers: as in `TransportModel`.
+        engine: where they work.
     """
 
     by_feature: Mapping[str, Any]
-    workers: Executor | None = None
+    engine: Engine
 
 
 class FeatureStatisticsModelHandler(ImageModelHandler):
@@ -155,7 +154,8 @@ class FeatureStatisticsModelHandler(ImageModelHandler):
         """Loads the model of each extractor, once per process."""
         with metrics.timed("load_model"):
             models = {name: extractor.load() for name, extractor in self._extractors.items()}
-            return FeatureModels(models, workers_of(chosen_device(self.device)))
+            device = chosen_device(self.device)
+            return FeatureModels(models, Engine(device, default_tile_pixels(device)))
 
     def infer(
         self, batch: Sequence[LoadedImage], model: FeatureModels
@@ -193,11 +193,10 @@ class FeatureStatisticsModelHandler(ImageModelHandler):
         def size(image: _Numbered) -> tuple[int, int]:
             return extractor.padded_size(model, *image[1].size)
 
-        def statistics(equal: Sequence[_Numbered], _: int) -> list[GaussianStatistics | ImageError]:
-            return extractor.statistics([loaded.image.pixels for _, loaded in equal], model)
+        def statistics(equal: Sequence[_Numbered], most_pixels: int) -> list[GaussianStatistics | ImageError]:
+            return extractor.statistics([loaded.image.pixels for _, loaded in equal], model, most_pixels)
 
-        most = default_tile_pixels(self.placed)
-        return over_images(images, size, statistics, most, models.workers, metrics.observe_batch)
+        return models.engine.over_images(images, size, statistics, metrics.observe_batch)
 
 
 class LatentStatisticsModelHandler(FeatureStatisticsModelHandler):

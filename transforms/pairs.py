@@ -9,12 +9,12 @@ import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import DecodedImage
-from ot_core.autoencoder import Pixels
 from ot_core.check import CROP, MOST_PAIRS, Pair, middle, part_to_keep_back
 from ot_core.degradation import Degradation
 from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from ot_core.parts import SIDES
 from ot_core.restorer import load_restorer, restore_image
+from ot_core.transfer import Pixels
 from transforms import metrics
 from transforms.elements import ImageRef
 from transforms.read_images import read_image

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -10,7 +11,8 @@ from apache_beam.typehints.decorators import no_annotations
 
 from ot_core import Cause, DecodedImage, ImageError
 from ot_core.degradation import Degradation
-from ot_core.engine import over_images, workers_of
+from ot_core.engine import Engine
+from ot_core.hardware import chosen_device
 from ot_core.images import DEFAULT_MAX_PIXELS
 from ot_core.restorer import TILE_PIXELS, Restorer, load_restorer, restored_image
 from transforms import metrics
@@ -25,6 +27,19 @@ class RestoreOutcome(NamedTuple):
 
     images: beam.PCollection[LoadedImage]
     failures: beam.PCollection[Failure]
+
+
+@dataclass(frozen=True, eq=False)
+class RestoreModel:
+    """What a worker that restores holds in memory, once per process.
+
+    Attributes:
+        restorer: the model.
+        engine: where it works.
+    """
+
+    restorer: Restorer
+    engine: Engine
 
 
 class RestoreModelHandler(ImageModelHandler):
@@ -55,12 +70,14 @@ class RestoreModelHandler(ImageModelHandler):
         self._tile_pixels = tile_pixels or TILE_PIXELS
         self._precision = precision
 
-    def load(self) -> Restorer:
+    def load(self) -> RestoreModel:
         """Loads the restorer, once per process."""
         with metrics.timed("load_restorer"):
-            return load_restorer(self._restorer, self.device, self._precision)
+            restorer = load_restorer(self._restorer, self.device, self._precision)
+            # Budgets are of restored pixels, of which there may be many times as many.
+            return RestoreModel(restorer, Engine(chosen_device(self.device), self._tile_pixels * restorer.scale**2))
 
-    def infer(self, batch: Sequence[LoadedImage], model: Restorer) -> list[RestorePrediction]:
+    def infer(self, batch: Sequence[LoadedImage], model: RestoreModel) -> list[RestorePrediction]:
         """See the class."""
         start = time.perf_counter()
         images = self.loaded(batch)
@@ -69,7 +86,8 @@ class RestoreModelHandler(ImageModelHandler):
         with metrics.timed("restore"):
             outcomes = list(self._restored(chosen, model))
         share = (time.perf_counter() - start) / max(len(chosen), 1)
-        results = [RestorePrediction(loaded.ref, loaded, model.fingerprint) for loaded in others]
+        fingerprint = model.restorer.fingerprint
+        results = [RestorePrediction(loaded.ref, loaded, fingerprint) for loaded in others]
         for loaded, result in outcomes:
             inference: LoadedImage | Failure
             if isinstance(result, Exception):
@@ -77,22 +95,21 @@ class RestoreModelHandler(ImageModelHandler):
             else:
                 metrics.count(metrics.IMAGES_RESTORED)
                 inference = LoadedImage(loaded.ref, result, loaded.seconds + share)
-            results.append(RestorePrediction(loaded.ref, inference, model.fingerprint))
+            results.append(RestorePrediction(loaded.ref, inference, fingerprint))
         return results
 
     def _restored(
-        self, images: Sequence[LoadedImage], restorer: Restorer
+        self, images: Sequence[LoadedImage], model: RestoreModel
     ) -> Iterator[tuple[LoadedImage, DecodedImage | Exception]]:
+        restorer = model.restorer
+
         def restore(alike: Sequence[LoadedImage], tile_pixels: int) -> list[DecodedImage | ImageError]:
             return self._restore(alike, restorer, tile_pixels)
 
         def size(loaded: LoadedImage) -> tuple[int, int]:
             return restorer.padded_size(*loaded.size)
 
-        # Budgets are of restored pixels, of which there may be many times as many.
-        most = self._tile_pixels * restorer.scale**2
-        workers = workers_of(self.placed)
-        return over_images(images, size, restore, most, workers, metrics.observe_batch)
+        return model.engine.over_images(images, size, restore, metrics.observe_batch)
 
     def _restore(
         self, images: Sequence[LoadedImage], restorer: Restorer, tile_pixels: int

@@ -5,7 +5,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from ot_core import (
     ZeroShotTransport,
 )
 from ot_core.choices import INTERPOLATIONS
-from ot_core.engine import over_images, workers_of
+from ot_core.engine import Engine
 from ot_core.fitting import autoencoder_of, read_maps
 from ot_core.hardware import default_tile_pixels
 from ot_core.pixel_transport import transport_pixels
@@ -56,14 +55,14 @@ class TransportModel:
     Attributes:
         autoencoder: encodes and decodes.
         transports: the maps by group, on the autoencoder's device; "" is for images of any other.
-        workers: on a CPU a thread for each core, in which torch uses one.
+        engine: where it works.
         patch_size: the maps'.
         residuals: as in `transport_pixels`, by group.
     """
 
     autoencoder: Autoencoder
     transports: Mapping[str, LatentTransport | ZeroShotTransport]
-    workers: Executor | None = None
+    engine: Engine
     patch_size: int = 3
     residuals: Mapping[str, float] = field(default_factory=dict)
 
@@ -121,7 +120,7 @@ class TransportModelHandler(ImageModelHandler):
         zero_shot: each image's own statistics take the place of the map's source.
         residual: as in `transport_pixels`; default the map's own, or 0 with `zero_shot`.
         precision: one of `ot_core.choices.PRECISIONS`; default the device's fastest.
-        compiled: see `ot_core.Autoencoder`.
+        compiled: see `ot_core.Autoencoder.compiled`.
         tile_pixels: larger images are done in overlapping tiles; default `default_tile_pixels`.
         statistics: whether to gather statistics of the latents, before and after transport (`transforms.write_drift`);
             not of an image that only lacks some alphas, since an earlier run has counted it.
@@ -184,8 +183,8 @@ class TransportModelHandler(ImageModelHandler):
                 transports[group] = LatentTransport(fitted.map, patch_size, **options)
             of_map = 0.0 if self._zero_shot else fitted.residual
             residuals[group] = of_map if self._residual is None else self._residual
-        workers = workers_of(autoencoder.device.type)
-        return TransportModel(autoencoder, transports, workers, patch_size, residuals)
+        engine = Engine(autoencoder.device, self._tile_pixels or default_tile_pixels(autoencoder.device.type))
+        return TransportModel(autoencoder, transports, engine, patch_size, residuals)
 
     def _late_model(self, fitted: FittedMap) -> TransportModel:
         autoencoder = autoencoder_of(
@@ -230,12 +229,10 @@ class TransportModelHandler(ImageModelHandler):
         def transport(images: Sequence[LoadedImage], tile_pixels: int) -> list[_Transported | ImageError]:
             return self._transport(images, model, tile_pixels)
 
-        tile_pixels = self._tile_pixels or default_tile_pixels(model.autoencoder.device.type)
-
         def size(loaded: LoadedImage) -> tuple[int, int]:
             return model.autoencoder.padded_size(*loaded.size)
 
-        return over_images(images, size, transport, tile_pixels, model.workers, metrics.observe_batch)
+        return model.engine.over_images(images, size, transport, metrics.observe_batch)
 
     def _transport(
         self, images: Sequence[LoadedImage], model: TransportModel, tile_pixels: int

@@ -7,7 +7,7 @@ import torch
 
 from ot_core import Cause, ImageError, UserError
 from ot_core.device import DeviceLostError, is_lost, is_out_of_memory, raise_if_lost
-from ot_core.engine import halving
+from ot_core.engine import Engine
 from ot_core.errors import as_image_error
 from ot_core.tiles import SMALLEST_TILE_PIXELS
 
@@ -36,14 +36,20 @@ LOST = [
     torch.AcceleratorError("something that no list has"),
     DeviceLostError("told before"),
 ]
-ORDINARY = [
+NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
     torch.AcceleratorError("CUDA error: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
     RuntimeError("MPS backend out of memory"),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
     MemoryError(),
+]
+ORDINARY = [
+    *NO_MEMORY,
     RuntimeError("shape '[2, 3]' is invalid for input of size 5"),
     RuntimeError("Given groups=1, weight of size [4, 3, 3, 3], expected input[1, 4, 9, 9] to have 3 channels"),
     ValueError("CUDA error: an illegal memory access was encountered"),  # nobody's but a user's own
@@ -93,7 +99,7 @@ class TestLost:
             raise error
 
         with pytest.raises(DeviceLostError):
-            list(halving([1, 2, 3, 4], lambda _: (16, 16), fails, 4096))
+            list(Engine("meta", 4096).over_images([1, 2, 3, 4], lambda _: (16, 16), fails))
         assert calls == [4]
 
 
@@ -108,12 +114,12 @@ def test_ordinary_errors_stay_those_of_one_image(error: Exception):
             raise error
         return images
 
-    outcomes = dict(halving([1, 2, 3, 4], lambda _: (16, 16), fails, 4096))
+    outcomes = dict(Engine("meta", 4096).over_images([1, 2, 3, 4], lambda _: (16, 16), fails))
     assert [outcomes[image] for image in (1, 2, 4)] == [1, 2, 4]
     assert isinstance(outcomes[3], Exception)
 
 
-@pytest.mark.parametrize("error", ORDINARY[:7], ids=str)
+@pytest.mark.parametrize("error", NO_MEMORY, ids=str)
 def test_lack_of_memory_is_met_with_less_at_once(error: Exception):
     assert is_out_of_memory(error)
     tried = []
@@ -124,8 +130,11 @@ def test_lack_of_memory_is_met_with_less_at_once(error: Exception):
             raise error
         return images
 
-    assert list(halving([1], lambda _: (1024, 1024), fails, 2**22)) == [(1, 1)]
+    engine = Engine("meta", 2**22)
+    assert list(engine.over_images([1], lambda _: (1024, 1024), fails)) == [(1, 1)]
     assert len(tried) > 1
+    assert list(engine.over_images([2], lambda _: (1024, 1024), fails)) == [(2, 2)]
+    assert tried[-1] == tried[-2] == SMALLEST_TILE_PIXELS, "what was too much was tried again"
 
 
 def test_an_error_of_a_library_is_no_loss_where_the_device_still_answers(monkeypatch: pytest.MonkeyPatch):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from ot_core import Autoencoder, load_autoencoder
+from ot_core import Autoencoder, Cause, ImageError, load_autoencoder
 from ot_core.autoencoder import to_tensor
 from ot_core.hardware import default_precision
+from ot_core.pixel_transport import transport_pixels
 
 
 def test_bfloat16_is_near_float32_and_gives_float32(photo):
@@ -57,6 +59,48 @@ def test_a_module_that_takes_views_works_all_the_same():
     torch.testing.assert_close(Autoencoder(Views(), "views").encode(x), 2 * x - 1)
 
 
+def test_an_error_that_says_nothing_of_the_order_of_channels_is_raised():
+    class Broken(nn.Module):
+        def encode(self, x: Tensor) -> Tensor:
+            raise RuntimeError("no kernel for this machine")
+
+        def decode(self, z: Tensor) -> Tensor:
+            return z
+
+    with pytest.raises(RuntimeError, match="no kernel"):
+        Autoencoder(Broken(), "broken")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("tile_pixels", [2**20, 2**18])
+def test_an_image_that_is_decoded_to_anything_infinite_fails_and_takes_no_other_along(photo, value, tile_pixels):
+    class Overflowing(nn.Module):
+        """Like float16, beyond whose range numbers become infinite, where an image is white."""
+
+        downsampling_factor = 8
+
+        def encode(self, x: Tensor) -> Tensor:
+            return x[..., ::8, ::8]
+
+        def decode(self, z: Tensor) -> Tensor:
+            larger = z.repeat_interleave(8, -1).repeat_interleave(8, -2)
+            return torch.where(larger >= 1, value, larger)
+
+    side = 1024 if tile_pixels == 2**18 else 64
+    good, bad = (photo(side, side, seed=seed) // 2 for seed in range(2))
+    bad[-8:, -8:] = 255
+    autoencoder = Autoencoder(Overflowing(), "overflowing")
+    batches = [[good], [bad]] if tile_pixels == 2**18 else [[good, bad]]
+    results = [
+        result
+        for batch in batches
+        for result in transport_pixels(batch, autoencoder, lambda z: z, [0.0, 0.5], tile_pixels, "pixels").results
+    ]
+    assert not isinstance(results[0], ImageError)
+    assert isinstance(results[1], ImageError)
+    assert results[1].cause == Cause.NOT_FINITE
+
+
 def test_compiled_computes_the_same_whatever_the_size():
     class Small(nn.Module):  # the default autoencoder takes half a minute to compile
         downsampling_factor = 2
@@ -72,7 +116,9 @@ def test_compiled_computes_the_same_whatever_the_size():
             return self.up(z).tanh()
 
     module = Small()
-    eager, compiled = (Autoencoder(module, "small", compiled=compiled) for compiled in (False, True))
+    eager = Autoencoder(module, "small")
+    compiled = eager.compiled()
+    assert compiled._module is eager._module
     assert hasattr(compiled._encode, "_torchdynamo_orig_callable")
     for height, width in ((32, 32), (20, 18)):
         x = torch.rand(1, 3, height, width)

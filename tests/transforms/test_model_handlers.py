@@ -23,7 +23,7 @@ from ot_core import (
     write_map,
 )
 from ot_core.autoencoder import Autoencoder
-from ot_core.engine import threads_of_one_core
+from ot_core.engine import Engine, threads_of_one_core
 from tests.fitted_maps import fit
 from transforms import LatentStatisticsModelHandler, TransportModelHandler
 from transforms.batching import _BatchByPixelsDoFn
@@ -53,8 +53,13 @@ class _Fussy(nn.Module):
         return nn.functional.interpolate(z, scale_factor=4.0)
 
 
+def batching(most_pixels: int = 2**20) -> Engine:
+    """An engine that works by batches, as on a GPU."""
+    return Engine("meta", most_pixels)
+
+
 def _encoder(module: nn.Module) -> FeatureModels:
-    return FeatureModels({"latent": Autoencoder(module, "fussy")})
+    return FeatureModels({"latent": Autoencoder(module, "fussy")}, batching())
 
 
 def _batch(*first_pixels: int, size=(16, 24)) -> ImageBatch:
@@ -206,35 +211,37 @@ class _Tight(nn.Module):
         return nn.functional.interpolate(z, scale_factor=4.0)
 
 
-def _tight_model(most_pixels: int) -> TransportModel:
+def _tight_model(most_pixels: int, budget: int = 2**21) -> TransportModel:
     rng = np.random.default_rng(0)
     source, target = (GaussianStatistics.of(rng.standard_normal((50, 27))) for _ in range(2))
     autoencoder = Autoencoder(_Tight(most_pixels), "tight")
-    return TransportModel(autoencoder, {"": LatentTransport(TransportMap.fit(source, target), 3)})
+    return TransportModel(autoencoder, {"": LatentTransport(TransportMap.fit(source, target), 3)}, batching(budget))
 
 
 def test_an_image_that_does_not_fit_is_done_in_ever_smaller_tiles():
     batch = _batch(0, size=(1100, 900))
     roomy, tight = _tight_model(10**9), _tight_model(300_000)
-    (whole,) = TransportModelHandler("m", tile_pixels=2**21).run_inference(batch, roomy)
-    (tiled,) = TransportModelHandler("m", tile_pixels=2**21).run_inference(batch, tight)
+    (whole,) = TransportModelHandler("m").run_inference(batch, roomy)
+    (tiled,) = TransportModelHandler("m").run_inference(batch, tight)
     assert tight.autoencoder._module.largest <= 300_000
     difference = np.abs(whole.inference.pixels[0].astype(int) - tiled.inference.pixels[0])
     assert difference.max() <= 1  # this autoencoder sees nothing beyond its 4x4 squares
-    (failure,) = TransportModelHandler("m", tile_pixels=2**21).run_inference(batch, _tight_model(100_000))
+    (failure,) = TransportModelHandler("m").run_inference(batch, _tight_model(100_000))
     assert failure.inference.error_type == "out_of_memory"
 
 
 def test_images_of_one_shape_are_not_worked_on_together_beyond_the_budget():
-    model, budget = _tight_model(10**9), 2**18
-    predictions = TransportModelHandler("m", tile_pixels=budget).run_inference(_batch(0, 1, 2, size=(400, 400)), model)
+    budget = 2**18
+    model = _tight_model(10**9, budget)
+    predictions = TransportModelHandler("m").run_inference(_batch(0, 1, 2, size=(400, 400)), model)
     assert [p.inference.pixels[0].shape for p in predictions] == [(400, 400, 3)] * 3
     assert model.autoencoder._module.largest <= budget
 
 
 @pytest.mark.parametrize("interpolation", ["pixels", "latents"])
 def test_no_call_of_the_model_works_on_more_pixels_than_the_budget(interpolation):
-    model, budget = _tight_model(10**9), 2**18
+    budget = 2**18
+    model = _tight_model(10**9, budget)
     batcher = _BatchByPixelsDoFn(budget)
     batcher.setup()
     batcher.start_bundle()
@@ -242,7 +249,7 @@ def test_no_call_of_the_model_works_on_more_pixels_than_the_budget(interpolation
     images = [_batch(0, size=size)[0]._replace(ref=ImageRef(f"{i}", "u")) for i, size in enumerate(sizes)]
     batches = [batch for image in images for batch in batcher.process(image)]
     batches += [windowed.value for windowed in batcher.finish_bundle()]
-    handler = TransportModelHandler("m", (0.0, 0.5), interpolation=interpolation, tile_pixels=budget)
+    handler = TransportModelHandler("m", (0.0, 0.5), interpolation=interpolation)
     results = {r.example.key: r.inference for batch in batches for r in handler.run_inference(batch, model)}
     assert model.autoencoder._module.largest <= budget
     for image in images:
@@ -256,8 +263,9 @@ def test_on_a_cpu_images_side_by_side_give_what_each_gives_alone(map_url):
     sizes = [(40 + 8 * i, 64 + 20 * (i % 3)) for i in range(9)]
     images = [_batch(0, size=s)[0]._replace(ref=ImageRef(f"{i}", "u")) for i, s in enumerate(sizes)]
     with ThreadPoolExecutor(3, initializer=torch.set_num_threads, initargs=(1,)) as workers:
-        together = handler.run_inference(ImageBatch(tuple(images)), dataclasses.replace(model, workers=workers))
-    alone = dataclasses.replace(model, workers=None)
+        model.engine.workers = workers
+        together = handler.run_inference(ImageBatch(tuple(images)), model)
+    alone = dataclasses.replace(model, engine=batching())
     expected = {i.ref.key: handler.run_inference(ImageBatch((i,)), alone)[0].inference.pixels for i in images}
     assert {result.example.key for result in together} == set(expected)
     for result in together:
@@ -271,7 +279,9 @@ def test_on_a_cpu_statistics_do_not_depend_on_what_images_share_a_batch_with(vae
     images = [_batch(0, size=(40 + 8 * (i % 2), 64))[0] for i in range(6)]
     images = [image._replace(ref=ImageRef(f"{i}", "u", f"g{i}")) for i, image in enumerate(images)]
     with threads_of_one_core(2) as workers:
-        models = FeatureModels({"latent": latent}, workers)
+        engine = Engine("cpu", 2**20)
+        engine.workers = workers
+        models = FeatureModels({"latent": latent}, engine)
         together = dict(handler.run_inference(ImageBatch(tuple(images)), models))
         alone = dict(handler.run_inference(ImageBatch((image,)), models)[0] for image in images)
     assert sorted(together) == sorted(alone) == sorted(image.ref.part for image in images)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ot_core import Cause, DecodedImage, Restorer, latent_statistics, load_autoencoder, write_map
 from ot_core.device import DeviceLostError
+from ot_core.engine import Engine
 from ot_core.features import LatentFeatures
 from tests.fitted_maps import fit
 from transforms import (
@@ -29,6 +30,7 @@ from transforms import (
 )
 from transforms.metrics import METRICS_NAMESPACE
 from transforms.model_handlers import ImageModelHandler
+from transforms.restore_images import RestoreModel
 
 COUNT = 7
 
@@ -168,7 +170,8 @@ def _predictions(restorer: Restorer, *first_pixels: int, device: str = "cuda") -
     images = [np.full((16, 16, 3), first, np.uint8) for first in first_pixels]
     loaded = [LoadedImage(ImageRef(f"{i}", f"u{i}"), DecodedImage(image), 0.0) for i, image in enumerate(images)]
     handler = RestoreModelHandler("bicubic:1", device=device)
-    return [prediction.inference for prediction in handler.run_inference(loaded, restorer)]
+    model = RestoreModel(restorer, Engine("cpu" if device == "cpu" else "meta", 2**18))
+    return [prediction.inference for prediction in handler.run_inference(loaded, model)]
 
 
 @pytest.mark.parametrize("error", [ValueError("too\ndull"), KeyError("too dull"), FileNotFoundError("too dull")])

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ot_core.autoencoder import Autoencoder
 from ot_core.device import DeviceLostError
+from ot_core.engine import Engine
 from pipelines import evaluate, fit, transport
 from transforms import FeatureStatisticsModelHandler, TransportModelHandler
 from transforms.elements import ImageRef, LoadedImage
@@ -143,7 +144,7 @@ class TestFeatures:
     def test_of_latents(self):
         from transforms import LatentStatisticsModelHandler
 
-        model = FeatureModels({"latent": Autoencoder(self.Broken(), "broken")})
+        model = FeatureModels({"latent": Autoencoder(self.Broken(), "broken")}, Engine("meta", 2**20))
         with pytest.raises(DeviceLostError):
             LatentStatisticsModelHandler(patch_size=1).run_inference(batch(), model)
 
@@ -154,7 +155,7 @@ class TestFeatures:
             def forward(self, x):
                 raise RuntimeError(ILLEGAL)
 
-        model = FeatureModels({"inception": Network(1, 1)})
+        model = FeatureModels({"inception": Network(1, 1)}, Engine("meta", 2**20))
         with pytest.raises(DeviceLostError):
             FeatureStatisticsModelHandler({"inception": InceptionFeatures("w")}).run_inference(batch(), model)
 

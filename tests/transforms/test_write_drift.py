@@ -1,6 +1,5 @@
 """Statistics of some patches of latents, gathered beside the images."""
 
-import dataclasses
 import functools
 import json
 import operator
@@ -16,6 +15,7 @@ from apache_beam.testing.test_pipeline import TestPipeline
 
 from ot_core import DecodedImage, FittedMap, GaussianStatistics, LatentSpace, LatentTransport, TransportMap, write_map
 from ot_core.autoencoder import Autoencoder
+from ot_core.engine import Engine
 from ot_core.layout import OutputLayout
 from ot_core.map_file import read_statistics
 from ot_core.parts import PARTS, Part, number_of
@@ -111,7 +111,9 @@ class _Mean(torch.nn.Module):
 def model() -> TransportModel:
     rng = np.random.default_rng(0)
     source, target = (GaussianStatistics.of(rng.standard_normal((50, 27))) for _ in range(2))
-    return TransportModel(Autoencoder(_Mean(), "mean"), {"": LatentTransport(TransportMap.fit(source, target), 3)})
+    return TransportModel(
+        Autoencoder(_Mean(), "mean"), {"": LatentTransport(TransportMap.fit(source, target), 3)}, Engine("meta", 2**20)
+    )
 
 
 def _batch(n: int) -> ImageBatch:
@@ -126,7 +128,9 @@ def _batch(n: int) -> ImageBatch:
 def test_threads_gather_what_one_image_after_the_other_gives(model):
     handler = TransportModelHandler("m", statistics=True)
     with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(1,)) as workers:
-        *images, gathered = handler.run_inference(_batch(24), dataclasses.replace(model, workers=workers))
+        model.engine.workers = workers
+        *images, gathered = handler.run_inference(_batch(24), model)
+    model.engine.workers = None
     assert len(images) == 24
     assert isinstance(gathered.inference, GatheredStatistics)
     assert gathered.example is None
