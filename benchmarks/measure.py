@@ -27,9 +27,6 @@ ROOT = Path(__file__).parents[1]
 _DEMO_PHOTOS = ROOT / "pipelines" / "demo_photos"
 _PACKAGES = ("torch", "diffusers", "apache-beam", "ray", "numpy", "pillow", "fsspec")
 
-#: What a benchmark's `--vae` takes beside what the jobs take: the architecture of that autoencoder, random weights.
-STABLE_DIFFUSION = "stable-diffusion"
-
 Figures = dict[str, Any]
 
 
@@ -76,8 +73,10 @@ def _jittered_crop(source: Image.Image, width: int, height: int, rng: np.random.
     return Image.fromarray(np.rint(crop).clip(0, 255).astype(np.uint8))
 
 
-def run_child(module: str, what: str, settings: Mapping[str, Any], environment: Mapping[str, str]) -> Figures:
-    """Runs a part of a benchmark in a process of its own.
+def run_child(
+    module: str, what: str, settings: Mapping[str, Any], environment: Mapping[str, str], seconds: float | None = None
+) -> Figures:
+    """Runs a part of a benchmark in a process of its own, for so many seconds at most.
 
     Returns:
         What the part returned; if it returned `ready_at` (seconds since 1970, when its timed part began), then also
@@ -85,6 +84,7 @@ def run_child(module: str, what: str, settings: Mapping[str, Any], environment: 
 
     Raises:
         SystemExit: with the end of the child's stderr, if it failed.
+        subprocess.TimeoutExpired: if it took longer.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, result = Path(folder) / "settings.json", Path(folder) / "result.json"
@@ -96,6 +96,7 @@ def run_child(module: str, what: str, settings: Mapping[str, Any], environment: 
             env={**os.environ, "PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1", **environment},
             capture_output=True,
             text=True,
+            timeout=seconds,
         )
         if done.returncode or not result.exists():
             raise SystemExit(f"{module} {what} failed ({done.returncode}):\n{done.stdout[-1000:]}{done.stderr[-4000:]}")
@@ -103,15 +104,6 @@ def run_child(module: str, what: str, settings: Mapping[str, Any], environment: 
     if "ready_at" in figures:
         figures["startup_seconds"] = figures.pop("ready_at") - started
     return figures
-
-
-def autoencoder(spec: str | None, work: Path, environment: Mapping[str, str]) -> str | None:
-    """What the jobs take for a benchmark's `--vae`; Stable Diffusion's is first made in the folder `work`."""
-    if spec != STABLE_DIFFUSION:
-        return spec
-    folder = str(work / "vae")
-    run_child("benchmarks.throughput_model", "build", {"folder": folder}, environment)
-    return folder
 
 
 def serve(parts: Sequence[Callable[[Figures], Figures]]) -> None:

@@ -1,8 +1,8 @@
 """What the method gains, and what its settings are worth: restorers x fits x alphas, judged independently.
 
-    python -m benchmarks.study --work study-work --output benchmarks/results/study-default
+    python -m benchmarks.study --work study-work --output benchmarks/results/study-default.md
     python -m benchmarks.study --vae benchmarks.flux2_tiny:autoencoder --work study-work \
-        --output benchmarks/results/study-flux2-tiny --brief
+        --output benchmarks/results/study-flux2-tiny.md --brief
 
 One setting is changed at a time from the base (unpaired, N = 16 + 16, p = 3, the default method). Photographs are
 those of BSDS500: a hundred of the training set give the restored images of all fits, another hundred the natural
@@ -10,30 +10,26 @@ ones of the unpaired, and each draw takes N of each; a paired fit takes the orig
 instead. Results are measured on the central 256 x 256 pixels of validation images, against their originals: PSNR
 (mean over images), two squared Gelbrich distances, of single latent pixels of FLUX.2's tiny autoencoder (the judge)
 and of 8 x 8 squares of pixels, and the measures of ot_core/naturalness.py. Nothing is added back of what the
-autoencoder loses; benchmarks/judge.py, which runs the jobs, does that. The output is `<output>.json` with every
-figure and `<output>.md` with the tables; `--render` makes the tables again. What the JSON already holds isn't
-measured again.
+autoencoder loses; benchmarks/judge.py, which runs the jobs, does that.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from benchmarks.judge import JUDGE, load, mean_niqe, psnr, sample
+from benchmarks.measure import table
 from benchmarks.pages import write_page
 from benchmarks.restorers import RESTORERS, restored_folder, shared_data
-from benchmarks.study_tables import curves, render
 from ot_core import (
     Autoencoder,
     DecoderGeometry,
@@ -65,6 +61,11 @@ class Setting:
     method: str = "matched"
     paired: bool = False
     draw: int = 0
+
+    @property
+    def name(self) -> str:
+        """All of it but the draw."""
+        return f"{'paired' if self.paired else 'unpaired'}, N = {self.n}, p = {self.patch_size}, {self.method}"
 
 
 def settings(brief: bool) -> Iterator[Setting]:
@@ -201,59 +202,58 @@ def _crop(pixels: Pixels) -> Pixels:
     return pixels[top : top + CROP, left : left + CROP]
 
 
-def write(found: dict[str, Any], output: Path) -> None:
-    """Tables and curves."""
-    chart = output.with_suffix(".svg")
-    chart.write_text(curves(found))
-    write_page(output.with_suffix(".md"), render({**found, "chart": chart.name}))
+def rows(study: Study, restorer: str, brief: bool) -> Iterator[list[str]]:
+    """A row for each setting, and for each alpha a cell with the mean over draws."""
+    plain = {alpha: study.measure(images) for alpha, images in study.results(restorer, None)}
+    whole = plain[1.0]
+    yield [restorer, "restored", _cell([whole], whole)]
+    yield [restorer, "round trip", _cell([plain[0.0]], whole)]
+    drawn: dict[str, dict[float, list[dict[str, float]]]] = {}
+    for setting in settings(brief):
+        found = drawn.setdefault(setting.name, {})
+        for alpha, images in study.results(restorer, setting):
+            found.setdefault(alpha, []).append(study.measure(images))
+    for name, by_alpha in drawn.items():
+        yield [restorer, name, *(_cell(by_alpha[alpha], whole) for alpha in ALPHAS)]
 
 
-def _earlier_rows(json_file: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of an earlier run, if it was one of the same study."""
-    if not json_file.exists():
-        return []
-    earlier = json.loads(json_file.read_text())
-    if any(earlier[key] != value for key, value in found.items()):
-        raise SystemExit(f"{json_file} is of another study; choose another --output or remove it")
-    return list(earlier["rows"])
+def _cell(draws: Sequence[dict[str, float]], restored: dict[str, float]) -> str:
+    def mean(measure: str, scale: float = 1.0, digits: int = 1) -> str:
+        values = [scale * draw[measure] for draw in draws]
+        spread = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
+        return f"{np.mean(values):.{digits}f}{spread}"
 
-
-def _identity(row: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """What a row was made with, but for alpha."""
-    return tuple((name, row[name]) for name in ("restorer", *Setting.__dataclass_fields__) if name in row)
+    shares = [f"{mean(measure, 100 / restored[measure], 0)}%" for measure in ("judge", "pixel")]
+    looks = [mean("spectrum"), mean("niqe"), mean("grid", digits=2), mean("edge", digits=2)]
+    return " / ".join([mean("psnr", digits=2), *shares, *looks])
 
 
 def main() -> None:
-    """Runs the study and writes its tables after every restorer."""
+    """Runs the study and writes its table after every restorer."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vae", help="autoencoder that transports; default the one that ships with the package")
     parser.add_argument("--work", type=Path, default=Path("study-work"), help="folder for restorations")
-    parser.add_argument("--output", type=Path, required=True, help="name of the results, without extension")
+    parser.add_argument("--output", type=Path, required=True, help="the Markdown file to write")
     parser.add_argument("--restorers", nargs="+", choices=RESTORERS, default=list(RESTORERS))
     parser.add_argument("--test_images", type=int, default=10)
     parser.add_argument("--first_test", type=int, default=0, help="leave out so many of the validation images")
     parser.add_argument("--brief", action="store_true", help="leave out patch sizes and most of N = 100")
-    parser.add_argument("--render", action="store_true", help="only make the tables from the JSON of an earlier run")
     args = parser.parse_args()
-    json_file = args.output.with_suffix(".json")
-    if args.render:
-        write(json.loads(json_file.read_text()), args.output)
-        return
     study = Study(args.vae, args.work, args.test_images, args.first_test)
-    found = {"vae": args.vae or "the default autoencoder", "test_images": args.test_images}
-    rows = _earlier_rows(json_file, found)
-    done = {_identity(row) for row in rows}
+    about = (
+        f"Transported in the latent space of: {args.vae or 'the default autoencoder'}; {args.test_images} test images "
+        f"from the {args.first_test + 1}th on; `python -m benchmarks.study` says how. In each cell: PSNR in dB / the "
+        "judge's distance to the originals and that of 8 x 8 squares of pixels, as shares of the restorations' own / "
+        "error of the radial log power spectrum in dB / NIQE / power at a period of four pixels against its neighbours "
+        "/ detail at the edge that differs most from the inside's, relative to the originals'. Means over draws, ± "
+        "half the range."
+    )
+    header = ["restorer", "fitted", *(f"alpha {alpha:g}" for alpha in ALPHAS)]
+    found: list[list[str]] = []
     for restorer in args.restorers:
-        for setting in [None, *settings(args.brief)]:
-            kind = {"restorer": restorer, **(asdict(setting) if setting else {})}
-            if _identity(kind) in done:
-                continue
-            for alpha, images in study.results(restorer, setting):
-                rows.append({**kind, "alpha": alpha, **study.measure(images)})
-            print(rows[-1], flush=True)
-        found["rows"] = rows
-        json_file.write_text(json.dumps(found, indent=0))
-        write(found, args.output)
+        found += [row + [""] * (len(header) - len(row)) for row in rows(study, restorer, args.brief)]
+        write_page(args.output, f"# Study\n\n{about}\n\n{table(header, found)}\n")
+        print(found[-1], flush=True)
 
 
 if __name__ == "__main__":

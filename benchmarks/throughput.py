@@ -1,7 +1,6 @@
 """How fast the transport job is, against the bare model, the method's own way of working, and Ray Data.
 
     python -m benchmarks.throughput --latency_ms 0 50 --output benchmarks/results/throughput.md
-    python -m benchmarks.throughput --device cuda --vae stable-diffusion --output benchmarks/results/throughput-gpu.md
 
 On the same images, in turn, each in a process of its own with the same number of threads:
 
@@ -18,9 +17,6 @@ work, images and manifest; the loop over images for ceiling and paper loop; and 
 loaded model to the last write for Ray, which favours Ray: what it read ahead until then is free. With `--repeat` the
 parts alternate; speeds are medians, and ratios medians of the repeats' ratios. `--latency_ms` lets each call of
 storage wait (benchmarks/slow_storage.py); 0 is the local disk.
-
-`--vae stable-diffusion` builds that autoencoder with random weights, and adds a table of the model alone: eager and
-compiled, float32 and bfloat16, as a share of the device's peak, and where the time goes.
 """
 
 from __future__ import annotations
@@ -29,7 +25,6 @@ import argparse
 import importlib.util
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -43,9 +38,7 @@ from PIL import Image
 
 from benchmarks.measure import (
     ROOT,
-    STABLE_DIFFUSION,
     Figures,
-    autoencoder,
     describe,
     machine,
     photographs,
@@ -64,7 +57,7 @@ _TITLES = {
     "paper_loop": "the paper's way, image by image, float32",
     "ray": "Ray Data, the same work",
 }
-_LOOPS, _JOB, _RAY, _MODEL = (f"benchmarks.throughput_{name}" for name in ("loops", "job", "ray", "model"))
+_LOOPS, _JOB, _RAY = (f"benchmarks.throughput_{name}" for name in ("loops", "job", "ray"))
 _CHILDREN = {
     "ceiling": (_LOOPS, "ceiling"),
     "side_by_side": (_LOOPS, "side_by_side"),
@@ -74,26 +67,19 @@ _CHILDREN = {
 }
 _MODEL_ALONE = ("ceiling", "side_by_side")
 _WARM_UP, _FIT = 4, 16
-#: Dense bfloat16 TFLOP/s of tensor cores, by what the device's name contains; NVIDIA's data sheets.
-_PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L4": 121.0}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--size", type=int, nargs="+", help="bounds of the sides; one number: squares of it")
+    parser.add_argument("--size", type=int, nargs=2, default=[256, 512], help="bounds of the sides")
     parser.add_argument("--latency_ms", type=float, nargs="+", default=[0.0], help="of each call of storage")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--precision", help="of ceiling, job and ray: as dot-transport takes it, and its default")
-    parser.add_argument("--vae", help=f"as dot-transport takes it, its default, or {STABLE_DIFFUSION}")
+    parser.add_argument("--vae", help="as dot-transport takes it, and its default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument(
-        "--job_args", type=shlex.split, default=[], help="further flags of dot-transport, in one string"
-    )
-    parser.add_argument("--compile", nargs="+", default=["none", "default", "max-autotune"], help="of the model alone")
-    parser.add_argument("--peak_tflops", type=float, help="of the device in bfloat16; known for some")
     parser.add_argument("--work", type=Path, help="folder for images and results; default a temporary one")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--output", type=Path, help="the Markdown file to write")
@@ -103,7 +89,6 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Makes the images, measures, writes the tables."""
     args = _parser().parse_args(argv)
-    args.size = args.size or ([512] if args.vae == STABLE_DIFFUSION else [256, 512])
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         found = measure(args, Path(folder))
     if args.json:
@@ -119,8 +104,7 @@ def measure(args: argparse.Namespace, work: Path) -> Figures:
     environment = {"OMP_NUM_THREADS": str(args.threads)}
     if args.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    vae = autoencoder(args.vae, work, environment)
-    low, high = min(args.size), max(args.size)
+    vae, (low, high) = args.vae, args.size
     paths = photographs(work / "input", args.images, low, high, seed=0)
     warm_up = photographs(work / "warm_up", _WARM_UP, low, high, seed=1)
     for seed, side in ((2, "source"), (3, "target")):
@@ -132,7 +116,7 @@ def measure(args: argparse.Namespace, work: Path) -> Figures:
         "precision": args.precision,
         "threads": args.threads,
         "map": str(work / "map.safetensors"),
-        "job_args": args.job_args,
+        "job_args": [],
     }
     runs: list[Figures] = []
     for repeat in range(args.repeat):
@@ -177,12 +161,6 @@ def measure(args: argparse.Namespace, work: Path) -> Figures:
         "by_latency": by_latency,
         "runs": runs,
     }
-    if args.vae == STABLE_DIFFUSION:
-        settings = {**common, "images": args.images, "size": high, "compile": args.compile}
-        found["model"] = run_child(_MODEL, "model", settings, environment)
-        name = found["model"]["device_name"]
-        known = next((peak for part, peak in _PEAKS.items() if part in name), None)
-        found["model"]["peak_tflops"] = args.peak_tflops or known
     return found
 
 
@@ -257,8 +235,8 @@ def _summary(runs: Sequence[Figures], latency: float, megapixels_per_image: floa
 
 def render(found: Mapping[str, Any]) -> str:
     """The whole Markdown page."""
-    low, high = min(found["size"]), max(found["size"])
-    size = f"{low} x {low}" if low == high else f"sides of {low} to {high}"
+    low, high = found["size"]
+    size = f"sides of {low} to {high}"
     lines = [
         "# Throughput",
         "",
@@ -275,8 +253,6 @@ def render(found: Mapping[str, Any]) -> str:
     if found["agreement_psnr"]:
         pairs = ", ".join(f"{_TITLES[part]} {psnr:.1f} dB" for part, psnr in found["agreement_psnr"].items())
         lines += ["", f"That the results are the same, but for precision: PSNR of eight against the job's: {pairs}."]
-    if "model" in found:
-        lines += ["", _model(found["model"])]
     return "\n".join(lines) + "\n"
 
 
@@ -312,46 +288,6 @@ def _stages(summary: Mapping[str, Any]) -> str:
     return (
         f"The job took {summary['job_seconds']:.1f} s and at most {summary['peak_rss_bytes'] / 1e6:.0f} MB. Seconds in "
         f"its stages, summed over threads that work at the same time: {seconds}."
-    )
-
-
-def _model(found: Mapping[str, Any]) -> str:
-    peak = found["peak_tflops"]
-    rows = []
-    for row in found["rows"]:
-        start = [row["precision"], row["compile"], f"{row['sizes']}, batch {row['batch']}"]
-        if "error" in row:
-            rows.append([*start, f"failed: {row['error']}", "", "", "", ""])
-            continue
-        psnr = row["psnr_to_float32"]
-        rows.append(
-            [
-                *start,
-                f"{row['images_per_second']:.2f}",
-                f"{row['tflops']:.3g}",
-                f"{row['tflops'] / peak:.0%}" if peak else "unknown",
-                f"{row['warm_up_seconds']:.1f}",
-                "" if psnr is None else f"{psnr:.1f}",
-            ]
-        )
-    per_image = ", ".join(f"{name} {value:.3g}" for name, value in found["tflop_per_image"].items())
-    header = ["precision", "compiled", "images", "images/s", "TFLOP/s"]
-    header += [f"of {peak:g} TFLOP/s" if peak else "of the peak", "warm-up, s", "PSNR to float32, dB"]
-    return "\n".join(
-        [
-            f"## The model alone, on {found['device_name']}",
-            "",
-            f"Encode and decode of tensors on the device, channels last; TFLOP in an image: {per_image} "
-            "(multiplications and additions of convolutions and matrices). Random weights.",
-            "",
-            table(header, rows),
-            "",
-            f"Where the time goes, {found['profile_of']}:",
-            "",
-            "```",
-            found["profile"].rstrip(),
-            "```",
-        ]
     )
 
 

@@ -1,4 +1,4 @@
-"""The part of benchmarks.throughput, and of benchmarks.scale, that runs dot-transport."""
+"""The part of several benchmarks that runs dot-transport."""
 
 from __future__ import annotations
 

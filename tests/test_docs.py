@@ -33,7 +33,7 @@ NOT_RUN_HERE = {
     "pip install": "tests run in an environment that is installed already, by `make test`",
     "dot-demo": "tests/pipelines/test_demo.py runs it",
     "make test-engines": "`make test` runs what is at hand of it",
-    "python -m benchmarks.throughput": "needs a GPU",
+    "python -m benchmarks.gpu": "needs a GPU",
 }
 #: House style: what to write instead of some words. In prose, not in code.
 STYLE = {
@@ -72,7 +72,7 @@ def test_every_link_to_a_file_leads_somewhere(page):
 
 def test_no_line_of_what_benchmarks_and_models_tell_is_longer_than_those_of_prose():
     pages = [*ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("ot_core/**/*.md"), *ROOT.glob("pipelines/**/*.md")]
-    assert len(pages) > 20
+    assert len(pages) > 5
     for page in pages:
         for number, line in enumerate(page.read_text().splitlines(), 1):
             assert len(line) <= 120 or line.startswith("|"), f"{page.name}:{number}: longer than 120 characters"

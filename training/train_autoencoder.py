@@ -10,7 +10,7 @@ Drawings, renderings and flat patterns among them are skipped, and of the photog
 shows crops of, only the left 60% is used (``NOT_PHOTOGRAPHS``, ``HELD_OUT`` in pca_baseline.py).
 To train:
 
-    python -m benchmarks.train_autoencoder --photos photographs --output trained --minutes 60
+    python -m training.train_autoencoder --photos photographs --output trained --minutes 60
 
 The network starts as a linear code, the block PCA of the photographs (pca_baseline.py). Stage 1
 trains encoder and decoder to reconstruct through unit-variance latents with noise added. Stage 2
@@ -38,7 +38,9 @@ from diffusers import AutoencoderDC
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 from torch import Tensor, nn
 
-from benchmarks.pca_baseline import (
+from benchmarks.restorers import bicubic, jpeg
+from ot_core.autoencoder import replicating
+from training.pca_baseline import (
     FACTOR,
     Matrix,
     Pixels,
@@ -50,8 +52,6 @@ from benchmarks.pca_baseline import (
     start_as_pca,
     to_tensor,
 )
-from benchmarks.restorers import bicubic, jpeg
-from ot_core.autoencoder import replicating
 
 PATCH = 3
 REFIT_STEPS = 150

@@ -2,7 +2,7 @@
 
 As a script it prints the round trip of the linear code, the mark that a learned one should pass:
 
-    python -m benchmarks.pca_baseline --photos photographs --test photos/val --channels 32
+    python -m training.pca_baseline --photos photographs --test photos/val --channels 32
 """
 
 from __future__ import annotations
