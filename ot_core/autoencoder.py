@@ -200,14 +200,28 @@ def replicating(module: Any) -> Any:
     """The same module with the same weights, whose convolutions pad by replication.
 
     Zeros, which most are built with, are an edge to what follows. A margin alone keeps them only as far away as it
-    reaches, and a transport map may amplify what is left of them a hundredfold.
+    reaches, and a transport map may amplify what is left of them a hundredfold. Somebody's own module that has no such
+    convolutions, or can't be copied, stays what it is.
     """
+    if not any(map(_pads_with_zeros, module.modules())):
+        return module
     shared = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
-    found = copy.deepcopy(module, shared)
-    for one in found.modules():
-        if isinstance(one, nn.Conv2d) and one.padding_mode == "zeros" and not isinstance(one.padding, str):
-            one.padding_mode = "replicate" if any(one.padding) else "zeros"
+    try:
+        found = copy.deepcopy(module, shared)
+    except Exception:  # it holds a lock, a session, or what else there is
+        return module
+    for one in filter(_pads_with_zeros, found.modules()):
+        one.padding_mode = "replicate"
     return found
+
+
+def _pads_with_zeros(module: Any) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and any(module.padding)
+    )
 
 
 def fingerprint_of(module: Any) -> str:

@@ -1,5 +1,7 @@
 """The margin that an image is continued by before it is encoded."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -88,3 +90,26 @@ def test_tiles_are_continued_at_the_edges_of_the_image_alone() -> None:
     assert [rows.start for rows, _ in strips] == [0, *(rows.stop for rows, _ in strips[:-1])]
     decoded = torch.cat([strip for _, strip in strips], dim=2)
     torch.testing.assert_close(decoded, wide.decode(whole), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("convolves", [False, True])
+def test_a_module_that_cannot_be_copied_gets_a_margin_all_the_same(convolves):
+    class Locked(nn.Module):
+        downsampling_factor = 8
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+            self.smooth = nn.Conv2d(3, 3, 3, padding=1) if convolves else nn.Identity()
+
+        def encode(self, x: torch.Tensor) -> torch.Tensor:
+            with self.lock:
+                return nn.functional.avg_pool2d(self.smooth(x), 8)
+
+        def decode(self, z: torch.Tensor) -> torch.Tensor:
+            return nn.functional.interpolate(z, scale_factor=8.0)
+
+    autoencoder = Autoencoder(Locked(), "locked").with_margin(8)
+    x = torch.rand(1, 3, 32, 24)
+    assert autoencoder.encode(x).shape == (1, 3, 6, 5)
+    assert autoencoder.decode(autoencoder.encode(x)).shape == x.shape
