@@ -127,17 +127,13 @@ def peak_rss_bytes() -> int:
 
 def machine() -> Figures:
     """Processor, cores and versions, for the record."""
-    versions = {"python": platform.python_version()}
+    versions, cpu = {"python": platform.python_version()}, platform.machine()
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    return {"cpu": _cpu(), "cores": os.cpu_count(), "versions": versions}
-
-
-def _cpu() -> str:
     with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as info:
-        return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
-    return platform.processor() or platform.machine()
+        cpu = next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
+    return {"cpu": cpu, "cores": os.cpu_count(), "versions": versions}
 
 
 def describe(found: Mapping[str, Any]) -> str:

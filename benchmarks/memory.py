@@ -41,14 +41,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _page(args: argparse.Namespace, work: Path) -> str:
+    for seed, side in ((1, "warm_up"), (2, "source"), (3, "target")):
+        photographs(work / side, _FIT, 96, 128, seed=seed)
     for name, vae in (("pixels", ["--vae", "pixels", "--patch_size", "1"]), ("default", list[str]())):
-        for seed, side in ((2, "source"), (3, "target")):
-            if not (work / side).is_dir():
-                photographs(work / side, _FIT, 96, 128, seed=seed)
         flags = ["--source", work / "source", "--target", work / "target", "--map", work / f"{name}.safetensors"]
         command = [sys.executable, "-m", "pipelines.fit", *map(str, flags), *vae, "--method", "paper"]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    photographs(work / "warm_up", 4, 128, 128, seed=1)
     few, many = (_peak(work, count, [args.size] * 2, 1, "pixels") for count in args.images)
     one, several = (_peak(work, args.large_images, args.large_size, n, "default") for n in (1, args.threads))
     low, high = args.large_size

@@ -78,7 +78,7 @@ def job(settings: Figures) -> Figures:
     from transforms import transport_handler  # noqa: PLC0415
 
     engine.workers_of = lambda device: None
-    transport_handler.transport_pixels = Device()  # type: ignore[attr-defined]
+    transport_handler.transport_pixels = Device()  # type: ignore[attr-defined, assignment]
     return throughput_job.job(settings)
 
 
