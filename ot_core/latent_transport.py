@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,6 +26,19 @@ _Blocks = tuple[_Covers, ...]
 _ALONG = 8
 
 
+@dataclass(frozen=True)
+class Folding:
+    """How mapped patches are folded back.
+
+    Attributes:
+        kernel_size: folding kernel k <= p, odd; default p.
+        sigma: standard deviation of Gaussian folding weights in latent pixels; infinite means uniform.
+    """
+
+    kernel_size: int | None = None
+    sigma: float = math.inf
+
+
 class LatentTransport:
     """A transport map ready to be applied to latents on one device.
 
@@ -40,8 +53,7 @@ class LatentTransport:
         patch_size: p, odd.
         device: where latents live.
         dtype: precision of the convolution; float64 gives the definition to the last digits.
-        kernel_size: folding kernel k <= p, odd; default p.
-        sigma: standard deviation of Gaussian folding weights in latent pixels; infinite means uniform.
+        folding: see the class.
     """
 
     def __init__(
@@ -50,8 +62,7 @@ class LatentTransport:
         patch_size: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        kernel_size: int | None = None,
-        sigma: float = math.inf,
+        folding: Folding = Folding(),
     ) -> None:
         p, channels = patch_size, transport_map.dimension // patch_size**2
         matrix = torch.from_numpy(transport_map.matrix)
@@ -59,7 +70,7 @@ class LatentTransport:
         self._matrix, self._bias = matrix.view(channels, p, p, channels, p, p), bias.view(channels, p, p)
         self._noise_root = _root(transport_map.noise_covariance)
         self._device, self._dtype = torch.device(device), dtype
-        self._patch_size, self._kernel_size, self._sigma = p, p if kernel_size is None else kernel_size, sigma
+        self._patch_size, self._kernel_size, self._sigma = p, folding.kernel_size or p, folding.sigma
         self._taps = p + self._kernel_size - 1
         self._inside = range(-(self._kernel_size // 2), self._kernel_size // 2 + 1)
         self._kernels: dict[tuple[_Blocks, _Blocks], tuple[Tensor, Tensor]] = {}
@@ -181,13 +192,20 @@ class ZeroShotTransport:
         transport_map: tells how the maps are fitted.
         patch_size: p, odd.
         target: statistics of the target.
-        **options: as `LatentTransport`.
+        device: as `LatentTransport`.
+        folding: likewise.
     """
 
     def __init__(
-        self, transport_map: TransportMap, patch_size: int, target: GaussianStatistics, **options: Any
+        self,
+        transport_map: TransportMap,
+        patch_size: int,
+        target: GaussianStatistics,
+        device: torch.device | str = "cpu",
+        folding: Folding = Folding(),
     ) -> None:
-        self._map, self._patch_size, self._target, self._options = transport_map, patch_size, target, options
+        self._map, self._patch_size, self._target = transport_map, patch_size, target
+        self._device, self._folding = device, folding
 
     def __call__(self, latents: Tensor, keys: list[str] | None = None) -> Tensor:
         """As `LatentTransport`.
@@ -208,7 +226,7 @@ class ZeroShotTransport:
                 Cause.TOO_SMALL, f"its latent is {height}x{width}; expected two patches of {p}x{p} or more"
             )
         own = TransportMap.fit(source, self._target, metric=self._map.metric, invariant=self._map.invariant)
-        return LatentTransport(own, p, **self._options)(latent, key)
+        return LatentTransport(own, p, self._device, folding=self._folding)(latent, key)
 
 
 def _sides(size: int, radius: int) -> tuple[int, int, _Blocks]:

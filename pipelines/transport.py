@@ -32,6 +32,7 @@ from transforms import (
     RemoveUnneeded,
     SkipDone,
     TransportImages,
+    TransportOptions,
     WriteDrift,
     WriteFailures,
     WriteManifest,
@@ -237,15 +238,12 @@ def transport_images(
         max_pixels=args.max_pixels,
         max_bytes=args.max_bytes,
         max_batch_pixels=args.max_batch_pixels,
-        interpolation=args.interpolation,
-        kernel_size=args.kernel_size,
-        sigma=args.sigma,
-        zero_shot=args.zero_shot,
-        residual=args.residual,
         precision=options.precision_of(args),
         device=options.device_of(args),
-        compiled=args.compile,
         statistics=True,
+        options=TransportOptions(
+            args.interpolation, args.kernel_size, args.sigma, args.zero_shot, args.residual, args.compile
+        ),
         restorer=args.restorer,
     )
     records, untransported, statistics = images | "TransportImages" >> options.on_accelerator(transport, args)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transforms.read_images import ReadImages
     from transforms.restore_images import DegradeImages, RestoreImages, RestoreModelHandler
     from transforms.resume import SkipDone
-    from transforms.transport_handler import TransportModelHandler
+    from transforms.transport_handler import TransportModelHandler, TransportOptions
     from transforms.transport_images import TransportImages
     from transforms.transport_loaded import TransportLoaded
     from transforms.write_drift import WriteDrift
@@ -61,6 +61,7 @@ else:
             "TransportImages": "transport_images",
             "TransportLoaded": "transport_loaded",
             "TransportModelHandler": "transport_handler",
+            "TransportOptions": "transport_handler",
             "WriteDrift": "write_drift",
             "WriteImages": "write_images",
             "WriteTransportMap": "fit_maps",
@@ -96,6 +97,7 @@ __all__ = [
     "TransportImages",
     "TransportLoaded",
     "TransportModelHandler",
+    "TransportOptions",
     "TransportedImage",
     "WriteDrift",
     "WriteFailures",

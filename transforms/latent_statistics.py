@@ -159,21 +159,19 @@ class LatentStatistics:
         """ImageRef or LoadedImage -> GaussianStatistics over all parts; no element where no image was usable.
 
         Args:
-            **kwargs: as `LatentStatistics.PerKey`.
+            per_key: how they are gathered; default as `LatentStatistics.PerKey` does by itself.
         """
 
-        def __init__(self, **kwargs: Any) -> None:
+        def __init__(self, per_key: "LatentStatistics.PerKey | None" = None) -> None:
             super().__init__()
-            self._kwargs = kwargs
+            self._per_key = per_key or LatentStatistics.PerKey()
 
         @no_annotations
         def expand(self, images: beam.PCollection[ImageRef | LoadedImage]) -> StatisticsOutcome:
             """All images are put into one part."""
             check_windows(self, images)
             in_one_part = beam.Map(_in_one_part).with_output_types(images.element_type)
-            statistics, failures = (
-                images | "OnePart" >> in_one_part | "PerKey" >> LatentStatistics.PerKey(**self._kwargs)
-            )
+            statistics, failures = images | "OnePart" >> in_one_part | "PerKey" >> self._per_key
             return StatisticsOutcome(statistics | "Statistics" >> beam.Values(), failures)
 
 

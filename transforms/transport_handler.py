@@ -25,6 +25,7 @@ from ot_core.choices import INTERPOLATIONS
 from ot_core.engine import Engine
 from ot_core.fitting import autoencoder_of, read_maps
 from ot_core.hardware import default_tile_pixels
+from ot_core.latent_transport import Folding
 from ot_core.pixel_transport import transport_pixels
 from transforms import metrics
 from transforms.elements import (
@@ -103,6 +104,35 @@ class LateTransportModel:
             return self._made[1]
 
 
+@dataclass(frozen=True)
+class TransportOptions:
+    """How images are transported, beside the map and the alphas.
+
+    Attributes:
+        interpolation: "pixels" mixes the restored image with the transported one by alpha; "latents" mixes their
+            latents and decodes the mixture, which moves the map towards the identity.
+        kernel_size: folding kernel k <= p, odd; default p.
+        sigma: standard deviation of Gaussian folding weights in latent pixels; infinite means uniform.
+        zero_shot: each image's own statistics take the place of the map's source.
+        residual: as in `transport_pixels`; default the map's own, or 0 with `zero_shot`.
+        compiled: see `ot_core.Autoencoder.compiled`.
+
+    Raises:
+        UserError: if the interpolation isn't known.
+    """
+
+    interpolation: str = "pixels"
+    kernel_size: int | None = None
+    sigma: float = math.inf
+    zero_shot: bool = False
+    residual: float | None = None
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise UserError(f"interpolation {self.interpolation}: expected one of {', '.join(INTERPOLATIONS)}")
+
+
 class TransportModelHandler(ImageModelHandler):
     """Encodes, transports and decodes images.
 
@@ -113,21 +143,12 @@ class TransportModelHandler(ImageModelHandler):
         alphas: weights of the restored image in the results, one result for each.
         vae: the autoencoder; default the one that the map names.
         device: torch device; default CUDA where there is one.
-        interpolation: "pixels" mixes the restored image with the transported one by alpha; "latents" mixes their
-            latents and decodes the mixture, which moves the map towards the identity.
-        kernel_size: folding kernel k <= p, odd; default p.
-        sigma: standard deviation of Gaussian folding weights in latent pixels; infinite means uniform.
-        zero_shot: each image's own statistics take the place of the map's source.
-        residual: as in `transport_pixels`; default the map's own, or 0 with `zero_shot`.
         precision: one of `ot_core.choices.PRECISIONS`; default the device's fastest.
-        compiled: see `ot_core.Autoencoder.compiled`.
         tile_pixels: larger images are done in overlapping tiles; default `default_tile_pixels`.
         statistics: whether to gather statistics of the latents, before and after transport (`transforms.write_drift`);
             not of an image that only lacks some alphas, since an earlier run has counted it.
+        options: see the class.
         **kwargs: as in `ImageModelHandler`.
-
-    Raises:
-        UserError: if the interpolation isn't known.
     """
 
     def __init__(
@@ -136,26 +157,17 @@ class TransportModelHandler(ImageModelHandler):
         alphas: Sequence[float] = (0.0,),
         vae: str | None = None,
         device: str | None = None,
-        interpolation: str = "pixels",
-        kernel_size: int | None = None,
-        sigma: float = math.inf,
-        zero_shot: bool = False,
-        residual: float | None = None,
         precision: str | None = None,
-        compiled: bool = False,
         tile_pixels: int | None = None,
         statistics: bool = False,
+        options: TransportOptions | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(device=device, **kwargs)
-        if interpolation not in INTERPOLATIONS:
-            raise UserError(f"interpolation {interpolation}: expected one of {', '.join(INTERPOLATIONS)}")
         self.maps = {"": map} if isinstance(map, str) else dict(map)
         self._alphas, self._vae = tuple(alphas), vae
-        self._interpolation, self._zero_shot, self._residual = interpolation, zero_shot, residual
-        self._precision, self._compiled, self._tile_pixels = precision, compiled, tile_pixels
-        self._statistics = statistics
-        self._folding: dict[str, Any] = {"kernel_size": kernel_size, "sigma": sigma}
+        self._precision, self._tile_pixels = precision, tile_pixels
+        self._statistics, self._options = statistics, options or TransportOptions()
 
     def update_model_path(self, model_path: str | None = None) -> None:
         """Lets `model_metadata_pcoll` name the map, so that one pipeline can fit and transport."""
@@ -166,7 +178,7 @@ class TransportModelHandler(ImageModelHandler):
         if not self.maps:
             return LateTransportModel(self._late_model)
         with metrics.timed("load_model"):
-            return self._model(read_maps(self.maps, self._vae, self.device, self._precision, self._compiled))
+            return self._model(read_maps(self.maps, self._vae, self.device, self._precision, self._options.compiled))
 
     def _model(self, maps: Iterable[tuple[str, FittedMap, Autoencoder]]) -> TransportModel:
         """Of maps of one space and autoencoder, each of which is let go once it is on the device."""
@@ -175,20 +187,23 @@ class TransportModelHandler(ImageModelHandler):
         maps = iter(maps)
         first = next(maps)
         _, known, autoencoder = first
-        patch_size, options = known.space.patch_size, {"device": autoencoder.device, **self._folding}
+        patch_size, options = known.space.patch_size, self._options
+        folding = Folding(options.kernel_size, options.sigma)
         for group, fitted, _ in itertools.chain([first], maps):
-            if self._zero_shot:
-                transports[group] = ZeroShotTransport(fitted.map, patch_size, fitted.target, **options)
-            else:
-                transports[group] = LatentTransport(fitted.map, patch_size, **options)
-            of_map = 0.0 if self._zero_shot else fitted.residual
-            residuals[group] = of_map if self._residual is None else self._residual
+            device = autoencoder.device
+            transports[group] = (
+                ZeroShotTransport(fitted.map, patch_size, fitted.target, device, folding)
+                if options.zero_shot
+                else LatentTransport(fitted.map, patch_size, device, folding=folding)
+            )
+            of_map = 0.0 if options.zero_shot else fitted.residual
+            residuals[group] = of_map if options.residual is None else options.residual
         engine = Engine(autoencoder.device, self._tile_pixels or default_tile_pixels(autoencoder.device.type))
         return TransportModel(autoencoder, transports, engine, patch_size, residuals)
 
     def _late_model(self, fitted: FittedMap) -> TransportModel:
         autoencoder = autoencoder_of(
-            fitted.space, "of this pipeline", self._vae, self.device, self._precision, self._compiled
+            fitted.space, "of this pipeline", self._vae, self.device, self._precision, self._options.compiled
         )
         return self._model([("", fitted, autoencoder)])
 
@@ -249,7 +264,7 @@ class TransportModelHandler(ImageModelHandler):
             lambda z: model.transport(z, refs),
             alphas,
             tile_pixels,
-            self._interpolation,
+            self._options.interpolation,
             residuals,
         )
         results = [

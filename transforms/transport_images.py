@@ -17,24 +17,22 @@ from transforms.elements import Failure, ImageRecord, ImageRef
 from transforms.grouped_images import having_map
 from transforms.read_images import ReadImages
 from transforms.restore_images import RestoreImages
+from transforms.transport_handler import TransportOptions
 from transforms.transport_loaded import TransportLoaded
 from transforms.windows import check_windows
 from transforms.write_images import WriteImages
 
 
 class TransportOutcome(NamedTuple):
-    """Result of `TransportImages`: a row for each image written, and for each that could not be."""
+    """Result of `TransportImages`: a row for each image written, and for each that could not be.
+
+    Attributes:
+        statistics: (Part, GaussianStatistics) of the latents, see `transforms.write_drift`; None unless asked for.
+    """
 
     records: beam.PCollection[ImageRecord]
     failures: beam.PCollection[Failure]
-
-
-class TransportOutcomeWithStatistics(NamedTuple):
-    """The same, and (Part, GaussianStatistics) of the latents: see `transforms.write_drift`."""
-
-    records: beam.PCollection[ImageRecord]
-    failures: beam.PCollection[Failure]
-    statistics: beam.PCollection[tuple[Part, GaussianStatistics]]
+    statistics: beam.PCollection[tuple[Part, GaussianStatistics]] | None
 
 
 @beam.typehints.with_input_types(ImageRef)
@@ -55,19 +53,17 @@ class TransportImages(beam.PTransform):
         vae: the autoencoder; default the one that the map names.
         max_pixels: larger images are failures.
         max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
-        statistics: whether to give statistics of the latents too, as a third result: on the side "source", of patches
+        statistics: whether to give statistics of the latents too: on the side "source", of patches
             of the latents that were encoded, and on the side "results", of the same ones fully transported; each in the
             group whose map they were transported with.
         restorer: what restores the images first (`RestoreImages`); default nothing, for images that are restored.
         precision: of the autoencoder and the restorer, as in `TransportModelHandler` and `RestoreImages`.
         max_bytes: larger files are failures.
         device: of the models, as in `ot_core.hardware.chosen_device`.
-        **options: of `TransportModelHandler`: interpolation, kernel_size, sigma, zero_shot, residual,
-            compiled.
+        options: as in `TransportModelHandler`.
 
     Raises:
-        UserError: if the format or interpolation isn't known, there is no alpha, or two alphas are the same to two
-            decimals.
+        UserError: if the format isn't known, there is no alpha, or two alphas are the same to two decimals.
     """
 
     def __init__(
@@ -86,12 +82,12 @@ class TransportImages(beam.PTransform):
         precision: str | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
         device: str | None = None,
-        **options: Any,
+        options: TransportOptions | None = None,
     ) -> None:
         super().__init__()
         layout = output if isinstance(output, OutputLayout) else OutputLayout.of(output, alphas, format)
         self._transport = TransportLoaded(
-            map, layout.alphas, vae, max_batch_pixels, statistics, **options, precision=precision, device=device
+            map, layout.alphas, vae, max_batch_pixels, statistics, precision, device, options
         )
         self._write = WriteImages(layout, quality=quality, compress_level=compress_level)
         self._read = ReadImages(max_pixels, max_bytes)
@@ -106,7 +102,7 @@ class TransportImages(beam.PTransform):
         return {"map": maps, "output": self._layout.root, "alphas": alphas}
 
     @no_annotations
-    def expand(self, refs: beam.PCollection[ImageRef]) -> TransportOutcome | TransportOutcomeWithStatistics:
+    def expand(self, refs: beam.PCollection[ImageRef]) -> TransportOutcome:
         """All of it fuses into one stage: reads run ahead of the model, and writes behind it."""
         check_windows(self, refs)
         outside = beam.ParDo(_OutsideOutputDoFn(self._layout.places())).with_output_types(ImageRef)
@@ -120,12 +116,10 @@ class TransportImages(beam.PTransform):
         if self._restore is not None:
             images, unrestored = images | "RestoreImages" >> self._restore
             failures.append(unrestored)
-        transported, untransported, *statistics = images | "TransportLoaded" >> self._transport
+        transported, untransported, statistics = images | "TransportLoaded" >> self._transport
         records, unwritten = transported | "WriteImages" >> self._write
         all_failures = (*failures, untransported, unwritten) | "FlattenFailures" >> beam.Flatten()
-        if not statistics:
-            return TransportOutcome(records, all_failures)
-        return TransportOutcomeWithStatistics(records, all_failures, *statistics)
+        return TransportOutcome(records, all_failures, statistics)
 
 
 class _OutsideOutputDoFn(beam.DoFn):

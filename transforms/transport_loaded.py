@@ -19,23 +19,20 @@ from transforms.elements import (
     TransportPrediction,
 )
 from transforms.latent_statistics import MergeStatistics
-from transforms.transport_handler import TransportModelHandler
+from transforms.transport_handler import TransportModelHandler, TransportOptions
 from transforms.windows import check_windows
 
 
 class LoadedOutcome(NamedTuple):
-    """Result of `TransportLoaded`: transported images, and those that could not be."""
+    """Result of `TransportLoaded`: transported images, and those that could not be.
+
+    Attributes:
+        statistics: (Part, GaussianStatistics) of the latents, see `transforms.write_drift`; None unless asked for.
+    """
 
     images: beam.PCollection[TransportedImage]
     failures: beam.PCollection[Failure]
-
-
-class LoadedOutcomeWithStatistics(NamedTuple):
-    """The same, and (Part, GaussianStatistics) of the latents: see `transforms.write_drift`."""
-
-    images: beam.PCollection[TransportedImage]
-    failures: beam.PCollection[Failure]
-    statistics: beam.PCollection[tuple[Part, GaussianStatistics]]
+    statistics: beam.PCollection[tuple[Part, GaussianStatistics]] | None
 
 
 @beam.typehints.with_input_types(LoadedImage)
@@ -48,12 +45,10 @@ class TransportLoaded(beam.PTransform):
         alphas: weights of the restored image in the results: 0 is full transport, 1 the restored image.
         vae: the autoencoder; default the one that the map names.
         max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
-        statistics: whether to give statistics of the latents too, as a third result; see `TransportImages`.
-        **options: of `TransportModelHandler`: interpolation, kernel_size, sigma, zero_shot, residual, precision,
-            compiled.
-
-    Raises:
-        UserError: if the interpolation isn't known.
+        statistics: whether to give statistics of the latents too; see `TransportImages`.
+        precision: as in `TransportModelHandler`.
+        device: likewise.
+        options: likewise.
     """
 
     def __init__(
@@ -63,7 +58,9 @@ class TransportLoaded(beam.PTransform):
         vae: str | None = None,
         max_batch_pixels: int | None = None,
         statistics: bool = False,
-        **options: Any,
+        precision: str | None = None,
+        device: str | None = None,
+        options: TransportOptions | None = None,
     ) -> None:
         super().__init__()
         self._side_input = map if isinstance(map, beam.pvalue.AsSideInput) else None
@@ -71,10 +68,12 @@ class TransportLoaded(beam.PTransform):
             {} if isinstance(map, beam.pvalue.AsSideInput) else map,
             alphas,
             vae,
-            tile_pixels=max_batch_pixels or None,
-            statistics=statistics,
+            device,
+            precision,
+            max_batch_pixels or None,
+            statistics,
+            options,
             batched=True,
-            **options,
         )
         self._alphas, self._statistics, self._max_batch_pixels = tuple(alphas), statistics, max_batch_pixels
 
@@ -88,7 +87,7 @@ class TransportLoaded(beam.PTransform):
         return {"map": ", ".join(self.maps.values()), "alphas": ", ".join(map(str, self._alphas))}
 
     @no_annotations
-    def expand(self, images: beam.PCollection[LoadedImage]) -> LoadedOutcome | LoadedOutcomeWithStatistics:
+    def expand(self, images: beam.PCollection[LoadedImage]) -> LoadedOutcome:
         """Only the merging of statistics ends outside of the stage, after each bundle's have been merged within."""
         check_windows(self, images, *([self._side_input.pvalue] if self._side_input else []))
         batches = images | "BatchByPixels" >> BatchByPixels(self._max_batch_pixels, self._handler.device)
@@ -101,10 +100,8 @@ class TransportLoaded(beam.PTransform):
             | "RunInference" >> RunInference(self._handler).with_output_types(TransportPrediction)
             | "SplitOutcome" >> split.with_outputs("failures", "statistics", main="images")
         )
-        if not self._statistics:
-            return LoadedOutcome(transported.images, transported.failures)
-        statistics = transported.statistics | "MergeStatistics" >> MergeStatistics(Part)
-        return LoadedOutcomeWithStatistics(transported.images, transported.failures, statistics)
+        statistics = transported.statistics | "MergeStatistics" >> MergeStatistics(Part) if self._statistics else None
+        return LoadedOutcome(transported.images, transported.failures, statistics)
 
 
 def _with_map(batch: ImageBatch, of_group: tuple[str, FittedMap]) -> ImageBatch:

@@ -118,7 +118,7 @@ def test_globally_ignores_groups(refs, vae):
         _assert_equal(total, expected)
 
     with TestPipeline(runner="FnApiRunner") as pipeline:
-        statistics, _ = pipeline | beam.Create(refs) | LatentStatistics.Globally(vae=vae, patch_size=1)
+        statistics, _ = pipeline | beam.Create(refs) | LatentStatistics.Globally(LatentStatistics.PerKey(vae, 1))
         assert_that(statistics, check)
 
 

@@ -25,7 +25,7 @@ from ot_core import (
 from ot_core.autoencoder import Autoencoder
 from ot_core.engine import Engine, threads_of_one_core
 from tests.fitted_maps import fit
-from transforms import LatentStatisticsModelHandler, TransportModelHandler
+from transforms import LatentStatisticsModelHandler, TransportModelHandler, TransportOptions
 from transforms.batching import _BatchByPixelsDoFn
 from transforms.elements import Failure, ImageBatch, ImageRef, LoadedImage, TransportedImage
 from transforms.model_handlers import FeatureModels
@@ -144,7 +144,7 @@ def test_a_map_never_makes_us_import_code(tmp_path, map_url):
 
 
 def _results(map_url, alphas=(0.0, 0.5), **options):
-    handler = TransportModelHandler(map_url, alphas=alphas, precision="float32", **options)
+    handler = TransportModelHandler(map_url, alphas, precision="float32", options=TransportOptions(**options))
     (result,) = handler.run_inference(_batch(0, size=(64, 64)), handler.load_model())
     return result.inference
 
@@ -171,7 +171,7 @@ def test_zero_shot_gives_an_image_the_targets_statistics_whatever_the_source_was
 
 
 def test_zero_shot_refuses_an_image_without_patches(map_url):
-    handler = TransportModelHandler(map_url, zero_shot=True)
+    handler = TransportModelHandler(map_url, options=TransportOptions(zero_shot=True))
     (result,) = handler.run_inference(_batch(0, size=(2, 2)), handler.load_model())
     assert isinstance(result.inference, Failure)
     assert result.inference.error_type == "too_small"
@@ -188,7 +188,7 @@ def test_folding_weights_change_the_result(map_url):
 
 def test_an_unknown_interpolation_is_a_mistake():
     with pytest.raises(UserError, match="interpolation spline"):
-        TransportModelHandler("m", interpolation="spline")
+        TransportOptions(interpolation="spline")
 
 
 class _Tight(nn.Module):
@@ -249,7 +249,7 @@ def test_no_call_of_the_model_works_on_more_pixels_than_the_budget(interpolation
     images = [_batch(0, size=size)[0]._replace(ref=ImageRef(f"{i}", "u")) for i, size in enumerate(sizes)]
     batches = [batch for image in images for batch in batcher.process(image)]
     batches += [windowed.value for windowed in batcher.finish_bundle()]
-    handler = TransportModelHandler("m", (0.0, 0.5), interpolation=interpolation)
+    handler = TransportModelHandler("m", (0.0, 0.5), options=TransportOptions(interpolation))
     results = {r.example.key: r.inference for batch in batches for r in handler.run_inference(batch, model)}
     assert model.autoencoder._module.largest <= budget
     for image in images:
