@@ -24,7 +24,7 @@ _THREADS, _PIXELS, _ENCODED = Threads(), ByteBudget(2**28), ByteBudget(2**28)
 class ReadImages(beam.PTransform):
     """Reads and decodes images, several at once and ahead of the steps that follow in the same stage.
 
-    What a process has waiting, in all bundles together, never exceeds 256 MiB of pixels, or one larger image; and one
+    What a process has waiting, in all bundles together, never exceeds 256 MiB of pixels, or one larger image, and one
     image for each bundle that waits for it. While they are decoded, no more than 16 files of 16 MiB are in memory, and
     likewise 256 MiB of larger ones.
 
