@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -15,10 +14,11 @@ from ot_core.groups import Grouping
 from ot_core.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from ot_core.listing import Listed
 from ot_core.names import Ignored
+from ot_core.overlap import Share
 from transforms import metrics
 from transforms.elements import Failure, ImageRef
 from transforms.read_images import read_image
-from transforms.windows import in_global_window
+from transforms.threaded import ThreadedDoFn
 
 _Keyed = tuple[str, ImageRef]
 
@@ -201,39 +201,21 @@ def _is_since(ref: ImageRef, since: float) -> bool:
     return False
 
 
-class _AskVersionDoFn(beam.DoFn):
+class _AskVersionDoFn(ThreadedDoFn):
     """Fills in version and time where listing didn't tell them, many requests at once."""
-
-    _AT_ONCE = 16
-
-    def start_bundle(self) -> None:
-        self._waiting: list[ImageRef] = []
 
     def process(self, element: ImageRef) -> Iterator[Any]:
         if element.version or element.modified is not None:
             yield element
-            return
-        self._waiting.append(element)
-        if len(self._waiting) == 8 * self._AT_ONCE:
-            yield from self._take()
+        else:
+            yield from super().process(element)
 
-    def finish_bundle(self) -> Iterator[Any]:
-        yield from map(in_global_window, self._take())
-
-    def _take(self) -> list[ImageRef]:
-        refs, self._waiting = self._waiting, []
-        if not refs:
-            return []
-        with ThreadPoolExecutor(self._AT_ONCE) as pool:
-            return list(pool.map(_with_version, refs))
-
-
-def _with_version(ref: ImageRef) -> ImageRef:
-    try:
-        details = storage.details(ref.uri)
-    except Exception:  # reading it will tell what is wrong with it
-        return ref
-    return ref if details is None else ref._replace(version=details.version, modified=details.modified)
+    def work(self, element: ImageRef, shares: Sequence[Share]) -> list[ImageRef]:
+        try:
+            details = storage.details(element.uri)
+        except Exception:  # reading it will tell what is wrong with it
+            details = None
+        return [element._replace(version=details.version, modified=details.modified) if details else element]
 
 
 class _RowGroupsTogether(beam.PTransform):

@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -18,10 +18,11 @@ from apache_beam.typehints.decorators import no_annotations
 from ot_core import Cause, ImageError, UserError, listing, shards, storage
 from ot_core.errors import as_image_error, one_line
 from ot_core.layout import OutputLayout
-from ot_core.overlap import Overlap, prefetch
+from ot_core.overlap import Share, prefetch
 from transforms import metrics
 from transforms.elements import Failure, ImageRecord, ImageRef
-from transforms.windows import check_windows, in_global_window
+from transforms.threaded import ThreadedDoFn
+from transforms.windows import check_windows
 
 #: Alpha and number of a shard, and a row for it, or none: a shard may be without images.
 _OfShard = tuple[tuple[float, int], ImageRecord | None]
@@ -264,25 +265,17 @@ class RemoveUnneeded(beam.PTransform):
 
 
 @beam.typehints.with_output_types(int)
-class _RemoveDoFn(beam.DoFn):
-    def start_bundle(self) -> None:
-        self._overlap = Overlap(_remove)
-
+class _RemoveDoFn(ThreadedDoFn):
     def process(self, element: str, written: int = 0) -> Iterator[int]:
-        yield from (removed.result() for removed in self._overlap.put(element))
+        yield from super().process(element)
 
-    def finish_bundle(self) -> Iterator[Any]:
-        yield from (in_global_window(removed.result()) for removed in self._overlap.drain())
-        self._overlap.close()
-
-
-def _remove(url: str) -> int:
-    try:
-        storage.remove(url)
-    except OSError as error:
-        logging.getLogger(__name__).warning("%s: can't be removed (%s)", url, one_line(error))
-        return 0
-    return 1
+    def work(self, element: str, shares: Sequence[Share]) -> list[int]:
+        try:
+            storage.remove(element)
+        except OSError as error:
+            logging.getLogger(__name__).warning("%s: can't be removed (%s)", element, one_line(error))
+            return [0]
+        return [1]
 
 
 def _remove_staging(removed: int, staging: str) -> int:

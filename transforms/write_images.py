@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from ot_core import encode_image, storage
 from ot_core.encoding import DEFAULT_COMPRESS_LEVEL
 from ot_core.layout import OutputLayout
-from ot_core.overlap import ByteBudget, Overlap
+from ot_core.overlap import ByteBudget, Share
 from transforms import metrics
 from transforms.elements import Failure, ImageRecord, LoadedImage, TransportedImage
-from transforms.windows import check_windows, in_global_window
+from transforms.threaded import ThreadedDoFn
+from transforms.windows import check_windows
 
-#: Pixels that may be waiting to be encoded and written.
-_BYTES_BEHIND = 2**28
+#: Bytes of pixels that a process may have waiting to be encoded and written.
+_PIXELS = ByteBudget(2**28)
 
 
 class WriteOutcome(NamedTuple):
@@ -34,7 +35,8 @@ class WriteImages(beam.PTransform):
     """Writes images: TransportedImage or LoadedImage -> ImageRecord, Failure.
 
     Files are named `images/<key>.<extension>` below the output, or `images/alpha=0.50/<key>.<extension>` with several
-    alphas. What is waiting to be written never exceeds 256 MiB of pixels, or one larger image.
+    alphas. What a process has waiting to be written, in all bundles together, never
+    exceeds 256 MiB of pixels, or one larger image.
 
     Args:
         output: URL of the output's root; or its layout, which then tells alphas and format, too.
@@ -72,49 +74,31 @@ class WriteImages(beam.PTransform):
         return WriteOutcome(written.records, written.failures)
 
 
-class _Written(NamedTuple):
-    """What a thread made of a result, and its metrics."""
-
-    outcome: list[ImageRecord] | Failure
-    reported: metrics.Captured
-
-
-class _WriteImageDoFn(beam.DoFn):
+class _WriteImageDoFn(ThreadedDoFn):
     """Encodes and writes images behind the model, several at once."""
+
+    budgets = (_PIXELS,)
 
     def __init__(self, layout: OutputLayout, quality: int, compress_level: int = DEFAULT_COMPRESS_LEVEL) -> None:
         self._layout, self._quality, self._level = layout, quality, compress_level
 
-    def start_bundle(self) -> None:
-        self._budget = ByteBudget(_BYTES_BEHIND)
-        self._overlap = Overlap(self._written)
+    def nbytes(self, element: TransportedImage | LoadedImage) -> int:
+        return element.image.nbytes if isinstance(element, LoadedImage) else element.nbytes
 
-    def process(self, element: TransportedImage | LoadedImage) -> Iterator[Any]:
+    def work(self, element: TransportedImage | LoadedImage, shares: Sequence[Share]) -> list[Any]:
         if isinstance(element, LoadedImage):
             loaded = element._replace(ref=element.ref._replace(alphas=()))  # they are about transported images
             element = TransportedImage(loaded, (element.image.pixels,), element.seconds)
-        self._budget.take(element.nbytes)  # waits until enough is written
-        for written in self._overlap.put(element):
-            yield from _outputs(written.result())
-
-    def finish_bundle(self) -> Iterator[Any]:
-        for written in self._overlap.drain():
-            yield from map(in_global_window, _outputs(written.result()))
-        self._overlap.close()
-
-    def _written(self, result: TransportedImage) -> _Written:
+        ref = element.loaded.ref
         try:
-            with metrics.captured() as reported:
-                alphas = result.loaded.ref.alphas or self._layout.alphas
-                records = [
-                    self._write(result, pixels, alpha) for pixels, alpha in zip(result.pixels, alphas, strict=True)
-                ]
-                metrics.count(metrics.IMAGES_WRITTEN)
+            alphas = ref.alphas or self._layout.alphas
+            records = [
+                self._write(element, pixels, alpha) for pixels, alpha in zip(element.pixels, alphas, strict=True)
+            ]
         except Exception as error:  # one bad image costs one row, whatever the store raised
-            return _Written(Failure.of(result.loaded.ref, "write", error), reported)
-        finally:
-            self._budget.give_back(result.nbytes)
-        return _Written(records, reported)
+            return [beam.pvalue.TaggedOutput("failures", Failure.of(ref, "write", error))]
+        metrics.count(metrics.IMAGES_WRITTEN)
+        return records
 
     def _write(self, result: TransportedImage, pixels: NDArray[np.generic], alpha: float) -> ImageRecord:
         start = time.perf_counter()
@@ -131,11 +115,3 @@ class _WriteImageDoFn(beam.DoFn):
         digest = hashlib.sha256(data).hexdigest()
         size = width, height, len(data)
         return ImageRecord(ref.key, ref.source_uri, url, alpha, *size, digest, seconds, ref.version, ref.group)
-
-
-def _outputs(written: _Written) -> Iterator[Any]:
-    metrics.replay(written.reported)
-    if isinstance(written.outcome, Failure):
-        yield beam.pvalue.TaggedOutput("failures", written.outcome)
-    else:
-        yield from written.outcome

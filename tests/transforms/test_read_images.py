@@ -18,8 +18,9 @@ from PIL import Image
 
 from ot_core import DecodedImage, listing, storage
 from ot_core.layout import OutputLayout
+from ot_core.overlap import ByteBudget
 from tests.web import web_server
-from transforms import ImageRef, ReadImages, metrics, read_images, write_images
+from transforms import ImageRef, ReadImages, metrics, read_images
 from transforms.elements import ImageRecord, LoadedImage, TransportedImage
 from transforms.read_images import _ReadImageDoFn
 from transforms.write_images import _WriteImageDoFn
@@ -70,7 +71,7 @@ def test_reads_run_ahead_of_the_image_that_is_worked_on(refs, monkeypatch):
 
 @pytest.mark.parametrize("budget", [1, 20 * 50 * 3 * 3])
 def test_decoded_pixels_that_wait_stay_within_the_budget(refs, monkeypatch, budget):
-    monkeypatch.setattr(read_images, "_BYTES_AHEAD", budget)
+    monkeypatch.setattr(_ReadImageDoFn, "budgets", (ByteBudget(budget), ByteBudget(2**28)))
     lock, decoded, taken, most = threading.Lock(), [0], [0], [0]
     decode = read_images.decode_image
 
@@ -92,18 +93,21 @@ def test_decoded_pixels_that_wait_stay_within_the_budget(refs, monkeypatch, budg
     assert most[0] <= max(budget, 20 * 69 * 3) + 20 * 69 * 3
 
 
-def test_a_bundle_that_fails_half_way_leaves_no_thread_waiting(refs, monkeypatch):
-    monkeypatch.setattr(read_images, "_BYTES_AHEAD", 1)
+def test_a_bundle_that_fails_half_way_gives_back_all_and_leaves_no_call_waiting(refs, monkeypatch):
+    pixels, called, read = ByteBudget(1), [], read_images.read_image
+    monkeypatch.setattr(_ReadImageDoFn, "budgets", (pixels, ByteBudget(2**28)))
+    monkeypatch.setattr(read_images, "read_image", lambda *args: called.append("begun") or read(*args))
     dofn = _ReadImageDoFn(10**6)
-    dofn.start_bundle()
-    outputs = (output for ref in refs for output in dofn.process(ref))
+    outputs = _values(dofn, refs)
     next(output for output in outputs if isinstance(output, LoadedImage))
     outputs.close()  # what an exception of a step that follows does
-    before = threading.active_count()
-    finished = threading.Thread(target=dofn.teardown, daemon=True)
-    finished.start()
-    finished.join()
-    assert threading.active_count() < before
+    dofn.teardown()
+    begun = len(called)
+    other = pixels.line().share()
+    other.take(10**9)  # waits for all of the budget
+    other.give_back()
+    assert len([output for output in _values(_ReadImageDoFn(10**6), refs) if isinstance(output, LoadedImage)]) == 36
+    assert len(called) == begun + len(refs)
 
 
 def test_metrics_of_the_threads_reach_beam(refs):
@@ -126,7 +130,7 @@ def _transported(count):
 
 def test_writes_run_behind_and_within_their_budget(tmp_path, monkeypatch):
     size = 2 * 50 * 50 * 3
-    monkeypatch.setattr(write_images, "_BYTES_BEHIND", 3 * size)
+    monkeypatch.setattr(_WriteImageDoFn, "budgets", (ByteBudget(3 * size),))
     lock, now, most, write = threading.Lock(), [0], [0], storage.write_bytes
     together = threading.Barrier(2)
 
@@ -213,7 +217,7 @@ class TestLargeFiles:
 
     @pytest.mark.parametrize("budget", [1, 2**25])
     def test_large_files_in_memory_stay_within_a_budget_and_in_order(self, tmp_path, monkeypatch, budget):
-        monkeypatch.setattr(read_images, "_ENCODED_AHEAD", budget)
+        monkeypatch.setattr(_ReadImageDoFn, "budgets", (ByteBudget(2**28), ByteBudget(budget)))
         lock, held, most = threading.Lock(), [0], [0]
 
         def decode(data, max_pixels, reserve):
