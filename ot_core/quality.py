@@ -155,9 +155,9 @@ class Lpips:
 
 
 @functools.lru_cache(maxsize=1)
-def load_lpips(weights: str) -> Lpips:
+def load_lpips(weights: str, device: str | None = None) -> Lpips:
     """`Lpips`, loaded once per process."""
-    return Lpips(weights)
+    return Lpips(weights, device)
 
 
 def measure(reference: Pixels, candidate: Pixels, lpips: Lpips | None = None) -> Quality:

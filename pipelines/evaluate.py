@@ -80,20 +80,20 @@ def resolve(args: argparse.Namespace) -> Plan:
         raise UserError(f"--report {args.report}: is an output of dot-transport; use another folder")
     for name, row_type in ((QUALITY, ImageQuality), (FAILURES, Failure)):
         _check_replaced(args.report, name, row_type)
-    candidates = parse_candidates(args.candidate)
+    candidates, here = parse_candidates(args.candidate), options.device_here(args)
     if args.restorer:
         if all(candidate.alpha is not None for candidate in candidates):
             raise UserError("--restorer: expected a candidate that transport didn't make, to restore its images")
-        load_restorer(args.restorer)
+        load_restorer(args.restorer, here)
     check_inputs(("--reference", args.reference), *((f"--candidate {c.name}:", [c.url]) for c in candidates))
     storage.check_writable(args.report)
-    for extractor in _extractors(args).values():
+    for extractor in _extractors(args, here).values():
         extractor.load()
     made_by, flatters = autoencoders_of(candidates), None
     if made_by and "latent" in args.features:
-        flatters = load_autoencoder(args.vae, precision=options.precision_of(args)).fingerprint in made_by
+        flatters = load_autoencoder(args.vae, here, options.precision_of(args)).fingerprint in made_by
     if args.lpips_weights:
-        load_lpips(args.lpips_weights)
+        load_lpips(args.lpips_weights, here)
     return Plan(args, candidates, flatters, told_jobs(candidates))
 
 
@@ -121,7 +121,7 @@ def evaluate_images(
     args = plan.args
     sides = {REFERENCE: args.reference, **{candidate.name: candidate.url for candidate in plan.candidates}}
     refs, unlisted = pipeline | "ListImages" >> ListImages(sides, max_pixels=args.max_pixels, max_bytes=args.max_bytes)
-    baseline, extractors = baseline_of(plan.candidates), _extractors(args)
+    baseline, extractors = baseline_of(plan.candidates), _extractors(args, options.device_of(args))
     in_parts = refs | "ChooseParts" >> beam.Map(_in_part).with_output_types(ImageRef)
     images, quality, changes, uncompared = in_parts | "CompareImages" >> CompareImages(
         baseline=baseline.name if baseline else None,
@@ -130,6 +130,7 @@ def evaluate_images(
         max_pixels=args.max_pixels,
         max_bytes=args.max_bytes,
         restorer=args.restorer,
+        device=options.device_of(args),
     )
     _ = quality | "WriteQuality" >> WriteQuality(args.report)
     totals = quality | "TotalQuality" >> TotalQuality()
@@ -153,6 +154,7 @@ def evaluate_images(
             max_pixels=args.max_pixels,
             max_bytes=args.max_bytes,
             restorer=args.restorer,
+            device=options.device_of(args),
             flatters=plan.flatters,
             totals=beam.pvalue.AsDict(totals),
             distances=beam.pvalue.AsDict(distances),
@@ -201,8 +203,7 @@ def report(plan: Plan, counters: Counters) -> str:
     return "\n".join([*lines, *([f"  {alone} references have no candidate"] if alone else [])])
 
 
-def _extractors(args: argparse.Namespace) -> Mapping[str, FeatureExtractor]:
-    device = options.device_of(args)
+def _extractors(args: argparse.Namespace, device: str | None) -> Mapping[str, FeatureExtractor]:
     known = {
         "latent": LatentFeatures(args.vae, args.patch_size, device, options.precision_of(args), margin=0),
         "pixel": PixelFeatures(),
@@ -220,6 +221,7 @@ def _write_report(
     max_pixels: int,
     max_bytes: int,
     restorer: str | None,
+    device: str | None,
     flatters: bool | None,
     totals: Mapping[str, QualityTotals],
     distances: Mapping[tuple[str, str], Distance],
@@ -234,7 +236,7 @@ def _write_report(
     restored = baseline_of(candidates)
     baseline = restored.name if restored else None
     verdict = judge(results, baseline, flatters)
-    restore = {baseline: load_restorer(restorer)} if restorer and baseline else {}
+    restore = {baseline: load_restorer(restorer, device)} if restorer and baseline else {}
     reading, alphas = Reading(max_pixels, max_bytes, restore), {c.name: c.alpha for c in candidates}
     names = shown_candidates(results, baseline, verdict.best)
     most_pictures, typical_pictures = (

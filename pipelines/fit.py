@@ -97,7 +97,7 @@ def _check_degradation(args: argparse.Namespace) -> None:
         raise UserError("--degrade: expected natural images in --target")
 
 
-def restorer_for(degrade: str, restorer: str | None) -> str | None:
+def restorer_for(degrade: str, restorer: str | None, device: str | None) -> str | None:
     """The restorer of what is degraded: the given one; without one, what brings a reduced image back to its size.
 
     Raises:
@@ -106,7 +106,7 @@ def restorer_for(degrade: str, restorer: str | None) -> str | None:
     scale = Degradation(degrade).scale
     if scale > 1 and not restorer:
         restorer = f"bicubic:{scale}"
-    found = load_restorer(restorer).scale if restorer else 1
+    found = load_restorer(restorer, device).scale if restorer else 1
     if found != scale:
         raise UserError(f"--degrade {degrade}: needs a restorer of scale {scale}; {restorer} has {found}")
     return restorer
@@ -116,7 +116,7 @@ def origin_of(plan: Plan) -> SourceOrigin:
     """How the images of the source are made in this job; where it reads none, how earlier ones were."""
     args = plan.args
     if plan.restorer:
-        restorer = load_restorer(plan.restorer)
+        restorer = load_restorer(plan.restorer, options.device_here(args))
         return SourceOrigin(restorer.name, restorer.fingerprint, args.degrade or "")
     as_rows = not hasattr(args, "source")  # in Beam YAML
     if args.degrade or as_rows or images_of(args).get("source"):
@@ -131,7 +131,7 @@ def resolve_output(args: argparse.Namespace) -> Plan:
         raise UserError(f"--map {args.map}: expected a name ending in {_EXTENSION}")
     if args.common_target and not is_pattern(args.map):
         raise UserError(f"--common_target: expected groups, with {GROUP} in --map")
-    restorer = restorer_for(args.degrade, args.restorer) if args.degrade else args.restorer
+    restorer = restorer_for(args.degrade, args.restorer, options.device_here(args)) if args.degrade else args.restorer
     storage.check_writable(storage.parent(args.map.partition(GROUP)[0] + "x"))
     _check_replaced(args.map)
     statistics = statistics_of(args)
@@ -139,7 +139,7 @@ def resolve_output(args: argparse.Namespace) -> Plan:
         if side in _grouped(args):
             raise UserError(f"--map {args.map}: leave out {GROUP}, since the {side} statistics of {url} have no group")
     if not statistics:
-        load_autoencoder(args.vae, precision=options.precision_of(args))
+        load_autoencoder(args.vae, options.device_here(args), options.precision_of(args))
     vae, patch_size, margin = _agreed(args, statistics, restorer)
     method = args.method or ("pixels" if getattr(args, "paired", False) or args.degrade else "matched")
     if args.add_to:
@@ -199,9 +199,9 @@ def _agreed(
         difference = sets.space.difference(replace(sets.space, patch_size=patch_size, margin=margin))
         if difference:
             raise UserError(f"{url}: has {difference}; fit both with the same settings")
-        autoencoder_of(sets.space, url, vae, precision=options.precision_of(args))
+        autoencoder_of(sets.space, url, vae, options.device_here(args), options.precision_of(args))
         if side == "source" and restorer and not args.allow_other_restorer:
-            check_restorer(sets.origin, url, load_restorer(restorer))
+            check_restorer(sets.origin, url, load_restorer(restorer, options.device_here(args)))
         vae = vae or sets.space.vae or None
     return vae, patch_size, margin
 
@@ -256,8 +256,11 @@ def fit_map(
         origin=origin_of(plan),
         margin=plan.margin,
         kept_back=kept_back_for(chosen, args),
-        read_pair=PairReader(args.degrade, plan.restorer, args.max_pixels, args.max_bytes),
+        read_pair=PairReader(
+            args.degrade, plan.restorer, args.max_pixels, args.max_bytes, options.device_elsewhere(args)
+        ),
         residual=args.residual,
+        device=options.device_elsewhere(args),
     )
     maps, unfitted = statistics | "FitTransportMap" >> fit
     return maps | "WriteTransportMap" >> WriteTransportMap(args.map), (ungrouped, unread, unfitted)

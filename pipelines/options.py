@@ -51,6 +51,16 @@ def device_of(args: argparse.Namespace) -> str | None:
     return None if args.device == AUTO_DEVICE else str(args.device)
 
 
+def device_here(args: argparse.Namespace) -> str | None:
+    """The device of what is tried on the machine that launches: what it has, unless it is told to spare that."""
+    return "cpu" if args.device == "cpu" else None
+
+
+def device_elsewhere(args: argparse.Namespace) -> str | None:
+    """The same for stages that --accelerator gives no GPU."""
+    return None if getattr(args, "accelerator", None) else device_of(args)
+
+
 def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, PipelineOptions]:
     """Splits a command line into our flags and Beam's.
 

@@ -159,11 +159,12 @@ def _settings(args: argparse.Namespace, maps: Mapping[str, str]) -> dict[str, ob
     Raises:
         UserError: if maps, autoencoder and flags don't go together.
     """
-    restorer = load_restorer(args.restorer) if args.restorer else None
+    here = options.device_here(args)
+    restorer = load_restorer(args.restorer, here) if args.restorer else None
     if args.keep_restored and (restorer is None or args.interpolation != "pixels"):
         raise UserError("--keep_restored: expected --restorer, and no --interpolation latents")
     fingerprints = set[str]()
-    for group, fitted, autoencoder in read_maps(maps, args.vae, precision=options.precision_of(args)):
+    for group, fitted, autoencoder in read_maps(maps, args.vae, here, options.precision_of(args)):
         if restorer is not None and not args.allow_other_restorer:
             check_restorer(fitted.origin, f"map {maps[group]}", restorer)
         if args.kernel_size and args.kernel_size > fitted.space.patch_size:

@@ -71,8 +71,8 @@ def resolve(args: argparse.Namespace) -> Plan:
     ]
     inputs = [("--natural", spec) for spec in args.natural]
     check_apart(inputs, f"--report {args.report}", [storage.join(args.report, WORK)], below)
-    restorer = fit.restorer_for(args.degrade, args.restorer)
-    load_autoencoder(args.vae, precision=options.precision_of(args))
+    restorer = fit.restorer_for(args.degrade, args.restorer, options.device_here(args))
+    load_autoencoder(args.vae, options.device_here(args), options.precision_of(args))
     check_inputs(("--natural", args.natural))
     listed = (image for spec in args.natural for image in listing.list_images(spec) if not image.problem)
     _check_enough(len(list(itertools.islice(listed, FEWEST))))

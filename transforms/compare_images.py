@@ -55,6 +55,7 @@ class CompareImages(beam.PTransform):
         max_pixels: larger images are failures.
         max_bytes: larger files are failures.
         restorer: restores the images of the baseline first (`ot_core.load_restorer`); default nothing.
+        device: of the models, as in `ot_core.hardware.chosen_device`.
     """
 
     def __init__(
@@ -65,9 +66,12 @@ class CompareImages(beam.PTransform):
         max_pixels: int = DEFAULT_MAX_PIXELS,
         max_bytes: int = DEFAULT_MAX_BYTES,
         restorer: str | None = None,
+        device: str | None = None,
     ) -> None:
         super().__init__()
-        self._compare = _CompareDoFn(baseline or REFERENCE, enhanced, lpips_weights, max_pixels, max_bytes, restorer)
+        self._compare = _CompareDoFn(
+            baseline or REFERENCE, enhanced, lpips_weights, max_pixels, max_bytes, restorer, device
+        )
 
     @no_annotations
     def expand(self, refs: beam.PCollection[ImageRef]) -> CompareOutcome:
@@ -98,15 +102,16 @@ class _CompareDoFn(beam.DoFn):
         max_pixels: int,
         max_bytes: int,
         restorer: str | None,
+        device: str | None,
     ) -> None:
-        self._restorer = restorer
+        self._restorer, self._device = restorer, device
         self._baseline, self._enhanced, self._lpips_weights = baseline, enhanced, lpips_weights
         self._max_pixels, self._max_bytes = max_pixels, max_bytes
 
     @ends_with_device()
     def setup(self) -> None:
-        self._lpips = load_lpips(self._lpips_weights) if self._lpips_weights else None
-        self._loaded = load_restorer(self._restorer) if self._restorer else None
+        self._lpips = load_lpips(self._lpips_weights, self._device) if self._lpips_weights else None
+        self._loaded = load_restorer(self._restorer, self._device) if self._restorer else None
 
     def process(self, element: tuple[str, Iterable[ImageRef]]) -> Iterator[Any]:
         key, found = element

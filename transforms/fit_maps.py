@@ -62,6 +62,7 @@ class FitTransportMap(beam.PTransform):
         kept_back: what `KeepBackPairs` gives, to check each map on; default none.
         read_pair: reads those.
         residual: the maps' residual weight; default what the pairs that are kept back give, else 0.
+        device: of the autoencoder, as in `ot_core.hardware.chosen_device`.
 
     Raises:
         UserError: if the method isn't known.
@@ -78,11 +79,12 @@ class FitTransportMap(beam.PTransform):
         kept_back: "beam.PCollection[tuple[str, KeptRefs]] | None" = None,
         read_pair: PairReader | None = None,
         residual: float | None = None,
+        device: str | None = None,
     ) -> None:
         super().__init__()
         if method not in METHODS:
             raise UserError(f"method {method}: expected one of {', '.join(METHODS)}")
-        self._fit = _FitDoFn(vae, patch_size, method, origin, margin, read_pair or PairReader(), residual)
+        self._fit = _FitDoFn(vae, patch_size, method, origin, margin, read_pair or PairReader(), residual, device)
         self._kept_back = kept_back
         self._grouped = grouped
 
@@ -121,6 +123,7 @@ class _FitDoFn(beam.DoFn):
     margin: int | None
     read_pair: PairReader
     residual: float | None
+    device: str | None = None
     of_common: DecoderGeometry | None = field(default=None, init=False)
 
     def process(
@@ -140,7 +143,7 @@ class _FitDoFn(beam.DoFn):
         if missing:
             return
         with metrics.timed("fit"), ends_with_device():
-            autoencoder = with_margin(load_autoencoder(self.vae), self.margin)
+            autoencoder = with_margin(load_autoencoder(self.vae, self.device), self.margin)
             geometry = None
             if self.method != "paper":
                 target = functools.reduce(operator.add, sides[TARGET])

@@ -95,12 +95,14 @@ class PairReader:
             there is one.
         restorer: what `ot_core.load_restorer` takes; None for images that are restored.
         max_pixels, max_bytes: as in `ReadImages`.
+        device: of the restorer, as in `ot_core.hardware.chosen_device`.
     """
 
     degradation: str | None = None
     restorer: str | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
     max_bytes: int = DEFAULT_MAX_BYTES
+    device: str | None = None
 
     def __call__(self, refs: Mapping[str, ImageRef]) -> Pair | None:
         """The pair, or None where an image can't be used: what reads all images tells why."""
@@ -112,7 +114,7 @@ class PairReader:
 
     def _read(self, refs: Mapping[str, ImageRef]) -> Pair | None:
         original = self._image(refs["target"])
-        restorer = load_restorer(self.restorer) if self.restorer else None
+        restorer = load_restorer(self.restorer, self.device) if self.restorer else None
         scale = restorer.scale if restorer else 1
         if self.degradation is not None:
             degradation = Degradation(self.degradation)
