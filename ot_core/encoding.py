@@ -1,7 +1,7 @@
 """Pixels to encoded bytes, with what the file that they came from said of them.
 
 Pixels of 8 bits are written in 8. Those in floating point, which come of files of more than 8 bits, are rounded once:
-to 16 bits in PNG and TIFF, to 8 elsewhere.
+to 16 bits in PNG and TIFF, to 8 elsewhere. JPEG XL is written without an ICC profile: its plugin can't.
 """
 
 from __future__ import annotations
@@ -122,6 +122,8 @@ def encode_image(
         metadata["icc_profile"] = like.icc_profile
     if like.exif and (image_format != "jpeg" or len(like.exif) <= _LONGEST_JPEG_EXIF):
         metadata["exif"] = like.exif
+        if image_format == "jxl":  # the plugin leaves out where the block begins
+            metadata["exif"] = bytes(4) + like.exif.removeprefix(b"Exif\0\0")
     try:
         if image_format in _DEEP_FORMATS:
             write = write_png if image_format == "png" else write_tiff
