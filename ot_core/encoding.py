@@ -85,10 +85,16 @@ def picture_of(
     return image
 
 
-def _sixteen_bits(pixels: NDArray[np.generic], like: DecodedImage) -> NDArray[np.uint16]:
+def grey_of(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Grey levels (H, W) of pixels (H, W, 3) in floating point, as Pillow weighs the colours."""
+    levels: NDArray[np.float32] = pixels @ _LUMA
+    return levels
+
+
+def sixteen_bits(pixels: NDArray[np.generic], like: DecodedImage) -> NDArray[np.uint16]:
     """Samples (H, W, C) of floating point pixels, with the greyness and transparency of the image they came from."""
     unit = np.asarray(pixels, np.float32)
-    colours = (unit @ _LUMA)[..., None] if like.grey else unit
+    colours = grey_of(unit)[..., None] if like.grey else unit
     samples: NDArray[np.uint16] = np.rint(colours.clip(0, 1) * np.float32(65535)).astype(np.uint16)
     if like.transparency is None:
         return samples
@@ -128,7 +134,7 @@ def encode_image(
         if image_format in _DEEP_FORMATS:
             write = write_png if image_format == "png" else write_tiff
             shallow = pixels.dtype == np.uint8
-            samples = np.asarray(picture_of(pixels.view(np.uint8), like)) if shallow else _sixteen_bits(pixels, like)
+            samples = np.asarray(picture_of(pixels.view(np.uint8), like)) if shallow else sixteen_bits(pixels, like)
             return write(np.atleast_3d(samples), compress_level, **metadata)
         image = picture_of(eight_bits(pixels), like, grey=has_grey, transparent=image_format != "jpeg")
         check_format(image_format)
