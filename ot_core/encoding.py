@@ -1,7 +1,7 @@
 """Pixels to encoded bytes, with what the file that they came from said of them.
 
 Pixels of 8 bits are written in 8. Those in floating point, which come of files of more than 8 bits, are rounded once:
-to 16 bits in PNG and TIFF, to 8 elsewhere.
+to 16 bits in PNG and TIFF, to 8 elsewhere. JPEG XL is written without an ICC profile: its plugin can't.
 """
 
 from __future__ import annotations
@@ -85,10 +85,16 @@ def picture_of(
     return image
 
 
-def _sixteen_bits(pixels: NDArray[np.generic], like: DecodedImage) -> NDArray[np.uint16]:
+def grey_of(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Grey levels (H, W) of pixels (H, W, 3) in floating point, as Pillow weighs the colours."""
+    levels: NDArray[np.float32] = pixels @ _LUMA
+    return levels
+
+
+def sixteen_bits(pixels: NDArray[np.generic], like: DecodedImage) -> NDArray[np.uint16]:
     """Samples (H, W, C) of floating point pixels, with the greyness and transparency of the image they came from."""
     unit = np.asarray(pixels, np.float32)
-    colours = (unit @ _LUMA)[..., None] if like.grey else unit
+    colours = grey_of(unit)[..., None] if like.grey else unit
     samples: NDArray[np.uint16] = np.rint(colours.clip(0, 1) * np.float32(65535)).astype(np.uint16)
     if like.transparency is None:
         return samples
@@ -122,11 +128,13 @@ def encode_image(
         metadata["icc_profile"] = like.icc_profile
     if like.exif and (image_format != "jpeg" or len(like.exif) <= _LONGEST_JPEG_EXIF):
         metadata["exif"] = like.exif
+        if image_format == "jxl":  # the plugin leaves out where the block begins
+            metadata["exif"] = bytes(4) + like.exif.removeprefix(b"Exif\0\0")
     try:
         if image_format in _DEEP_FORMATS:
             write = write_png if image_format == "png" else write_tiff
             shallow = pixels.dtype == np.uint8
-            samples = np.asarray(picture_of(pixels.view(np.uint8), like)) if shallow else _sixteen_bits(pixels, like)
+            samples = np.asarray(picture_of(pixels.view(np.uint8), like)) if shallow else sixteen_bits(pixels, like)
             return write(np.atleast_3d(samples), compress_level, **metadata)
         image = picture_of(eight_bits(pixels), like, grey=has_grey, transparent=image_format != "jpeg")
         check_format(image_format)

@@ -3,18 +3,23 @@
 | input | treatment |
 |---|---|
 | EXIF orientation | applied; width and height are those of the upright image |
+| orientation in the header (HEIC, JPEG XL) | applied instead of that in EXIF |
 | grey, 1-bit | replicated to RGB for the model; the result is written grey again |
 | palette | expanded to RGB (and transparency) |
 | transparency | passes through unchanged where the output format has it (any but JPEG), else dropped |
-| premultiplied transparency (TIFF) | colours are divided by it |
+| premultiplied transparency (TIFF, JPEG XL) | colours are divided by it |
 | CMYK, YCbCr, Lab | converted to RGB; CMYK through its ICC profile to sRGB where it has one |
 | CMYK in JPEG without Adobe marker | a failure: nothing tells whether the inks are inverted |
 | 16-bit grey and colour; 12-bit and 32-bit grey (TIFF) | read in full precision; PNG and TIFF are written in 16 bits |
 | 16-bit CMYK (TIFF) | rounded to 8 bits |
-| float grey (TIFF) | expected in [0, 1] and finite, else a failure |
+| float grey (TIFF, JPEG XL) | expected in [0, 1] and finite, else a failure |
 | JPEG of 12 or 16 bits | a failure |
 | TIFF of another kind than `ot_core.tiff` lists | a failure that names the tags |
 | AVIF and HEIC of more than 8 bits | rounded to 8 bits |
+| JPEG XL colour of more than 8 bits | cut to 8 bits, within one level; grey is read in full precision |
+| JPEG XL of CMYK, with a preview, or with more than 4 channels beside the colours | a failure |
+| EXIF of JPEG XL in a compressed box (`brob`) | dropped |
+| JPEG XL | read where `pillow-jxl-plugin` is installed (`dot-beam[codecs]`), else a failure |
 | HEIC | read where `pillow-heif` is installed (`dot-beam[codecs]`), else a failure |
 | BMP of 16 bits | expanded to 8, within one level |
 | EXIF | kept, without what no longer holds (orientation, thumbnail); damaged or too long, it is dropped |
@@ -48,11 +53,11 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from ot_core import tiff
+from ot_core import jxl, tiff
 from ot_core.errors import Cause, ImageError, one_line
 
 #: Formats that are read, whatever the extension says. Pillow opens MPO, several JPEGs in one file, as JPEG.
-FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF", "HEIF")
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF", "HEIF", "JXL")
 #: Those that Pillow reads rightly by itself; its modules register how to open them.
 _PLUGINS: Final = {
     "PNG": PngImagePlugin,
@@ -77,6 +82,7 @@ EXTENSIONS: Final = (
     ".avif",
     ".heic",
     ".heif",
+    ".jxl",
 )
 #: Pillow refuses more than this by itself, so a larger limit would be a promise we can't keep.
 HIGHEST_PIXEL_LIMIT: Final = 178_956_970
@@ -155,6 +161,8 @@ def decode_image(
         if isinstance(image, tiff.TiffFile):
             exif = _exif(image)  # before its tags are gone
             return replace(_decoded(tiff.picture_of(image, data), image), exif=exif)
+        if isinstance(image, jxl.JxlFile):
+            return replace(_decoded(jxl.picture_of(image), image), exif=_exif(image))
         _scale_transparency(image)
         picture = _of_sixteen_bits(image, data) if _is_wide_png(image) else _upright(image)
         # A PNG file's EXIF may come after its pixels.
@@ -236,6 +244,8 @@ def _opened(data: bytes) -> Image.Image:
     try:
         if data.startswith(tiff.MAGIC):
             return tiff.TiffFile(data)
+        if data.startswith(jxl.MAGIC):
+            return jxl.JxlFile(data)
         for open_format, accepts in (Image.OPEN[name] for name in _PLUGINS):
             if accepts is None or accepts(data[:16]) is True:
                 try:
@@ -286,6 +296,8 @@ def _is_deep(image: Any) -> bool:
     """Whether its pixels will be float32."""
     if isinstance(image, tiff.TiffFile):
         return image.layout.is_deep
+    if isinstance(image, jxl.JxlFile):
+        return image.header.bits > 8
     return image.mode in _DEEP_GREY or _is_wide_png(image)
 
 

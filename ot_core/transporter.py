@@ -20,7 +20,7 @@ from ot_core.autoencoder import Autoencoder, load_autoencoder
 from ot_core.check import MOST_PAIRS, KeptBack, Pair, middle, part_to_keep_back
 from ot_core.choices import METHODS
 from ot_core.degradation import Degradation
-from ot_core.encoding import picture_of
+from ot_core.encoding import grey_of, picture_of, sixteen_bits
 from ot_core.engine import Engine
 from ot_core.features import LatentFeatures
 from ot_core.fitted_map import FittedMap, SourceOrigin
@@ -172,9 +172,12 @@ class Transporter:
         write_map(self.map, url)
 
     def __call__(self, image: Picture, alpha: float = 0.0, key: str = "") -> Picture:
-        """Transports a picture; gives one of the same kind, of 8 bits a channel.
+        """Transports a picture; gives one of the same kind.
 
-        Grey stays grey, and transparency passes through unchanged.
+        uint8 stays uint8, and floating point is computed in float32 and never rounded to fewer bits. PIL images of 16
+        bits give I;16, and F gives F; with a transparent level both give LA, since PIL has no deeper grey beside
+        transparency. PIL has no colour of 16 bits either, but `decode_image(data).pixels` has. A restorer's results
+        have 8 bits, whatever it was given. Grey stays grey, and transparency passes through unchanged.
 
         Args:
             image: see `Picture`.
@@ -192,7 +195,9 @@ class Transporter:
         pixels = self._transported(decoded, alpha, key)
         return _like(image, pixels, decoded)
 
-    def _transported(self, image: DecodedImage, alpha: float, key: str) -> NDArray[np.uint8]:
+    def _transported(self, image: DecodedImage, alpha: float, key: str) -> NDArray[Any]:
+        """(H, W, 3), uint8 or float32, as the image's pixels are."""
+
         def transport(images: Sequence[DecodedImage], tile_pixels: int) -> list[Any]:
             pixels = [one.pixels for one in images]
             residuals = [self.map.residual] * len(images)
@@ -201,7 +206,8 @@ class Transporter:
         def mapped(latents: Tensor) -> Tensor:
             return self._transport(latents, [key])
 
-        return eight_bits(_alone(image, self.autoencoder, transport)[0])
+        pixels: NDArray[Any] = _alone(image, self.autoencoder, transport)[0]
+        return pixels
 
 
 class _Kept:
@@ -264,12 +270,7 @@ def _numbered(pictures: Iterable[Any]) -> Iterable[tuple[str, DecodedImage]]:
 def _decoded(picture: Any) -> DecodedImage:
     if isinstance(picture, Image.Image):
         return decoded_picture(picture)
-    if isinstance(picture, Tensor) and picture.ndim == 3:
-        array = picture.detach().cpu().permute(1, 2, 0).numpy()
-    elif isinstance(picture, np.ndarray):
-        array = picture[:, :, None] if picture.ndim == 2 else picture
-    else:
-        raise TypeError(f"{type(picture).__name__}: expected a PIL image, a numpy array or a torch tensor")
+    array = _array(picture)
     if array.ndim != 3 or array.shape[2] not in _CHANNELS or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
         found = f"{array.dtype} {tuple(picture.shape)}"
         raise TypeError(f"picture of {found}: expected 1, 3 or 4 channels, uint8 or floating point in [0, 1]")
@@ -281,15 +282,29 @@ def _decoded(picture: Any) -> DecodedImage:
     return DecodedImage(np.ascontiguousarray(pixels), transparency, grey=array.shape[2] == 1)
 
 
-def _like(picture: Any, pixels: NDArray[np.uint8], decoded: DecodedImage) -> Any:
-    """Pixels (H, W, 3) as a picture of the same kind."""
-    found = picture_of(pixels, decoded)
-    if isinstance(picture, Image.Image):
-        return found
-    array = np.asarray(found)
-    array = array[:, :, None] if array.ndim == 2 else array
+def _array(picture: Any) -> NDArray[Any]:
+    """(H, W, C) of an array or a tensor."""
+    if isinstance(picture, Tensor) and picture.ndim == 3:
+        return picture.detach().cpu().permute(1, 2, 0).numpy()
     if isinstance(picture, np.ndarray):
-        array = array[:, :, 0] if picture.ndim == 2 else array
-        return array if picture.dtype == np.uint8 else (array / 255).astype(picture.dtype)
-    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    return tensor.to(picture.device) if picture.dtype == torch.uint8 else tensor.to(picture) / 255
+        return picture[:, :, None] if picture.ndim == 2 else picture
+    raise TypeError(f"{type(picture).__name__}: expected a PIL image, a numpy array or a torch tensor")
+
+
+def _like(picture: Any, pixels: NDArray[Any], decoded: DecodedImage) -> Any:
+    """Pixels (H, W, 3), uint8 or float32, as a picture of the same kind."""
+    exact = pixels.dtype != np.uint8
+    if isinstance(picture, Image.Image):
+        if not exact or decoded.transparency is not None:
+            return picture_of(eight_bits(pixels), decoded)
+        return Image.fromarray(grey_of(pixels) if picture.mode == "F" else sixteen_bits(pixels, decoded)[..., 0])
+    given = _array(picture)
+    if exact:
+        colours = grey_of(pixels)[..., None] if decoded.grey else pixels
+        array = np.concatenate([colours.astype(given.dtype), given[..., 3:]], axis=2)
+    else:
+        rounded = np.asarray(picture_of(pixels, decoded)).reshape(*pixels.shape[:2], -1)
+        array = rounded if given.dtype == np.uint8 else (rounded / 255).astype(given.dtype)
+    if isinstance(picture, np.ndarray):
+        return array[:, :, 0] if picture.ndim == 2 else array
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).to(picture.device)

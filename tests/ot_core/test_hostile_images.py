@@ -10,6 +10,7 @@ import struct
 import tracemalloc
 import zlib
 
+import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -52,6 +53,34 @@ class TestDamage:
         assert refused(png(width, height, 8, 2, b"")) in (Cause.DAMAGED, Cause.NOT_AN_IMAGE)
 
 
+class TestJpegXl:
+    @pytest.mark.parametrize("container", [False, True])
+    def test_a_file_cut_anywhere_is_damaged(self, container: bool):
+        pixels = noise(40, 30, 3)
+        data = bytes(imagecodecs.jpegxl_encode(pixels, lossless=True, usecontainer=container))
+        np.testing.assert_array_equal(decode_image(data).pixels, pixels)
+        for tenth in range(1, 10):
+            assert refused(data[: tenth * len(data) // 10]) == Cause.DAMAGED
+
+    @pytest.mark.parametrize("width", [3, 2**30])
+    def test_a_header_of_a_billion_pixels_is_refused_before_any_is_decoded(self, width: int):
+        """The number of rows less one, in 30 bits, behind what says so; then columns alike, or as many as rows."""
+        tall = 3 << 1 | (2**30 - 1) << 3
+        numbers = tall | (1 << 33 if width == 2**30 else 0 << 36 | (width - 1) << 38)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert refused(b"\xff\x0a" + numbers.to_bytes(8, "little")) == Cause.TOO_LARGE
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+
+    def test_an_image_over_the_limit_is_refused_and_one_at_the_limit_read(self):
+        data = bytes(imagecodecs.jpegxl_encode(noise(10, 11, 3), lossless=True))
+        assert refused(data, max_pixels=109) == Cause.TOO_LARGE
+        assert decode_image(data, max_pixels=110).pixels.shape == (10, 11, 3)
+
+    def test_a_box_that_is_smaller_than_its_own_head_is_damaged(self):
+        start = bytes(imagecodecs.jpegxl_encode(noise(10, 11, 3), usecontainer=True))[:12]
+        assert refused(start + b"\0\0\0\4ftyp" + bytes(20)) == Cause.DAMAGED
+
+
 class TestPixelLimit:
     def test_a_huge_image_is_refused_by_its_header_alone(self):
         """10.8 GB of pixels, had they been allocated."""
@@ -89,10 +118,13 @@ def kinds_of_files() -> list[bytes]:
     ]
     files += [tiff_files.tiff(wide[..., :1] % 16, 3, 4, tags={tiff_files.COLOUR_MAP: (999,) * 48}, tile=16)]
     files += [png(7, 9, 16, kind, bytes(9 * 7 * 2 * samples)) for kind, samples in ((2, 3), (4, 2), (6, 4))]
+    for samples in (noise(9, 7), noise(9, 7, 4), wide[..., 0].astype(np.uint16), wide[..., :2].astype(np.uint16)):
+        files += [bytes(imagecodecs.jpegxl_encode(samples, lossless=True, usecontainer=boxes)) for boxes in (0, 1)]
     return files
 
 
 FILES = kinds_of_files()
+STARTS = [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"]
 mutations = st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=6)
 
 
@@ -126,7 +158,7 @@ class TestMutations:
         assert encode_image(pixels, decoded, "png")
 
     @settings(max_examples=100)
-    @given(st.binary(min_size=1, max_size=64), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0"]))
+    @given(st.binary(min_size=1, max_size=64), st.sampled_from(STARTS))
     def test_any_bytes_give_an_image_error(self, data: bytes, magic: bytes):
         refused(magic + data)
 

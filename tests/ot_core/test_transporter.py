@@ -1,11 +1,13 @@
 """One image at a time, without Beam, gives what the jobs give."""
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ot_core import ImageError, MapFileError, Transporter, read_map
+from ot_core import ImageError, MapFileError, Transporter, load_restorer, read_map
+from ot_core.png import write_png
 from pipelines import fit, transport
 
 
@@ -99,6 +101,74 @@ def test_alpha_1_is_the_image_itself(of_pixels, photo):
     image = photo(20, 30)
     np.testing.assert_array_equal(of_pixels(image, alpha=1.0), image)
     assert (of_pixels(image) != image).any()
+
+
+@pytest.fixture(scope="module")
+def deep(folders, map_url):
+    """A folder of PNG files of 16 bits, grey and in colour, and what dot-transport makes of them, by name."""
+    rng, output = np.random.default_rng(0), folders / "deep-out"
+    (folders / "deep").mkdir()
+    samples = {f"{channels}": rng.integers(0, 65536, (48, 56, channels), np.uint16) for channels in (1, 3, 4)}
+    for name, values in samples.items():
+        (folders / "deep" / f"{name}.png").write_bytes(write_png(values, 2))
+    arguments = ["--input", str(folders / "deep"), "--map", map_url, "--output", str(output), "--alpha", "0.5"]
+    assert transport.main(arguments) == 0
+    written = {name: imagecodecs.png_decode((output / "images" / f"{name}.png").read_bytes()) for name in samples}
+    assert all(values.dtype == np.uint16 for values in written.values())
+    return samples, written
+
+
+def test_16_bits_give_what_dot_transport_writes_unrounded(deep, map_url):
+    samples, written = deep
+    transporter = Transporter.from_map(map_url)
+    for name, values in samples.items():
+        array = (values / 65535).astype(np.float32)
+        found = transporter(array, alpha=0.5)
+        levels = found * np.float64(65535)
+        expected = written[name].reshape(values.shape)
+        assert np.abs(levels - expected).max() <= 0.51
+        assert np.abs(levels[..., :3] - expected[..., :3]).max() > 0.25  # what rounding to 16 bits would have lost
+        tensor = transporter(torch.from_numpy(array).permute(2, 0, 1), alpha=0.5)
+        np.testing.assert_array_equal(tensor.permute(1, 2, 0).numpy(), found)
+    image = transporter(Image.fromarray(samples["1"][..., 0]), alpha=0.5)
+    assert image.mode == "I;16"
+    np.testing.assert_array_equal(np.asarray(image), written["1"])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_16_bits_come_back_exactly_at_alpha_1(of_pixels, channels, dtype):
+    samples = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1).repeat(channels, axis=2)
+    array = (samples / 65535).astype(dtype)
+    found = of_pixels(array, alpha=1.0)
+    np.testing.assert_array_equal(np.rint(found * np.float64(65535)), samples)
+    if channels > 1:
+        np.testing.assert_array_equal(found[..., :3], array[..., :3].astype(np.float32))
+    np.testing.assert_array_equal(found[..., 3:], array[..., 3:])
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])
+def test_deep_grey_pil_images_stay_deep(of_pixels, mode):
+    levels = np.arange(65536).reshape(256, 256)
+    dtype = {"I;16": "<u2", "I;16B": ">u2", "I": "i4", "F": "f4"}[mode]
+    image = Image.fromarray((levels / 65535 if mode == "F" else levels).astype(dtype))
+    assert image.mode == mode
+    found = of_pixels(image, alpha=1.0)
+    assert found.mode == ("F" if mode == "F" else "I;16")
+    np.testing.assert_array_equal(np.rint(np.asarray(found) * (65535.0 if mode == "F" else 1)), levels)
+    image.info["transparency"] = image.getpixel((5, 0))
+    transparent = of_pixels(image)
+    assert transparent.mode == "LA"
+    np.testing.assert_array_equal(np.argwhere(np.asarray(transparent)[..., 1] == 0), [[0, 5]])
+
+
+def test_a_restorer_gives_8_bits(of_pixels):
+    restoring = Transporter(of_pixels.map, of_pixels.autoencoder, load_restorer("bicubic:2"))
+    array = np.random.default_rng(0).random((20, 30, 4), np.float32)
+    found = restoring(array)
+    assert (found.shape, found.dtype) == ((40, 60, 4), np.float32)
+    np.testing.assert_array_equal(found, (np.rint(found * 255) / 255).astype(np.float32))
+    assert restoring(Image.fromarray(array[..., 0])).mode == "L"
 
 
 @pytest.mark.parametrize(
