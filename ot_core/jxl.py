@@ -98,6 +98,8 @@ def picture_of(image: JxlFile) -> Image.Image | NDArray[np.uint16]:
         raise ImageError(Cause.UNSUPPORTED, message) from None
     try:
         _, found, data, profile, *_ = plugin.Decoder(num_threads=0)(image.codestream)  # in this thread
+    except MemoryError:
+        raise
     except Exception:  # whatever it is, libjxl says no more than that it failed
         raise ImageError(Cause.DAMAGED, "JPEG XL can't be decoded") from None
     if profile:
@@ -165,6 +167,8 @@ def _header(bits: _Bits) -> _Header:
             if bits(1):
                 raise ImageError(Cause.UNSUPPORTED, f"JPEG XL with {what}; expected a single picture")
     depth = _depth(bits)
+    if 16 < depth != 32:
+        raise ImageError(Cause.UNSUPPORTED, f"JPEG XL of {depth} bits; expected up to 16, or 32 in floating point")
     bits(1)  # whether 16 bits hold what lies between
     channels = bits.one_of((0, 0), (1, 0), (2, 4), (1, 12))
     if channels > _MOST_CHANNELS:

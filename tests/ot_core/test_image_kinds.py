@@ -231,17 +231,20 @@ def jxl_bits(fields: Fields) -> bytes:
     return np.packbits([bit == "1" for bit in text], bitorder="little").tobytes()
 
 
-def jxl_header(height: int, width: int, extra: Fields = ((0, 1),), channels: Fields = ((0, 2),)) -> bytes:
-    """What a codestream of 8 bits in sRGB begins with, by JPEG XL's definition.
+def jxl_header(
+    height: int, width: int, extra: Fields = ((0, 1),), channels: Fields = ((0, 2),), depth: Fields = ((0, 1), (0, 2))
+) -> bytes:
+    """What a codestream in sRGB begins with, by JPEG XL's definition.
 
     Args:
         height, width: of at most 512 pixels.
         extra: of orientation, size to show, preview and animation.
         channels: beside the colours.
+        depth: of a colour.
     """
     size = ((0, 1), (0, 2), (height - 1, 9), (0, 3), (0, 2), (width - 1, 9))
     tones = ((1, 1),) * extra[0][0]
-    fields = (*size, (0, 1), *extra, (0, 1), (0, 2), (1, 1), *channels, (0, 1), (1, 1), *tones, (0, 2), (1, 1))
+    fields = (*size, (0, 1), *extra, *depth, (1, 1), *channels, (0, 1), (1, 1), *tones, (0, 2), (1, 1))
     return b"\xff\x0a" + jxl_bits(fields)
 
 
@@ -399,6 +402,9 @@ class TestJpegXl:
     )
     def test_other_kinds_are_refused(self, extra: Fields, channels: Fields | None, text: str):
         refused_with(jxl_with(noise(9, 7, 4), extra, channels), text)
+
+    def test_24_bits_are_refused(self):
+        refused_with(jxl_header(9, 7, depth=((0, 1), (3, 2), (23, 6))), "24 bits")
 
     def test_an_animation_is_refused(self):
         refused_with(bytes(imagecodecs.jpegxl_encode(noise(9, 7, 3)[None].repeat(3, axis=0))), "animation")
