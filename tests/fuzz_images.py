@@ -18,6 +18,7 @@ import warnings
 from types import FrameType
 
 import numpy as np
+import pillow_jxl  # noqa: F401 - to write such files
 from PIL import Image
 
 from ot_core.errors import ImageError
@@ -42,6 +43,8 @@ def _seeds() -> list[bytes]:
         "WEBP": ["RGB", "RGBA"],
         "TIFF": ["1", "L", "P", "RGB", "RGBA", "CMYK", "LAB", "F", "I;16"],
         "BMP": ["1", "L", "P", "RGB"],
+        "AVIF": ["RGB", "RGBA"],
+        "JXL": ["L", "RGB", "RGBA"],
     }
     variants = {
         "PNG": [{}],
@@ -49,16 +52,19 @@ def _seeds() -> list[bytes]:
         "WEBP": [{}, {"lossless": True}],
         "TIFF": [{}, {"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}, {"compression": "packbits"}],
         "BMP": [{}],
+        "AVIF": [{"speed": 10}],
+        "JXL": [{"lossless": True, "effort": 1}],
     }
     exif = Image.Exif()
     exif[0x010F], exif[0x0112] = "Maker", 6
+    block = exif.tobytes()
     seeds = []
     for image_format, names in modes.items():
         for mode in names:
             image = rgb.convert("L").convert(mode) if mode in ("F", "I;16") else rgb.convert(mode)
             image = image.point(lambda value: value * (1 / 255) + 0) if mode == "F" else image
             for options in variants[image_format]:
-                for more in ({}, {"exif": exif}) if image_format != "BMP" else ({},):
+                for more in ({}, {"exif": block}) if image_format != "BMP" else ({},):
                     buffer = io.BytesIO()
                     try:
                         image.save(buffer, image_format, **options, **more)
