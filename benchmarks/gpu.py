@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import ROOT, Figures, describe, machine, photographs, run_child, serve, table
+from benchmarks.measure import Figures, describe, fit_map, machine, photographs, run_child, serve, table
 from benchmarks.pages import write_page
 from benchmarks.slow_storage import LATENCY
 
@@ -48,7 +48,6 @@ _BATCHES = (1, 2, 4, 8, 16)
 _MIX = ((1.0, 1.5), (0.75, 1.25), (1.25, 0.75), (1.5, 1.0))
 #: Dense bfloat16 TFLOP/s of tensor cores, by what the device's name contains; NVIDIA's data sheets.
 _PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L4": 121.0, "T4": 65.0}
-_FIT = 8
 
 
 def build(settings: Figures) -> Figures:
@@ -189,11 +188,7 @@ def measure(args: argparse.Namespace, work: Path, end: float) -> Figures:
 def _prepared(args: argparse.Namespace, work: Path, vae: str, seconds: float) -> Figures:
     photographs(work / "input", args.images, args.size, args.size, seed=0, distinct=64)
     photographs(work / "warm_up", 16, args.size, args.size, seed=1)
-    for seed, side in ((2, "source"), (3, "target")):
-        photographs(work / side, _FIT, args.size, args.size, seed=seed)
-    flags = ["--source", work / "source", "--target", work / "target", "--map", work / "map.safetensors", "--vae", vae]
-    command = [sys.executable, "-m", "pipelines.fit", *map(str, flags), "--device", args.device, "--method", "paper"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=seconds)
+    fit_map(work, ["--vae", vae, "--device", args.device], args.size, args.size, seconds=seconds)
     return {}
 
 

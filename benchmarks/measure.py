@@ -25,6 +25,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 _DEMO_PHOTOS = ROOT / "pipelines" / "demo_photos"
+_FIT = 8
 _PACKAGES = ("torch", "diffusers", "apache-beam", "ray", "numpy", "pillow", "fsspec")
 
 Figures = dict[str, Any]
@@ -71,6 +72,22 @@ def _jittered_crop(source: Image.Image, width: int, height: int, rng: np.random.
     top, left = rng.integers(size[1] + 1), rng.integers(size[0] + 1)
     crop = pixels[top : top + height, left : left + width] * rng.uniform(0.9, 1.1, 3)
     return Image.fromarray(np.rint(crop).clip(0, 255).astype(np.uint8))
+
+
+def fit_map(
+    work: Path, flags: Sequence[str], low: int, high: int, name: str = "map", seconds: float | None = None
+) -> None:
+    """Fits `<name>.safetensors` on a few photographs; by which method makes no difference to speed.
+
+    Raises:
+        subprocess.SubprocessError: if that fails, or takes more seconds.
+    """
+    for seed, side in ((2, "source"), (3, "target")):
+        if not (work / side).is_dir():
+            photographs(work / side, _FIT, low, high, seed=seed)
+    sides = ["--source", str(work / "source"), "--target", str(work / "target"), "--map", f"{work}/{name}.safetensors"]
+    command = [sys.executable, "-m", "pipelines.fit", *sides, "--method", "paper", *flags]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=seconds)
 
 
 def run_child(

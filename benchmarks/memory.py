@@ -10,17 +10,15 @@ little more than one does.
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measure import ROOT, describe, machine, photographs, run_child, table
-from benchmarks.pages import write_page
+from benchmarks.measure import describe, fit_map, machine, photographs, run_child, table
+from benchmarks.pages import publish
 
-_DISTINCT, _FIT = 64, 8
+_DISTINCT = 64
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,20 +31,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--output", type=Path, help="the Markdown file to write")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        text = _page(args, Path(folder))
-    print(text)
-    if args.output:
-        write_page(args.output, text)
+    publish(functools.partial(_page, args), args.output)
 
 
 def _page(args: argparse.Namespace, work: Path) -> str:
-    for seed, side in ((1, "warm_up"), (2, "source"), (3, "target")):
-        photographs(work / side, _FIT, 96, 128, seed=seed)
+    photographs(work / "warm_up", 4, 96, 128, seed=1)
     for name, vae in (("pixels", ["--vae", "pixels", "--patch_size", "1"]), ("default", list[str]())):
-        flags = ["--source", work / "source", "--target", work / "target", "--map", work / f"{name}.safetensors"]
-        command = [sys.executable, "-m", "pipelines.fit", *map(str, flags), *vae, "--method", "paper"]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        fit_map(work, vae, 96, 128, name)
     few, many = (_peak(work, count, [args.size] * 2, 1, "pixels") for count in args.images)
     one, several = (_peak(work, args.large_images, args.large_size, n, "default") for n in (1, args.threads))
     low, high = args.large_size

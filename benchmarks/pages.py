@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +17,15 @@ _WHOLE = re.compile(r"\||    |#|!\[")
 def write_page(path: Path, text: str) -> None:
     """Writes a page whose prose is wrapped at 120 characters; an item of a list goes on below its first word."""
     path.write_text("\n".join(map(_wrapped, text.rstrip("\n").split("\n"))) + "\n")
+
+
+def publish(page: Callable[[Path], str], output: Path | None) -> None:
+    """Prints a page that is made in a temporary folder, and writes it where an output is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = page(Path(folder))
+    print(text)
+    if output:
+        write_page(output, text)
 
 
 def _wrapped(line: str) -> str:

@@ -11,9 +11,8 @@ what goes to the device, copying what comes back, statistics of latents, PNG fil
 from __future__ import annotations
 
 import argparse
-import subprocess
+import functools
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -23,8 +22,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measure import ROOT, Figures, describe, machine, photographs, run_child, serve, table
-from benchmarks.pages import write_page
+from benchmarks.measure import Figures, describe, fit_map, machine, photographs, run_child, serve, table
+from benchmarks.pages import publish
 from benchmarks.slow_storage import LATENCY
 from ot_core import engine
 from ot_core.pixel_transport import Transported
@@ -91,23 +90,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--latency_ms", type=float, default=50.0, help="of each call of storage")
     parser.add_argument("--output", type=Path, help="the Markdown file to write")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        text = _page(args, Path(folder))
-    print(text)
-    if args.output:
-        write_page(args.output, text)
+    publish(functools.partial(_page, args), args.output)
 
 
 def _page(args: argparse.Namespace, work: Path) -> str:
     for count in args.images:
         photographs(work / f"input-{count}", count, SIDE, SIDE, seed=0, distinct=64)
     photographs(work / "warm_up", BATCH, SIDE, SIDE, seed=1)
-    for seed, side in ((2, "source"), (3, "target")):
-        photographs(work / side, 4, 96, 128, seed=seed)
-    vae = ["--vae", "benchmarks.stand_in:autoencoder"]
-    flags = ["--source", work / "source", "--target", work / "target", "--map", work / "map.safetensors"]
-    command = [sys.executable, "-m", "pipelines.fit", *map(str, flags), *vae, "--method", "paper"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    fit_map(work, ["--vae", "benchmarks.stand_in:autoencoder"], 96, 128)
     rows, spent = [], ""
     for threads in args.threads:
         middles = []

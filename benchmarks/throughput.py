@@ -26,8 +26,6 @@ import importlib.util
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,9 +35,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.measure import (
-    ROOT,
     Figures,
     describe,
+    fit_map,
     machine,
     photographs,
     run_child,
@@ -66,7 +64,7 @@ _CHILDREN = {
     "ray": (_RAY, "ray_data"),
 }
 _MODEL_ALONE = ("ceiling", "side_by_side")
-_WARM_UP, _FIT = 4, 16
+_WARM_UP = 4
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,9 +105,7 @@ def measure(args: argparse.Namespace, work: Path) -> Figures:
     vae, (low, high) = args.vae, args.size
     paths = photographs(work / "input", args.images, low, high, seed=0)
     warm_up = photographs(work / "warm_up", _WARM_UP, low, high, seed=1)
-    for seed, side in ((2, "source"), (3, "target")):
-        photographs(work / side, _FIT, low, high, seed=seed)
-    _fit(work, vae)
+    fit_map(work, ["--vae", vae] if vae else [], low, high)
     common = {
         "vae": vae,
         "device": args.device,
@@ -162,16 +158,6 @@ def measure(args: argparse.Namespace, work: Path) -> Figures:
         "runs": runs,
     }
     return found
-
-
-def _fit(work: Path, vae: str | None) -> None:
-    """A map; which of the methods fits it makes no difference to speed."""
-    flags = ["--source", work / "source", "--target", work / "target", "--map", work / "map.safetensors"]
-    flags += ["--vae", vae] if vae else []
-    command = [sys.executable, "-m", "pipelines.fit", *map(str, flags), "--method", "paper"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"dot-fit failed:\n{done.stderr[-4000:]}")
 
 
 def _has_ray() -> bool:
