@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ot_core.autoencoder import Autoencoder, load_autoencoder
     from ot_core.decoder import DecoderGeometry, decoder_geometry
     from ot_core.degradation import Degradation
-    from ot_core.latent_transport import Folding, LatentTransport, ZeroShotTransport, blend
+    from ot_core.latent_transport import LatentTransport, ZeroShotTransport, blend
     from ot_core.patches import fold, latent_statistics, unfold
     from ot_core.restorer import Restorer, load_restorer
     from ot_core.transporter import Transporter
@@ -33,7 +33,6 @@ else:
             "Autoencoder": "autoencoder",
             "DecoderGeometry": "decoder",
             "Degradation": "degradation",
-            "Folding": "latent_transport",
             "LatentTransport": "latent_transport",
             "Restorer": "restorer",
             "Transporter": "transporter",
@@ -58,7 +57,6 @@ __all__ = [
     "DecoderGeometry",
     "Degradation",
     "FittedMap",
-    "Folding",
     "GaussianStatistics",
     "ImageError",
     "LatentSpace",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,19 +25,6 @@ _Blocks = tuple[_Covers, ...]
 _ALONG = 8
 
 
-@dataclass(frozen=True)
-class Folding:
-    """How mapped patches are folded back.
-
-    Attributes:
-        kernel_size: folding kernel k <= p, odd; default p.
-        sigma: standard deviation of Gaussian folding weights in latent pixels; infinite means uniform.
-    """
-
-    kernel_size: int | None = None
-    sigma: float = math.inf
-
-
 class LatentTransport:
     """A transport map ready to be applied to latents on one device.
 
@@ -53,7 +39,8 @@ class LatentTransport:
         patch_size: p, odd.
         device: where latents live.
         dtype: precision of the convolution; float64 gives the definition to the last digits.
-        folding: see the class.
+        kernel_size: folding kernel k <= p, odd; default p.
+        sigma: standard deviation of Gaussian folding weights in latent pixels; infinite means uniform.
     """
 
     def __init__(
@@ -62,7 +49,8 @@ class LatentTransport:
         patch_size: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        folding: Folding = Folding(),
+        kernel_size: int | None = None,
+        sigma: float = math.inf,
     ) -> None:
         p, channels = patch_size, transport_map.dimension // patch_size**2
         matrix = torch.from_numpy(transport_map.matrix)
@@ -70,7 +58,7 @@ class LatentTransport:
         self._matrix, self._bias = matrix.view(channels, p, p, channels, p, p), bias.view(channels, p, p)
         self._noise_root = _root(transport_map.noise_covariance)
         self._device, self._dtype = torch.device(device), dtype
-        self._patch_size, self._kernel_size, self._sigma = p, folding.kernel_size or p, folding.sigma
+        self._patch_size, self._kernel_size, self._sigma = p, kernel_size or p, sigma
         self._taps = p + self._kernel_size - 1
         self._inside = range(-(self._kernel_size // 2), self._kernel_size // 2 + 1)
         self._kernels: dict[tuple[_Blocks, _Blocks], tuple[Tensor, Tensor]] = {}
@@ -193,7 +181,8 @@ class ZeroShotTransport:
         patch_size: p, odd.
         target: statistics of the target.
         device: as `LatentTransport`.
-        folding: likewise.
+        kernel_size: likewise.
+        sigma: likewise.
     """
 
     def __init__(
@@ -202,10 +191,11 @@ class ZeroShotTransport:
         patch_size: int,
         target: GaussianStatistics,
         device: torch.device | str = "cpu",
-        folding: Folding = Folding(),
+        kernel_size: int | None = None,
+        sigma: float = math.inf,
     ) -> None:
         self._map, self._patch_size, self._target = transport_map, patch_size, target
-        self._device, self._folding = device, folding
+        self._device, self._kernel_size, self._sigma = device, kernel_size, sigma
 
     def __call__(self, latents: Tensor, keys: list[str] | None = None) -> Tensor:
         """As `LatentTransport`.
@@ -226,7 +216,8 @@ class ZeroShotTransport:
                 Cause.TOO_SMALL, f"its latent is {height}x{width}; expected two patches of {p}x{p} or more"
             )
         own = TransportMap.fit(source, self._target, metric=self._map.metric, invariant=self._map.invariant)
-        return LatentTransport(own, p, self._device, folding=self._folding)(latent, key)
+        transport = LatentTransport(own, p, self._device, kernel_size=self._kernel_size, sigma=self._sigma)
+        return transport(latent, key)
 
 
 def _sides(size: int, radius: int) -> tuple[int, int, _Blocks]:

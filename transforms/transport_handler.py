@@ -25,7 +25,6 @@ from ot_core.choices import INTERPOLATIONS
 from ot_core.engine import Engine
 from ot_core.fitting import autoencoder_of, read_maps
 from ot_core.hardware import default_tile_pixels
-from ot_core.latent_transport import Folding
 from ot_core.pixel_transport import transport_pixels
 from transforms import metrics
 from transforms.elements import (
@@ -188,13 +187,13 @@ class TransportModelHandler(ImageModelHandler):
         first = next(maps)
         _, known, autoencoder = first
         patch_size, options = known.space.patch_size, self._options
-        folding = Folding(options.kernel_size, options.sigma)
+        k, sigma = options.kernel_size, options.sigma
         for group, fitted, _ in itertools.chain([first], maps):
             device = autoencoder.device
             transports[group] = (
-                ZeroShotTransport(fitted.map, patch_size, fitted.target, device, folding)
+                ZeroShotTransport(fitted.map, patch_size, fitted.target, device, k, sigma)
                 if options.zero_shot
-                else LatentTransport(fitted.map, patch_size, device, folding=folding)
+                else LatentTransport(fitted.map, patch_size, device, kernel_size=k, sigma=sigma)
             )
             of_map = 0.0 if options.zero_shot else fitted.residual
             residuals[group] = of_map if options.residual is None else options.residual

@@ -24,15 +24,18 @@ from transforms.write_images import WriteImages
 
 
 class TransportOutcome(NamedTuple):
-    """Result of `TransportImages`: a row for each image written, and for each that could not be.
-
-    Attributes:
-        statistics: (Part, GaussianStatistics) of the latents, see `transforms.write_drift`; None unless asked for.
-    """
+    """Result of `TransportImages`: a row for each image written, and for each that could not be."""
 
     records: beam.PCollection[ImageRecord]
     failures: beam.PCollection[Failure]
-    statistics: beam.PCollection[tuple[Part, GaussianStatistics]] | None
+
+
+class TransportOutcomeWithStatistics(NamedTuple):
+    """The same, and (Part, GaussianStatistics) of the latents: see `transforms.write_drift`."""
+
+    records: beam.PCollection[ImageRecord]
+    failures: beam.PCollection[Failure]
+    statistics: beam.PCollection[tuple[Part, GaussianStatistics]]
 
 
 @beam.typehints.with_input_types(ImageRef)
@@ -53,7 +56,7 @@ class TransportImages(beam.PTransform):
         vae: the autoencoder; default the one that the map names.
         max_pixels: larger images are failures.
         max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
-        statistics: whether to give statistics of the latents too: on the side "source", of patches
+        statistics: whether to give statistics of the latents too, as a third result: on the side "source", of patches
             of the latents that were encoded, and on the side "results", of the same ones fully transported; each in the
             group whose map they were transported with.
         restorer: what restores the images first (`RestoreImages`); default nothing, for images that are restored.
@@ -102,7 +105,7 @@ class TransportImages(beam.PTransform):
         return {"map": maps, "output": self._layout.root, "alphas": alphas}
 
     @no_annotations
-    def expand(self, refs: beam.PCollection[ImageRef]) -> TransportOutcome:
+    def expand(self, refs: beam.PCollection[ImageRef]) -> TransportOutcome | TransportOutcomeWithStatistics:
         """All of it fuses into one stage: reads run ahead of the model, and writes behind it."""
         check_windows(self, refs)
         outside = beam.ParDo(_OutsideOutputDoFn(self._layout.places())).with_output_types(ImageRef)
@@ -116,10 +119,12 @@ class TransportImages(beam.PTransform):
         if self._restore is not None:
             images, unrestored = images | "RestoreImages" >> self._restore
             failures.append(unrestored)
-        transported, untransported, statistics = images | "TransportLoaded" >> self._transport
+        transported, untransported, *statistics = images | "TransportLoaded" >> self._transport
         records, unwritten = transported | "WriteImages" >> self._write
         all_failures = (*failures, untransported, unwritten) | "FlattenFailures" >> beam.Flatten()
-        return TransportOutcome(records, all_failures, statistics)
+        if not statistics:
+            return TransportOutcome(records, all_failures)
+        return TransportOutcomeWithStatistics(records, all_failures, *statistics)
 
 
 class _OutsideOutputDoFn(beam.DoFn):

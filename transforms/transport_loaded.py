@@ -24,15 +24,18 @@ from transforms.windows import check_windows
 
 
 class LoadedOutcome(NamedTuple):
-    """Result of `TransportLoaded`: transported images, and those that could not be.
-
-    Attributes:
-        statistics: (Part, GaussianStatistics) of the latents, see `transforms.write_drift`; None unless asked for.
-    """
+    """Result of `TransportLoaded`: transported images, and those that could not be."""
 
     images: beam.PCollection[TransportedImage]
     failures: beam.PCollection[Failure]
-    statistics: beam.PCollection[tuple[Part, GaussianStatistics]] | None
+
+
+class LoadedOutcomeWithStatistics(NamedTuple):
+    """The same, and (Part, GaussianStatistics) of the latents: see `transforms.write_drift`."""
+
+    images: beam.PCollection[TransportedImage]
+    failures: beam.PCollection[Failure]
+    statistics: beam.PCollection[tuple[Part, GaussianStatistics]]
 
 
 @beam.typehints.with_input_types(LoadedImage)
@@ -45,7 +48,7 @@ class TransportLoaded(beam.PTransform):
         alphas: weights of the restored image in the results: 0 is full transport, 1 the restored image.
         vae: the autoencoder; default the one that the map names.
         max_batch_pixels: see `BatchByPixels`; larger images are done in overlapping tiles of so many pixels.
-        statistics: whether to give statistics of the latents too; see `TransportImages`.
+        statistics: whether to give statistics of the latents too, as a third result; see `TransportImages`.
         precision: as in `TransportModelHandler`.
         device: likewise.
         options: likewise.
@@ -87,7 +90,7 @@ class TransportLoaded(beam.PTransform):
         return {"map": ", ".join(self.maps.values()), "alphas": ", ".join(map(str, self._alphas))}
 
     @no_annotations
-    def expand(self, images: beam.PCollection[LoadedImage]) -> LoadedOutcome:
+    def expand(self, images: beam.PCollection[LoadedImage]) -> LoadedOutcome | LoadedOutcomeWithStatistics:
         """Only the merging of statistics ends outside of the stage, after each bundle's have been merged within."""
         check_windows(self, images, *([self._side_input.pvalue] if self._side_input else []))
         batches = images | "BatchByPixels" >> BatchByPixels(self._max_batch_pixels, self._handler.device)
@@ -100,8 +103,10 @@ class TransportLoaded(beam.PTransform):
             | "RunInference" >> RunInference(self._handler).with_output_types(TransportPrediction)
             | "SplitOutcome" >> split.with_outputs("failures", "statistics", main="images")
         )
-        statistics = transported.statistics | "MergeStatistics" >> MergeStatistics(Part) if self._statistics else None
-        return LoadedOutcome(transported.images, transported.failures, statistics)
+        if not self._statistics:
+            return LoadedOutcome(transported.images, transported.failures)
+        statistics = transported.statistics | "MergeStatistics" >> MergeStatistics(Part)
+        return LoadedOutcomeWithStatistics(transported.images, transported.failures, statistics)
 
 
 def _with_map(batch: ImageBatch, of_group: tuple[str, FittedMap]) -> ImageBatch:

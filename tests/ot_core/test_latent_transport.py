@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ot_core import Folding, GaussianStatistics, LatentTransport, TransportMap, blend
+from ot_core import GaussianStatistics, LatentTransport, TransportMap, blend
 from tests.ot_core.definition import by_definition
 
 
@@ -41,7 +41,7 @@ class TestDefinition:
         transport_map, z = fitted(2, patch_size), latents(1, 2, height, width)
         expected = by_definition(transport_map, patch_size, z[0].numpy(), kernel_size, sigma)
         for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
-            transport = LatentTransport(transport_map, patch_size, dtype=dtype, folding=Folding(kernel_size, sigma))
+            transport = LatentTransport(transport_map, patch_size, dtype=dtype, kernel_size=kernel_size, sigma=sigma)
             error = np.linalg.norm(transport(z)[0].numpy() - expected)
             assert error < tolerance * np.linalg.norm(expected)
 

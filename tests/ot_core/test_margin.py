@@ -85,7 +85,7 @@ def test_tiles_are_continued_at_the_edges_of_the_image_alone() -> None:
     whole = wide.encode(to_tensor([pixels], wide))
     in_tiles = encode_in_tiles(wide, pixels, SMALLEST_TILE_PIXELS)
     assert in_tiles.shape == whole.shape
-    torch.testing.assert_close(in_tiles, whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(in_tiles, whole, atol=5e-4, rtol=1e-4)  # of noise, whose latents are up to ten
     strips = list(decode_in_tiles(wide, whole, SMALLEST_TILE_PIXELS))
     assert [rows.start for rows, _ in strips] == [0, *(rows.stop for rows, _ in strips[:-1])]
     decoded = torch.cat([strip for _, strip in strips], dim=2)

@@ -41,7 +41,7 @@ def test_fit_and_transport_compose_in_a_users_own_pipeline(photos, vae):
     output = str(photos / "out")
     with TestPipeline(runner="FnApiRunner") as pipeline:
         images, _ = pipeline | ListImages(str(photos / "source"))
-        records, failures, _ = images | TransportImages(map=map_url, output=output, alphas=[0.0, 1.0])
+        records, failures = images | TransportImages(map=map_url, output=output, alphas=[0.0, 1.0])
         _ = records | WriteManifest(output)
         assert_that(failures, equal_to([]))
     manifest = pq.read_table(f"{output}/manifest-00000-of-00001.parquet").to_pylist()
