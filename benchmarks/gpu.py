@@ -20,6 +20,7 @@ import argparse
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -149,7 +150,7 @@ def measure(args: argparse.Namespace, work: Path, end: float) -> Figures:
     """Every figure that there was time for."""
     cuda = args.device == "cuda" and torch.cuda.is_available()
     name = torch.cuda.get_device_name() if cuda else args.device
-    peak = args.peak_tflops or next((peak for part, peak in _PEAKS.items() if part in name), None)
+    peak = args.peak_tflops or next((peak for part, peak in _PEAKS.items() if part in re.split(r"[\s-]", name)), None)
     found: Figures = {"machine": machine(), "device": name, "size": args.size, "peak_tflops": peak, "ceiling": []}
 
     def attempt(part: Callable[[float], Figures], **kind: Any) -> Figures:

@@ -4,7 +4,7 @@ from typing import Final
 
 #: Of the autoencoder's arithmetic.
 PRECISIONS: Final = ("float32", "bfloat16", "float16")
-#: Where models compute; auto is the first CUDA device where there is one, else the CPU.
+#: Where models compute; auto is a CUDA device that no other process has taken where there is one, else the CPU.
 AUTO_DEVICE: Final = "auto"
 DEVICES: Final = (AUTO_DEVICE, "cuda", "mps", "cpu")
 #: Of fitting: see `ot_core.fitting.fit_map`.

@@ -137,7 +137,9 @@ def _answers() -> bool:
     try:
         if not torch.accelerator.is_available():
             return False
-        device = torch.accelerator.current_accelerator()
-        return bool(torch.ones(2, device=device).sum().item() == 2)
+        used = [index for index in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(index)]
+        # Those GPUs that this process computes on: of several, one that it doesn't would answer for a lost one.
+        devices = [f"cuda:{index}" for index in used] or [torch.accelerator.current_accelerator()]
+        return all(torch.ones(2, device=device).sum().item() == 2 for device in devices)
     except Exception as error:
         return is_out_of_memory(error)

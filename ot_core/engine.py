@@ -6,6 +6,7 @@ import ctypes
 import functools
 import itertools
 import math
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,7 +42,8 @@ class Engine:
     the slowest core after every operation, or while another thread encodes a PNG. And no image's result depends on what
     it shares a batch with.
 
-    What is too much for the device is learnt: after an error that says so, no more than what worked is tried again.
+    What is too much for the device is learnt: after an error that says so, no more than what worked is tried again. But
+    one image that fails so, where more has worked, says nothing of the others.
 
     Attributes:
         device: torch device.
@@ -52,6 +54,7 @@ class Engine:
     def __init__(self, device: torch.device | str, most_pixels: int) -> None:
         self.device, self.most_pixels = torch.device(device), most_pixels
         self.workers = workers_of(self.device.type)
+        self._worked = 0
 
     def over_images(
         self,
@@ -116,7 +119,10 @@ class Engine:
             DeviceLostError: if the device can do nothing for any image any more.
         """
         try:
-            return list(zip(images, function(images, most_pixels), strict=True))
+            results = list(zip(images, function(images, most_pixels), strict=True))
+            self._worked = max(self._worked, min(len(images) * math.prod(size(images[0])), most_pixels))
+            self.most_pixels = max(self.most_pixels, self._worked)
+            return results
         except Exception as error:  # with several images the culprit is unknown: try the halves
             raise_if_lost(error)
             no_memory = is_out_of_memory(error)
@@ -127,7 +133,7 @@ class Engine:
         if no_memory:
             tried = min(len(images) * height * width, most_pixels)
             fits = max(tried // (2 if len(images) > 1 else 4), SMALLEST_TILE_PIXELS)
-            self.most_pixels = min(self.most_pixels, fits)
+            self.most_pixels = min(self.most_pixels, max(fits, self._worked))
             _return_memory(self.device)
         if len(images) > 1:
             middle = len(images) // 2
@@ -161,11 +167,19 @@ class _ThisThread(Executor):
 
 def workers_of(device: str) -> Executor | None:
     """On a CPU a thread for each core, in which torch uses one; the same in the whole process."""
-    return _workers_of_cpu(torch.get_num_threads()) if device == "cpu" else None
+    if device != "cpu":
+        return None
+    with _making:  # which changes torch's number of threads for a moment
+        return _workers_of_cpu(torch.get_num_threads(), os.getpid())  # a fork has none of its parent's threads
+
+
+_making = threading.Lock()
+# A fork while another thread makes them would leave the lock held, and torch with one thread.
+os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release)
 
 
 @functools.cache
-def _workers_of_cpu(cores: int) -> Executor:
+def _workers_of_cpu(cores: int, process: int) -> Executor:
     return threads_of_one_core(cores) if cores > 1 else _ThisThread()
 
 

@@ -24,7 +24,7 @@ from ot_core.autoencoder import Autoencoder, load_autoencoder, to_tensor
 from ot_core.errors import Cause, ImageError, UserError, one_line
 from ot_core.hardware import chosen_device, computing_on, default_tile_pixels
 from ot_core.margin import with_margin
-from ot_core.patches import latent_statistics
+from ot_core.patches import check_finite, latent_statistics
 from ot_core.statistics import GaussianStatistics
 from ot_core.tiles import encode_in_tiles
 from ot_core.transfer import Pixels
@@ -116,6 +116,10 @@ class LatentFeatures(FeatureExtractor):
         return [self._of_one(latent) for latent in model.inner(latents)]
 
     def _of_one(self, latent: Tensor) -> GaussianStatistics | ImageError:
+        try:
+            check_finite(latent)
+        except ImageError as error:
+            return error
         statistics = latent_statistics(latent, self._patch_size)
         if statistics is None:
             height, width = latent.shape[-2:]

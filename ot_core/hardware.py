@@ -42,7 +42,13 @@ def chosen_device(wanted: str | None = None) -> str:
             f"device {wanted}: torch {torch.__version__} finds none on {platform.node() or 'this machine'}; give this "
             "worker one, with its driver, or choose another device"
         )
-    return _own_gpu(os.getpid()) if wanted == "cuda" else wanted
+    if wanted != "cuda":
+        return wanted
+    with _choosing:  # the cache alone would let two threads take one each
+        return _own_gpu(os.getpid())
+
+
+_choosing = threading.Lock()
 
 
 @functools.cache
@@ -110,13 +116,15 @@ def computing_on(device: torch.device | str) -> Iterator[None]:
     Outside of such blocks torch's arithmetic stays as the process has it: by default it lets NVIDIA's convolutions, but
     not its matrix products, round float32 to ten bits.
     """
-    turn = contextlib.nullcontext() if torch.device(device).type == "cpu" else _turn(str(device))
+    device = torch.device(device)
+    turn = contextlib.nullcontext() if device.type == "cpu" else _turn(device.type, device.index or 0)
     with turn, _ieee_float32:
         yield
 
 
 @functools.cache
-def _turn(device: str) -> threading.RLock:
+def _turn(kind: str, index: int) -> threading.RLock:
+    """The same for "cuda" and "cuda:0"."""
     return threading.RLock()
 
 
@@ -125,11 +133,15 @@ class _IeeeFloat32:
 
     def __init__(self) -> None:
         self._lock, self._inside, self._before = threading.Lock(), 0, list[str]()
+        self._older: tuple[bool, str] | None = None
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
                 self._before = [backend.fp32_precision for backend in _backends()]
+                self._older = _older_settings()
+                if self._older is not None:  # where they contradict the newer ones, reading them is an error
+                    _set_older(False, "highest")
                 for backend in _backends():
                     backend.fp32_precision = _IEEE
             self._inside += 1
@@ -138,8 +150,23 @@ class _IeeeFloat32:
         with self._lock:
             self._inside -= 1
             if not self._inside:
+                if self._older is not None:
+                    _set_older(*self._older)
                 for backend, before in zip(_backends(), self._before, strict=True):
                     backend.fp32_precision = before
+
+
+def _older_settings() -> tuple[bool, str] | None:
+    """Torch's older switches for the same; None where the process has set both kinds, and they can't be read."""
+    try:
+        return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+def _set_older(convolutions: bool, products: str) -> None:
+    torch.backends.cudnn.allow_tf32 = convolutions
+    torch.set_float32_matmul_precision(products)
 
 
 def _backends() -> tuple[Any, ...]:

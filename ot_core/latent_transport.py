@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ot_core.errors import Cause, ImageError
 from ot_core.hardware import computing_on
-from ot_core.patches import fold, folding_weights, latent_statistics
+from ot_core.patches import check_finite, fold, folding_weights, latent_statistics
 from ot_core.statistics import GaussianStatistics
 from ot_core.transport_map import TransportMap
 
@@ -90,7 +90,7 @@ class LatentTransport:
             self._transport_border(padded, result)
         if self._noise_root is not None:
             for one, key in zip(result, keys or [""] * batch, strict=True):
-                noise = self._noise(key, height, width).to(one)
+                noise = self._noise(key, height, width).to(one.dtype).to(one.device)
                 one += fold(noise[None], self._patch_size, self._kernel_size, self._sigma)[0]
         return result.to(latents.dtype)
 
@@ -134,7 +134,7 @@ class LatentTransport:
         return torch.baddbmm(biases.flatten(1)[:, None], patches, kernels).view(*seen.shape[:-3], *biases.shape[1:])
 
     def _ready(self, kernels: Tensor, biases: Tensor) -> tuple[Tensor, Tensor]:
-        kernels, biases = (tensor.to(self._device, self._dtype).contiguous() for tensor in (kernels, biases))
+        kernels, biases = (tensor.to(self._dtype).to(self._device).contiguous() for tensor in (kernels, biases))
         return kernels, biases
 
     def _block(self, down: _Covers, across: _Covers) -> tuple[Tensor, Tensor]:
@@ -209,6 +209,7 @@ class ZeroShotTransport:
 
     def _one(self, latent: Tensor, key: list[str]) -> Tensor:
         p = self._patch_size
+        check_finite(latent)
         source = latent_statistics(latent[0], p)
         if source is None or source.count < 2:
             height, width = latent.shape[-2:]

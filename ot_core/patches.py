@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ot_core.errors import Cause, ImageError
 from ot_core.statistics import Array, GaussianStatistics
+
+#: What a network gave, and what helps.
+NOT_FINITE: Final = "NaN or infinity; --precision float32 has the widest range"
 
 #: How many patch values are held at a time while gathering statistics: 32 MiB of float64.
 _BAND_VALUES = 2**22
@@ -64,6 +69,12 @@ def fold(patches: Tensor, patch_size: int, kernel_size: int | None = None, sigma
         return F.fold(columns, (height, width), k, padding=k // 2)
 
     return overlap_add(centres * weights) / overlap_add(weights.expand(1, 1, k, k, height, width))
+
+
+def check_finite(latent: Tensor) -> None:
+    """Raises ImageError, NOT_FINITE, where an image was encoded to NaN or infinity."""
+    if not latent.isfinite().all():
+        raise ImageError(Cause.NOT_FINITE, f"the autoencoder encoded {NOT_FINITE}")
 
 
 def latent_statistics(latent: Tensor, patch_size: int) -> GaussianStatistics | None:

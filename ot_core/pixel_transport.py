@@ -15,6 +15,7 @@ from ot_core.errors import Cause, ImageError
 from ot_core.hardware import computing_on
 from ot_core.images import eight_bits
 from ot_core.latent_transport import blend, mixed
+from ot_core.patches import NOT_FINITE
 from ot_core.tiles import decode_in_tiles, encode_in_tiles
 from ot_core.transfer import Pixels, fetched, sent, stacked, unit
 
@@ -133,6 +134,7 @@ class _Blend:
             here = fetched(torch.stack(mixes))  # (alpha, B, rows, W, 3)
             self._take()
             self._coming = rows, here
+        self._finite_here = fetched(self._finite)  # now: later another thread's batch would have to end first
 
     def _strip(self, rows: slice, width: int) -> Tensor:
         if self._there is not None:
@@ -155,10 +157,8 @@ class _Blend:
     def results(self) -> list[_Results | ImageError]:
         """Those of each image, or why it has none."""
         self._take()
-        bad = ImageError(
-            Cause.NOT_FINITE, "the autoencoder decoded NaN or infinity; --precision float32 has the widest range"
-        )
-        finite = self._finite.cpu().numpy()
+        bad = ImageError(Cause.NOT_FINITE, f"the autoencoder decoded {NOT_FINITE}")
+        finite = self._finite_here()
         return [images if good else bad for images, good in zip(self._results, finite, strict=True)]
 
 

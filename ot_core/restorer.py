@@ -177,7 +177,7 @@ class NetworkRestorer(Restorer):
         """(B, 3, H, W) to (B, 3, scale H, scale W), float32."""
         if self._dice is None:
             return self._call(batch)
-        with self._dice, torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]):
+        with self._dice, torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
             return self._call(batch)
 

@@ -28,7 +28,7 @@ def stacked(images: Sequence[Pixels], height: int, width: int) -> Tensor:
     """
     shape = (height, width, 3)
     if len(images) == 1 and images[0].shape == shape:
-        return torch.from_numpy(np.require(images[0], requirements="W"))[None]  # torch wants it writable
+        return torch.from_numpy(np.require(images[0], requirements=["C", "W"]))[None]  # torch wants it so
     exact = any(pixels.dtype != np.uint8 for pixels in images)
     batch = torch.empty((len(images), *shape), dtype=torch.float32 if exact else torch.uint8)
     for place, pixels in zip(batch.numpy(), images, strict=True):

@@ -52,7 +52,7 @@ class ImageModelHandler(ModelHandler[Any, Any, Any]):
     @property
     def placed(self) -> str:
         """The torch device; that it is there, `load` has found."""
-        return chosen_device() if self.device is None else self.device
+        return chosen_device(self.device)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Lets every handler end the worker whose device is lost."""

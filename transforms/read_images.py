@@ -26,7 +26,7 @@ class ReadImages(beam.PTransform):
 
     What a process has waiting, in all bundles together, never exceeds 256 MiB of pixels, or one larger image, and one
     image for each bundle that waits for it. While they are decoded, no more than 16 files of 16 MiB are in memory, and
-    likewise 256 MiB of larger ones.
+    likewise 256 MiB of larger ones, or one larger file; and one file for each bundle that waits for it.
 
     Args:
         max_pixels: images whose header says more are failures, before any pixel is decoded.

@@ -137,6 +137,25 @@ def test_lack_of_memory_is_met_with_less_at_once(error: Exception):
     assert tried[-1] == tried[-2] == SMALLEST_TILE_PIXELS, "what was too much was tried again"
 
 
+@pytest.mark.parametrize(("poisonous", "together"), [(40, 16), (3, 8)])
+def test_one_image_that_lacks_memory_says_nothing_of_those_of_which_more_has_worked(poisonous: int, together: int):
+    sizes = []
+
+    def fails(images: list[int], max_pixels: int) -> list[int]:
+        sizes.append(len(images))
+        if poisonous in images:
+            raise torch.OutOfMemoryError("no")
+        return images
+
+    engine = Engine("meta", 2**20)
+    for start in (0, 32):  # batches of 16 images of 256 x 256
+        found = dict(engine.over_images(list(range(start, start + 32)), lambda _: (256, 256), fails))
+        assert {image for image, result in found.items() if isinstance(result, Exception)} <= {poisonous}
+    sizes.clear()
+    assert len(dict(engine.over_images(list(range(64, 96)), lambda _: (256, 256), fails))) == 32
+    assert sizes == [together] * (32 // together)
+
+
 def test_an_error_of_a_library_is_no_loss_where_the_device_still_answers(monkeypatch: pytest.MonkeyPatch):
     """Here the CPU stands in for the accelerator."""
     error = RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")

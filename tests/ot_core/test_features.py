@@ -6,10 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from ot_core import GaussianStatistics, ImageError, UserError
+from ot_core import Autoencoder, Cause, GaussianStatistics, ImageError, TransportMap, UserError, ZeroShotTransport
 from ot_core import features as module
-from ot_core.features import InceptionFeatures, PixelFeatures, read_weights
+from ot_core.autoencoder import to_tensor
+from ot_core.features import InceptionFeatures, LatentFeatures, PixelFeatures, read_weights
 
 
 @pytest.mark.parametrize("band_values", [2**22, 4000])
@@ -54,3 +56,26 @@ def test_weights_of_another_network_are_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match="not torch-fidelity's network") as error:
         InceptionFeatures(str(tmp_path / "other.pth")).load()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_image_that_is_encoded_to_anything_infinite_fails_by_that_name(photo, value):
+    class Overflowing(nn.Module):
+        downsampling_factor = 8
+
+        def encode(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.where(x >= 1, value, x)[..., ::8, ::8]
+
+        def decode(self, z: torch.Tensor) -> torch.Tensor:
+            return z.repeat_interleave(8, -1).repeat_interleave(8, -2)
+
+    bad = photo(32, 32)
+    bad[0, 0] = 255
+    autoencoder = Autoencoder(Overflowing(), "overflowing")
+    good, failure = LatentFeatures().statistics([photo(32, 32, seed=1) // 2, bad], autoencoder)
+    assert isinstance(good, GaussianStatistics)
+    assert isinstance(failure, ImageError)
+    assert failure.cause == Cause.NOT_FINITE
+    own = TransportMap.fit(good, good)
+    with pytest.raises(ImageError, match="NaN or infinity"):
+        ZeroShotTransport(own, 3, good)(autoencoder.encode(to_tensor([bad], autoencoder)))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ot_core.hardware import computing_on, taken_index
+from ot_core import hardware
+from ot_core.hardware import chosen_device, computing_on, taken_index
 
 _TAKE = """
 import sys
@@ -97,6 +102,42 @@ def test_float32_stays_exact_until_the_last_thread_is_done(rough_products):
     assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
 
 
+def test_what_reads_torchs_older_switches_inside_gets_an_answer_and_finds_them_again_afterwards():
+    cudnn, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with computing_on("cpu"):
+            assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.backends.cudnn.allow_tf32 == cudnn
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(products)
+
+
+def test_threads_of_a_process_share_its_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Of two, whose names stand in for them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def properties(index: int) -> SimpleNamespace:
+        time.sleep(0.01)  # lets the other thread come in
+        return SimpleNamespace(uuid=f"{tmp_path.name}-{index}")
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    hardware._own_gpu.cache_clear()
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            chosen = list(threads.map(lambda _: chosen_device("cuda"), range(4)))
+    finally:
+        hardware._own_gpu.cache_clear()
+    assert chosen == ["cuda:0"] * 4
+    assert len(list(tmp_path.rglob("*.0"))) == 1
+
+
 def test_an_accelerator_takes_one_thread_at_a_time():
     """torch's device without data stands in for one."""
     most, now, lock, start = [0], [0], threading.Lock(), threading.Barrier(4)
@@ -104,7 +145,7 @@ def test_an_accelerator_takes_one_thread_at_a_time():
     def work() -> None:
         start.wait()
         for _ in range(50):
-            with computing_on("meta"), computing_on("meta"):
+            with computing_on("meta"), computing_on("meta:0"):
                 with lock:
                     now[0] += 1
                     most[0] = max(most[0], now[0])

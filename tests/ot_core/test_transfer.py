@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -43,3 +44,9 @@ def test_there_and_back(photo):
     images = [photo(8, 8, seed=seed) for seed in range(3)]
     there = sent(stacked(images, 8, 8), torch.device("cpu"))
     assert np.array_equal(fetched(there)(), np.stack(images))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_pixels_are_taken_whatever_the_order_in_memory(photo, count):
+    images = [photo(8, 8, seed=seed)[:, ::-1, ::-1] for seed in range(count)]
+    assert np.array_equal(stacked(images, 8, 8).numpy(), np.stack(images))
