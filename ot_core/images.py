@@ -30,7 +30,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import re
 import struct
@@ -53,7 +52,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from ot_core import jxl, tiff
+from ot_core import heic, jxl, tiff
 from ot_core.errors import Cause, ImageError, one_line
 
 #: Formats that are read, whatever the extension says. Pillow opens MPO, several JPEGs in one file, as JPEG.
@@ -66,8 +65,6 @@ _PLUGINS: Final = {
     "BMP": BmpImagePlugin,
     "AVIF": AvifImagePlugin,
 }
-#: What HEIC files of one picture say that they are; AVIF has the same container.
-_HEIC_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"mif1")
 #: Extensions that mark an image in folders and globs.
 EXTENSIONS: Final = (
     ".png",
@@ -251,10 +248,10 @@ def _opened(data: bytes) -> Image.Image:
                 try:
                     return open_format(io.BytesIO(data), "")
                 except SyntaxError:  # AVIF's container may hold HEIC
-                    if not _may_be_heic(data):
+                    if not heic.may_be(data):
                         raise
-        if _may_be_heic(data):
-            return _opened_heic(data)
+        if heic.may_be(data):
+            return heic.opened(data)
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise many types
@@ -264,21 +261,6 @@ def _opened(data: bytes) -> Image.Image:
         if not isinstance(error, _NO_SUCH_FORMAT):
             raise ImageError(Cause.DAMAGED, f"header can't be read: {message}") from None
     raise ImageError(Cause.NOT_AN_IMAGE, f"not a readable {', '.join(FORMATS)} header")
-
-
-def _may_be_heic(data: bytes) -> bool:
-    return data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
-
-
-def _opened_heic(data: bytes) -> Image.Image:
-    """An upright picture: pillow-heif turns it itself."""
-    try:
-        heif: Any = importlib.import_module("pillow_heif")
-    except ImportError:
-        message = "HEIC files need pillow-heif on every worker: pip install 'dot-beam[codecs]'"
-        raise ImageError(Cause.UNSUPPORTED, message) from None
-    opened: Image.Image = heif.HeifImageFile(io.BytesIO(data), "")
-    return opened
 
 
 def _scale_transparency(image: Any) -> None:

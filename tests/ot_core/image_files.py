@@ -59,3 +59,10 @@ def refused(data: bytes, **options: Any) -> Cause:
         decode_image(data, **options)
     assert "\n" not in error.value.message
     return error.value.cause
+
+
+def refused_with(data: bytes, text: str) -> None:
+    with pytest.raises(ImageError) as error:
+        decode_image(data)
+    assert error.value.cause == Cause.UNSUPPORTED
+    assert text in error.value.message
